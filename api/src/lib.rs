@@ -1,0 +1,22 @@
+//! What `orlopd`, `orlop` and `orlop-csi` agree on: names and sizes that are parsed once, the shapes
+//! that travel, the kinds of error, and (feature `client`) the typed client.
+//!
+//! Called by all three programs. Does no I/O beyond the client.
+
+pub mod error;
+pub mod name;
+pub mod properties;
+pub mod size;
+pub mod types;
+
+#[cfg(feature = "client")]
+pub mod client;
+
+pub use error::{ErrorKind, Problem};
+pub use name::{
+    HostName, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef, Tenant, VolumeId,
+    VolumeName, VolumeRef,
+};
+pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Properties, Property, SyncWrites};
+pub use size::ByteSize;
+pub use types::*;
