@@ -1,0 +1,426 @@
+//! The grammar: what can be said. No I/O and no rendering, so that a console can speak it too.
+//!
+//! Names and sizes are parsed here, into types; a wrong one is a usage error.
+
+use std::ffi::OsStr;
+
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::{Arg, ArgGroup, Args, Subcommand};
+use orlop_api::{
+    ByteSize, Filesystem, HostName, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties,
+    Property, Provisioning, SnapshotName, SnapshotRef, SourceMode, VolumeName, VolumeRef, VolumeSource,
+    VolumeUpdate, When,
+};
+
+/// One command.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// How the appliance is
+    System,
+    /// The machine's disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Pools, where volumes are made
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Snapshots of volumes
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// What nobody claims: things of others in pools, leftovers, records without a backing
+    #[command(subcommand)]
+    Orphan(OrphanCommand),
+    /// Hosts, which use volumes
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Let a host use a volume, and say how it connects
+    Attach {
+        /// The volume's name or id
+        volume: VolumeRef,
+        /// The host
+        host: HostName,
+    },
+    /// Cut a host off from a volume
+    Detach {
+        /// The volume's name or id
+        volume: VolumeRef,
+        /// The host
+        host: HostName,
+    },
+    /// Print what happens, as it happens
+    Watch {
+        /// Begin after this event instead of now
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
+    },
+    /// Print a script that completes commands
+    Completions {
+        /// For which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `orlop disk`
+#[derive(Debug, Clone, Subcommand)]
+pub enum DiskCommand {
+    /// List disks, and whether a pool can be made on each
+    List,
+}
+
+/// `orlop pool`
+#[derive(Debug, Clone, Subcommand)]
+pub enum PoolCommand {
+    /// List pools
+    List,
+    /// Make a pool
+    Create(PoolSpec),
+    /// Show a pool
+    Get {
+        /// Its name
+        pool: PoolName,
+    },
+    /// Take in a pool that exists, with the volumes in it
+    Import {
+        /// Its name
+        name: PoolName,
+        /// zfs, lvm, file or sim
+        #[arg(long, value_parser = parse_kind)]
+        kind: PoolKind,
+        /// The disk of a file pool; others are found by their name
+        #[arg(long = "disk", value_name = "DISK", conflicts_with = "directory")]
+        disks: Vec<String>,
+        /// The directory of a file or sim pool
+        #[arg(long, value_name = "DIR")]
+        directory: Option<String>,
+        /// Even if the machine that had it did not let go of it. It must be off for sure
+        #[arg(long)]
+        force: bool,
+    },
+    /// Let go of a pool with the volumes in it, for another appliance to import
+    Export {
+        /// Its name
+        pool: PoolName,
+    },
+    /// Give a pool more disks, in its layout
+    Expand {
+        /// Its name
+        pool: PoolName,
+        /// A blank disk; as many as its layout takes
+        #[arg(long = "disk", value_name = "DISK", required = true)]
+        disks: Vec<String>,
+    },
+    /// Have another disk take the place of one, while the pool is in use
+    Replace {
+        /// Its name
+        pool: PoolName,
+        /// The disk that goes, as `pool get` shows it
+        disk: String,
+        /// A blank disk
+        with: String,
+    },
+    /// Read everything in a pool and compare it with its checksums
+    Scrub {
+        /// Its name
+        pool: PoolName,
+        /// Stop it
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Delete a pool that has no volumes
+    Delete {
+        /// Its name
+        pool: PoolName,
+    },
+}
+
+/// What a pool is to be made of.
+#[derive(Debug, Clone, Args)]
+pub struct PoolSpec {
+    /// Its name
+    name: PoolName,
+    /// zfs, lvm, file or sim
+    #[arg(long, value_parser = parse_kind)]
+    kind: PoolKind,
+    /// A blank disk, like vdb or /dev/disk/by-id/...; may be given more than once
+    #[arg(long = "disk", value_name = "DISK", conflicts_with = "directory")]
+    disks: Vec<String>,
+    /// An existing directory instead of disks
+    #[arg(long, value_name = "DIR")]
+    directory: Option<String>,
+    /// What a file pool formats its disk with: xfs or btrfs
+    #[arg(long, value_parser = parse_filesystem)]
+    filesystem: Option<Filesystem>,
+    /// How large an lvm pool's thin pool is made; nearly all of its disks unless given
+    #[arg(long, value_name = "SIZE")]
+    thin_size: Option<ByteSize>,
+    /// How large its metadata are made
+    #[arg(long, value_name = "SIZE")]
+    thin_metadata_size: Option<ByteSize>,
+    /// How a zfs pool is laid out: stripe, mirror, raidz1 to raidz3, draid1 to draid3
+    #[arg(long, value_parser = parse_layout)]
+    layout: Option<PoolLayout>,
+    /// A blank disk kept for the place of one that fails; may be given more than once
+    #[arg(long = "spare", value_name = "DISK")]
+    spares: Vec<String>,
+}
+
+/// `orlop volume`
+#[derive(Debug, Clone, Subcommand)]
+pub enum VolumeCommand {
+    /// List volumes
+    List {
+        /// Those of this pool
+        #[arg(long)]
+        pool: Option<PoolName>,
+    },
+    /// Make a volume; the same command again changes nothing
+    Create(VolumeSpec),
+    /// Show a volume
+    Get {
+        /// Its name or id
+        volume: VolumeRef,
+    },
+    /// Make a volume larger, in use or not
+    Grow {
+        /// Its name or id
+        volume: VolumeRef,
+        /// Its new size, like 20G
+        #[arg(long)]
+        size: ByteSize,
+    },
+    /// Change a volume's properties or how its space is reserved, in use or not
+    Set(VolumeChange),
+    /// Delete a volume that no host is attached to
+    Delete {
+        /// Its name or id
+        volume: VolumeRef,
+        /// If something depends on it, delete it as soon as nothing does
+        #[arg(long)]
+        when_unused: bool,
+    },
+}
+
+/// What a volume is to be.
+#[derive(Debug, Clone, Args)]
+pub struct VolumeSpec {
+    /// Its name
+    pub name: VolumeName,
+    /// The pool to make it in; that of its source unless given
+    #[arg(long, required_unless_present_any = ["from_volume", "from_snapshot"])]
+    pub pool: Option<PoolName>,
+    /// Its size, like 10G; that of its source unless given
+    #[arg(long, required_unless_present_any = ["from_volume", "from_snapshot"])]
+    pub size: Option<ByteSize>,
+    /// Reserve all of its space now
+    #[arg(long)]
+    pub thick: bool,
+    /// A property, like compression=zstd or block_size=16K; may be given more than once. Those that are
+    /// not given are as the pool's default has them
+    #[arg(long = "property", value_name = "NAME=VALUE", value_parser = OneProperty, hide_possible_values = true)]
+    pub properties: Vec<Properties>,
+    /// Begin with what this volume holds now
+    #[arg(long, value_name = "VOLUME", conflicts_with = "from_snapshot")]
+    pub from_volume: Option<VolumeRef>,
+    /// Begin with what this snapshot holds
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub from_snapshot: Option<SnapshotRef>,
+    /// Copy the content instead of sharing it
+    #[arg(long)]
+    pub copy: bool,
+    /// Do not wait for the copy
+    #[arg(long, requires = "copy")]
+    pub no_wait: bool,
+}
+
+impl VolumeSpec {
+    /// What it begins with.
+    pub fn source(&self) -> Option<VolumeSource> {
+        let mode = if self.copy { SourceMode::Copied } else { SourceMode::Linked };
+        let (snapshot, volume) = (self.from_snapshot.clone(), self.from_volume.clone());
+        (snapshot.is_some() || volume.is_some()).then_some(VolumeSource { snapshot, volume, mode })
+    }
+}
+
+/// What of a volume is to be another.
+#[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["properties", "thick", "thin"]))]
+pub struct VolumeChange {
+    /// Its name or id
+    pub volume: VolumeRef,
+    /// A property's new value, like logbias=throughput; may be given more than once. It counts for what is
+    /// written from now on
+    #[arg(long = "property", value_name = "NAME=VALUE", value_parser = OneProperty, hide_possible_values = true)]
+    properties: Vec<Properties>,
+    /// Reserve all of its space
+    #[arg(long, conflicts_with = "thin")]
+    thick: bool,
+    /// Reserve no space for it
+    #[arg(long)]
+    thin: bool,
+}
+
+impl VolumeChange {
+    /// As it travels.
+    pub fn ask(&self) -> VolumeUpdate {
+        let provisioning = match (self.thick, self.thin) {
+            (true, _) => Some(Provisioning::Thick),
+            (_, true) => Some(Provisioning::Thin),
+            _ => None,
+        };
+        VolumeUpdate { size: None, provisioning, properties: together(&self.properties) }
+    }
+}
+
+/// Properties that were given one by one. Of one that was given twice the later counts.
+pub fn together(properties: &[Properties]) -> Properties {
+    properties.iter().fold(Properties::default(), |all, one| all.with(*one))
+}
+
+/// Parses `NAME=VALUE`, and tells completions what there is.
+#[derive(Clone)]
+struct OneProperty;
+
+impl TypedValueParser for OneProperty {
+    type Value = Properties;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Properties, clap::Error> {
+        StringValueParser::new().try_map(|text| text.parse()).parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let all = Property::ALL.iter().flat_map(|p| p.settings());
+        Some(Box::new(all.map(|text| PossibleValue::new(*text))))
+    }
+}
+
+/// `orlop snapshot`
+#[derive(Debug, Clone, Subcommand)]
+pub enum SnapshotCommand {
+    /// List snapshots
+    List {
+        /// Those of this volume
+        #[arg(long)]
+        volume: Option<VolumeRef>,
+    },
+    /// Take a snapshot; of several volumes, all at one instant, with --volume more than once
+    Create {
+        /// Its name; with several volumes the group's, whose snapshots are NAME-1, NAME-2 and so on
+        name: SnapshotName,
+        /// The volume's name or id
+        #[arg(long = "volume", value_name = "VOLUME", required = true)]
+        volumes: Vec<VolumeRef>,
+    },
+    /// Show a snapshot
+    Get {
+        /// Its name or id
+        snapshot: SnapshotRef,
+    },
+    /// Delete a snapshot
+    Delete {
+        /// Its name or id
+        snapshot: SnapshotRef,
+        /// If a volume lives on it, delete it as soon as none does
+        #[arg(long)]
+        when_unused: bool,
+    },
+}
+
+/// `orlop orphan`
+#[derive(Debug, Clone, Subcommand)]
+pub enum OrphanCommand {
+    /// List orphans, and what may be done with each; asks every pool
+    List,
+    /// Make an orphan a volume, with what is in it; nothing is copied
+    Adopt {
+        /// Its id, as listed
+        orphan: OrphanId,
+        /// What the volume is to be called
+        #[arg(long, value_name = "VOLUME")]
+        name: VolumeName,
+    },
+    /// Remove a leftover, or a record without a backing
+    Remove {
+        /// Its id, as listed
+        orphan: OrphanId,
+    },
+}
+
+/// `--when-unused` as it travels.
+pub fn when(unused: bool) -> When {
+    if unused { When::Unused } else { When::Now }
+}
+
+/// `orlop host`
+#[derive(Debug, Clone, Subcommand)]
+pub enum HostCommand {
+    /// List hosts
+    List,
+    /// Make a host, or change its NQN
+    Put {
+        /// Its name
+        host: HostName,
+        /// What its /etc/nvme/hostnqn says
+        #[arg(long)]
+        nqn: Nqn,
+    },
+    /// Show a host
+    Get {
+        /// Its name
+        host: HostName,
+    },
+    /// Forget a host that has no attachment
+    Delete {
+        /// Its name
+        host: HostName,
+    },
+}
+
+impl PoolSpec {
+    /// As it travels.
+    pub fn ask(self) -> PoolCreate {
+        PoolCreate {
+            name: self.name,
+            kind: self.kind,
+            disks: self.disks,
+            directory: self.directory,
+            filesystem: self.filesystem,
+            thin_size: self.thin_size,
+            thin_metadata_size: self.thin_metadata_size,
+            layout: self.layout,
+            spares: self.spares,
+            import: false,
+            force: false,
+        }
+    }
+}
+
+fn parse_layout(text: &str) -> Result<PoolLayout, &'static str> {
+    let found = PoolLayout::ALL.into_iter().find(|l| l.as_str() == text);
+    found.ok_or("must be stripe, mirror, raidz1 to raidz3 or draid1 to draid3")
+}
+
+fn parse_kind(text: &str) -> Result<PoolKind, &'static str> {
+    match text {
+        "zfs" => Ok(PoolKind::Zfs),
+        "lvm" => Ok(PoolKind::Lvm),
+        "file" => Ok(PoolKind::File),
+        "sim" => Ok(PoolKind::Sim),
+        _ => Err("must be zfs, lvm, file or sim"),
+    }
+}
+
+fn parse_filesystem(text: &str) -> Result<Filesystem, &'static str> {
+    match text {
+        "xfs" => Ok(Filesystem::Xfs),
+        "btrfs" => Ok(Filesystem::Btrfs),
+        _ => Err("must be xfs or btrfs"),
+    }
+}

@@ -1,0 +1,239 @@
+//! A command is one call of the client and one answer.
+
+#![allow(clippy::result_large_err)] // Once a process.
+
+use std::pin::pin;
+
+use futures_util::StreamExt;
+use orlop_api::client::{Client, Result, SnapshotFilter, VolumeFilter};
+use orlop_api::{
+    ErrorKind, HostPut, OrphanAdopt, PoolCreate, PoolExpand, PoolReplace, Problem, Protocol, Provisioning,
+    SnapshotCreate, SnapshotGroupCreate, Volume, VolumeCreate, VolumeRef, VolumeUpdate,
+};
+
+use crate::grammar::{
+    Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand, VolumeCommand,
+    VolumeSpec, together, when,
+};
+use crate::render::{self, Answer, Format};
+
+/// Does it.
+pub async fn call(client: &Client, command: Command) -> Result<Answer> {
+    Ok(match command {
+        Command::System => Answer::System(client.system().await?),
+        Command::Disk(DiskCommand::List) => Answer::Disks(client.disks().await?),
+        Command::Pool(command) => pool(client, command).await?,
+        Command::Volume(command) => volume(client, command).await?,
+        Command::Snapshot(command) => snapshot(client, command).await?,
+        Command::Orphan(command) => orphan(client, command).await?,
+        Command::Host(command) => host(client, command).await?,
+        Command::Attach { volume, host } => Answer::Attachment(client.attach(&volume, &host).await?),
+        Command::Detach { volume, host } => {
+            client.detach(&volume, &host).await?;
+            Answer::Done(format!("host {host} is cut off from volume {volume}"))
+        }
+        // Both are taken care of before a call is made.
+        Command::Watch { .. } | Command::Completions { .. } => Answer::Done(String::new()),
+    })
+}
+
+async fn pool(client: &Client, command: PoolCommand) -> Result<Answer> {
+    Ok(match command {
+        PoolCommand::List => Answer::Pools(client.pools().await?),
+        PoolCommand::Create(spec) => Answer::Pool(client.create_pool(&spec.ask()).await?),
+        PoolCommand::Get { pool } => Answer::Pool(client.pool(&pool).await?),
+        PoolCommand::Import { name, kind, disks, directory, force } => {
+            let ask = PoolCreate {
+                name,
+                kind,
+                disks,
+                directory,
+                filesystem: None,
+                thin_size: None,
+                thin_metadata_size: None,
+                layout: None,
+                spares: Vec::new(),
+                import: true,
+                force,
+            };
+            Answer::Pool(client.create_pool(&ask).await?)
+        }
+        PoolCommand::Export { pool } => {
+            client.export_pool(&pool).await?;
+            Answer::Done(format!("pool {pool} is exported"))
+        }
+        PoolCommand::Expand { pool, disks } => {
+            Answer::Pool(client.expand_pool(&pool, &PoolExpand { disks }).await?)
+        }
+        PoolCommand::Replace { pool, disk, with } => {
+            Answer::Pool(client.replace_disk(&pool, &PoolReplace { disk, with }).await?)
+        }
+        PoolCommand::Scrub { pool, stop: false } => Answer::Pool(client.scrub_pool(&pool).await?),
+        PoolCommand::Scrub { pool, stop: true } => {
+            client.stop_scrub(&pool).await?;
+            Answer::Done(format!("no scrub of pool {pool} is under way"))
+        }
+        PoolCommand::Delete { pool } => {
+            client.delete_pool(&pool).await?;
+            Answer::Done(format!("pool {pool} is deleted"))
+        }
+    })
+}
+
+async fn volume(client: &Client, command: VolumeCommand) -> Result<Answer> {
+    Ok(match command {
+        VolumeCommand::List { pool } => {
+            let filter = VolumeFilter { pool, ..VolumeFilter::default() };
+            Answer::Volumes(client.all_volumes(filter).await?)
+        }
+        VolumeCommand::Create(spec) => Answer::Volume(create_volume(client, spec).await?),
+        VolumeCommand::Get { volume } => Answer::Volume(client.volume(&volume).await?),
+        VolumeCommand::Grow { volume, size } => {
+            Answer::Volume(client.update_volume(&volume, &VolumeUpdate::to_size(size)).await?)
+        }
+        VolumeCommand::Set(change) => {
+            Answer::Volume(client.update_volume(&change.volume, &change.ask()).await?)
+        }
+        VolumeCommand::Delete { volume, when_unused } => {
+            let gone = client.delete_volume_when(&volume, when(when_unused)).await?;
+            Answer::Done(deleted("volume", &volume, gone))
+        }
+    })
+}
+
+fn deleted(kind: &str, name: &dyn std::fmt::Display, gone: bool) -> String {
+    let how = if gone { "is deleted" } else { "goes when nothing depends on it any more" };
+    format!("{kind} {name} {how}")
+}
+
+/// Makes a volume, with the pool and the size of its source where none are given, and waits for a copy.
+async fn create_volume(client: &Client, spec: VolumeSpec) -> Result<Volume> {
+    let (mut pool, mut size) = (spec.pool.clone(), spec.size);
+    if pool.is_none() || size.is_none() {
+        let (of_source, its_size) = match (&spec.from_snapshot, &spec.from_volume) {
+            (Some(snapshot), _) => {
+                let s = client.snapshot(snapshot).await?;
+                (s.pool, s.size)
+            }
+            (None, Some(volume)) => {
+                let v = client.volume(volume).await?;
+                (v.pool, v.size)
+            }
+            // The grammar asks for both where there is no source.
+            (None, None) => return Err(Problem::new(ErrorKind::Invalid, "pool and size must be given")),
+        };
+        pool.get_or_insert(of_source);
+        size.get_or_insert(its_size);
+    }
+    let (Some(pool), Some(size)) = (pool, size) else {
+        return Err(Problem::new(ErrorKind::Invalid, "pool and size must be given"));
+    };
+    let ask = VolumeCreate {
+        name: spec.name.clone(),
+        pool,
+        size,
+        provisioning: if spec.thick { Provisioning::Thick } else { Provisioning::Thin },
+        protocol: Protocol::Nvme,
+        source: spec.source(),
+        properties: together(&spec.properties),
+    };
+    let volume = client.create_volume(&ask).await?;
+    if spec.no_wait { Ok(volume) } else { wait_for_copy(client, volume).await }
+}
+
+/// Waits until a volume is no longer being copied, and shows how far it is. A copy that is stuck goes on
+/// by itself when it can, so that is waited for too.
+async fn wait_for_copy(client: &Client, mut volume: Volume) -> Result<Volume> {
+    let copying = |v: &Volume| v.progress.is_some();
+    if !copying(&volume) {
+        return Ok(volume);
+    }
+    let mut events = pin!(client.events(None));
+    let bar = crate::progress::Bar::new();
+    let id = volume.id;
+    while copying(&volume) {
+        if let Some(p) = volume.progress {
+            bar.show(p.done.0, p.total.0, volume.reason.as_deref());
+        }
+        // Its events, or a look from time to time: the first of them may have been before the stream.
+        let end = tokio::time::sleep(std::time::Duration::from_secs(2));
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => break,
+                event = events.next() => match event.transpose()? {
+                    Some(event) if event.volume != Some(id) => {}
+                    Some(_) => break,
+                    // The stream has ended for good; the timer goes on.
+                    None => { end.as_mut().await; break }
+                },
+            }
+        }
+        volume = client.volume(&VolumeRef::Id(id)).await?;
+    }
+    bar.finish();
+    Ok(volume)
+}
+
+async fn snapshot(client: &Client, command: SnapshotCommand) -> Result<Answer> {
+    Ok(match command {
+        SnapshotCommand::List { volume } => {
+            let filter = SnapshotFilter { volume, ..SnapshotFilter::default() };
+            Answer::Snapshots(client.all_snapshots(filter).await?)
+        }
+        SnapshotCommand::Create { name, mut volumes } => match (volumes.pop(), volumes.is_empty()) {
+            (Some(volume), true) => {
+                Answer::Snapshot(client.create_snapshot(&SnapshotCreate { name, volume }).await?)
+            }
+            (last, _) => {
+                volumes.extend(last);
+                let group = client.create_snapshot_group(&SnapshotGroupCreate { name, volumes }).await?;
+                Answer::Snapshots(group.snapshots)
+            }
+        },
+        SnapshotCommand::Get { snapshot } => Answer::Snapshot(client.snapshot(&snapshot).await?),
+        SnapshotCommand::Delete { snapshot, when_unused } => {
+            let gone = client.delete_snapshot(&snapshot, when(when_unused)).await?;
+            Answer::Done(deleted("snapshot", &snapshot, gone))
+        }
+    })
+}
+
+async fn orphan(client: &Client, command: OrphanCommand) -> Result<Answer> {
+    Ok(match command {
+        OrphanCommand::List => Answer::Orphans(client.orphans().await?),
+        OrphanCommand::Adopt { orphan, name } => {
+            Answer::Volume(client.adopt_orphan(&orphan, &OrphanAdopt { name }).await?)
+        }
+        OrphanCommand::Remove { orphan } => {
+            client.remove_orphan(&orphan).await?;
+            Answer::Done(format!("orphan {orphan} is removed"))
+        }
+    })
+}
+
+async fn host(client: &Client, command: HostCommand) -> Result<Answer> {
+    Ok(match command {
+        HostCommand::List => Answer::Hosts(client.all_hosts().await?),
+        HostCommand::Put { host, nqn } => Answer::Host(client.put_host(&host, &HostPut { nqn }).await?),
+        HostCommand::Get { host } => Answer::Host(client.host(&host).await?),
+        HostCommand::Delete { host } => {
+            client.delete_host(&host).await?;
+            Answer::Done(format!("host {host} is forgotten"))
+        }
+    })
+}
+
+/// Prints events until the daemon says that it makes no sense to go on, or nobody reads.
+pub async fn watch(client: &Client, after: Option<u64>, format: Format) -> Result<()> {
+    use std::io::Write;
+    let mut events = pin!(client.events(after));
+    while let Some(event) = events.next().await {
+        let line = render::event(&event?, format);
+        let mut out = std::io::stdout().lock();
+        if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! One configuration file as it was read: every key optional, every value with its place.
+//!
+//! Called by [`super::load`]. Checks syntax, key names and types, never values.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{ConfigError, line_of};
+
+/// A value where a file gives one.
+pub type Given<T> = Option<Spanned<T>>;
+
+/// See the module. The keys are documented in [`super::Settings`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Fragment {
+    pub state_dir: Given<String>,
+    #[serde(default)]
+    pub api: Api,
+    #[serde(default)]
+    pub nvmet: Nvmet,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default)]
+    pub pools: Pools,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// `[api]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Api {
+    pub socket: Given<String>,
+    pub socket_group: Given<String>,
+    pub listen: Given<Vec<String>>,
+    pub token_console: Given<String>,
+}
+
+/// `[nvmet]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Nvmet {
+    pub portals: Given<Vec<String>>,
+    pub nqn_prefix: Given<String>,
+}
+
+/// `[log]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Log {
+    pub level: Given<String>,
+    pub format: Given<String>,
+}
+
+/// `[pools]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Pools {
+    pub warn_percent: Given<u64>,
+    pub stop_percent: Given<u64>,
+}
+
+/// `[limits]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Limits {
+    pub connections: Given<u64>,
+    pub connections_per_peer: Given<u64>,
+    pub request_seconds: Given<u64>,
+    pub idle_seconds: Given<u64>,
+    pub drain_seconds: Given<u64>,
+    pub pool_threads: Given<u64>,
+}
+
+/// Parses one file.
+pub fn parse(file: &Path, text: &str) -> Result<Fragment, ConfigError> {
+    toml::from_str(text).map_err(|e| ConfigError::Wrong {
+        file: file.to_path_buf(),
+        line: e.span().map_or(1, |span| line_of(text, span.start)),
+        rule: e.message().replace('\n', " "),
+    })
+}

@@ -1,0 +1,227 @@
+//! The daemon's configuration: `orlopd.toml`, its drop-ins and the systemd credential `orlop.config`.
+//! Three types, in this order: a [`Fragment`](fragment::Fragment) is one file as it was read, the
+//! [`Inputs`](inputs::Inputs) are all fragments merged (each value remembers where it stood), and
+//! [`Settings`] are what was validated.
+//!
+//! Called by `main`, at start only. Never reads a secret, and never writes.
+
+mod fragment;
+mod inputs;
+mod settings;
+
+use std::path::{Path, PathBuf};
+
+pub use settings::{ApiSettings, Limits, LogFormat, LogSettings, NvmetSettings, PoolsSettings, Settings};
+
+use inputs::Inputs;
+
+/// Where the configuration is looked for unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/orlop/orlopd.toml";
+
+/// The name of the credential that is read as the last fragment.
+const CREDENTIAL: &str = "orlop.config";
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file is there and can't be read.
+    #[error("{}: cannot be read", file.display())]
+    Read {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key is unknown, or a value breaks a rule.
+    #[error("{}:{line}: {rule}", file.display())]
+    Wrong {
+        /// Which file.
+        file: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// The key and the rule that it breaks.
+        rule: String,
+    },
+}
+
+/// Everything that is wrong with the configuration; never empty.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} error(s)", .0.len())]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// Reads, merges and validates. `main` may be absent (defaults); a file that is there must be right.
+/// `credentials` is systemd's `$CREDENTIALS_DIRECTORY`.
+pub fn load(main: &Path, credentials: Option<&Path>) -> Result<Settings, ConfigErrors> {
+    let one = |e| ConfigErrors(vec![e]);
+    let mut files = vec![main.to_path_buf()];
+    files.extend(drop_ins(main).map_err(one)?);
+    files.extend(credentials.map(|dir| dir.join(CREDENTIAL)));
+
+    let mut inputs = Inputs::default();
+    let mut errors = Vec::new();
+    for file in files {
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                errors.push(ConfigError::Read { file, source });
+                continue;
+            }
+        };
+        match fragment::parse(&file, &text) {
+            Ok(f) => inputs.merge(f, &file, &text),
+            Err(e) => errors.push(e),
+        }
+    }
+    match settings::validate(inputs) {
+        Ok(settings) if errors.is_empty() => Ok(settings),
+        Ok(_) => Err(ConfigErrors(errors)),
+        Err(wrong) => {
+            errors.extend(wrong);
+            Err(ConfigErrors(errors))
+        }
+    }
+}
+
+/// `<main>.d/*.toml`, in lexical order.
+fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let mut dir = main.as_os_str().to_os_string();
+    dir.push(".d");
+    let dir = PathBuf::from(dir);
+    let read = |source| ConfigError::Read { file: dir.clone(), source };
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(read(e)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(read)?.path();
+        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|x| x == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The line (from 1) of a byte offset.
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    before.iter().filter(|b| **b == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+    use super::*;
+
+    fn write(dir: &Path, name: &str, text: &str) {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "o.toml", text);
+        let e = load(&dir.path().join("o.toml"), None).unwrap_err();
+        let prefix = format!("{}/", dir.path().display());
+        e.0.iter().map(|e| e.to_string().replace(&prefix, "")).collect()
+    }
+
+    #[test]
+    fn nothing_there_means_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let s = load(&dir.path().join("o.toml"), Some(dir.path())).unwrap();
+        assert_eq!(s, Settings::default());
+        assert_eq!(s.state_dir, Path::new("/var/lib/orlop"));
+    }
+
+    #[test]
+    fn the_packaged_file_states_the_defaults() {
+        let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/etc/orlop/orlopd.toml");
+        assert!(packaged.exists());
+        let dir = tempfile::tempdir().unwrap();
+        let text = std::fs::read_to_string(&packaged).unwrap();
+        // Every key is there as a comment; uncommented, it is the default.
+        let bare: String = text.lines().map(|l| format!("{}\n", l.strip_prefix("#:").unwrap_or(l))).collect();
+        write(dir.path(), "o.toml", &bare);
+        assert_eq!(load(&dir.path().join("o.toml"), None).unwrap(), Settings::default());
+        assert_eq!(load(&packaged, None).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn later_fragments_win_key_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "o.toml", "[limits]\nconnections = 10\ndrain_seconds = 5\n");
+        write(dir.path(), "o.toml.d/20-b.toml", "[limits]\nconnections = 30\n");
+        write(dir.path(), "o.toml.d/10-a.toml", "[limits]\nconnections = 20\npool_threads = 2\n");
+        write(dir.path(), "o.toml.d/ignored.txt", "nonsense");
+        write(dir.path(), "cred/orlop.config", "[limits]\npool_threads = 3\n");
+        let s = load(&dir.path().join("o.toml"), Some(&dir.path().join("cred"))).unwrap();
+        assert_eq!((s.limits.connections, s.limits.drain.as_secs(), s.limits.pool_threads), (30, 5, 3));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_line() {
+        let got = errors("state_dir = \"/x\"\n\n[api]\nsockt = \"/y\"\n");
+        assert_eq!(got.len(), 1);
+        assert!(got[0].starts_with("o.toml:4: unknown field `sockt`"), "{got:?}");
+        assert!(errors("[nope]\n")[0].starts_with("o.toml:1: unknown field `nope`"));
+    }
+
+    #[test]
+    fn all_wrong_values_are_told_at_once_with_the_rule() {
+        let got = errors(
+            "state_dir = \"rel\"\n[api]\nlisten = [\"[::]:8443\", \"nope\"]\n[nvmet]\nportals = []\n\
+             nqn_prefix = \"x\"\n[log]\nlevel = \"loud=\"\nformat = \"xml\"\n[limits]\nconnections = 0\n",
+        );
+        let starts = ["o.toml:1: state_dir", "o.toml:3: api.listen", "o.toml:5: nvmet.portals"];
+        for s in starts {
+            assert!(got.iter().any(|g| g.starts_with(s)), "{s}: {got:?}");
+        }
+        assert!(got.iter().any(|g| g.starts_with("o.toml:6: nvmet.nqn_prefix")), "{got:?}");
+        assert!(got.iter().any(|g| g.starts_with("o.toml:8: log.level")), "{got:?}");
+        assert!(got.iter().any(|g| g.starts_with("o.toml:9: log.format")), "{got:?}");
+        assert!(got.iter().any(|g| g.starts_with("o.toml:11: limits.connections")), "{got:?}");
+    }
+
+    #[test]
+    fn thresholds_of_pools_have_rules() {
+        for (text, want) in [
+            ("warn_percent = 0", "o.toml:2: pools.warn_percent must be 1 to 100, not 0"),
+            ("stop_percent = 101", "o.toml:2: pools.stop_percent must be 1 to 100, not 101"),
+            ("warn_percent = 96", "o.toml:2: pools.warn_percent must not be above pools.stop_percent"),
+            ("stop_percent = 79", "o.toml:2: pools.warn_percent must not be above pools.stop_percent"),
+            ("stop_percent = 50\nwarn_percent = 51", "o.toml:3: pools.warn_percent must not be above"),
+            ("warn_percent = -1", "o.toml:2: "),
+            ("full_percent = 90", "o.toml:2: unknown field `full_percent`"),
+        ] {
+            let got = errors(&format!("[pools]\n{text}\n"));
+            assert!(got.len() == 1 && got[0].starts_with(want), "{text}: {got:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "o.toml", "[pools]\nwarn_percent = 1\nstop_percent = 1\n");
+        let s = load(&dir.path().join("o.toml"), None).unwrap();
+        assert_eq!(s.pools, PoolsSettings { warn_percent: 1, stop_percent: 1 });
+    }
+
+    #[test]
+    fn a_wrong_type_has_its_line() {
+        let got = errors("[limits]\nconnections = \"many\"\n");
+        assert!(got[0].starts_with("o.toml:2: "), "{got:?}");
+        let got = errors("a = = 1\n");
+        assert!(got[0].starts_with("o.toml:1: "), "{got:?}");
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = Settings::default().to_string();
+        write(dir.path(), "o.toml", &shown);
+        assert_eq!(load(&dir.path().join("o.toml"), None).unwrap(), Settings::default(), "{shown}");
+    }
+}

@@ -1,0 +1,298 @@
+//! The validated settings, their defaults, and the rule of each.
+//!
+//! Called by [`super::load`]; read by `main`, which hands each part to whom it concerns.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::ConfigError;
+use super::inputs::{At, Inputs};
+use crate::model::NqnPrefix;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `state_dir`: journal, TLS certificate and key, first token. On ext4 or XFS.
+    pub state_dir: PathBuf,
+    /// `[api]`
+    pub api: ApiSettings,
+    /// `[nvmet]`
+    pub nvmet: NvmetSettings,
+    /// `[log]`
+    pub log: LogSettings,
+    /// `[pools]`
+    pub pools: PoolsSettings,
+    /// `[limits]`
+    pub limits: Limits,
+}
+
+/// `[api]`: where the API is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// `socket`: the unix socket, mode 0660. Whoever may open it is an administrator.
+    pub socket: PathBuf,
+    /// `socket_group`: the group that owns the socket, if the machine has it.
+    pub socket_group: String,
+    /// `listen`: addresses for TLS. Empty: none.
+    pub listen: Vec<SocketAddr>,
+    /// `token_console`: where the first token is shown once; `"none"` for nowhere.
+    pub token_console: Option<PathBuf>,
+}
+
+/// `[nvmet]`: the NVMe target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvmetSettings {
+    /// `portals`: addresses and ports at which subsystems are served.
+    pub portals: Vec<SocketAddr>,
+    /// `nqn_prefix`: what subsystem names start with. Changing it renames every volume's target.
+    pub nqn_prefix: NqnPrefix,
+    /// The same, as it is written.
+    pub nqn_prefix_text: String,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// `level`: `info`, or by target: `info,orlopd::http=debug`.
+    pub level: String,
+    /// `format`
+    pub format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// The journal under systemd, text otherwise.
+    Auto,
+    /// systemd's journal, with fields.
+    Journald,
+    /// Lines for people, on standard error.
+    Text,
+    /// A JSON object a line, on standard error.
+    Json,
+}
+
+/// `[pools]`: how full pools may be, in percent of their total.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolsSettings {
+    /// `warn_percent`: from here on a pool is an alarm.
+    pub warn_percent: u8,
+    /// `stop_percent`: from here on nothing new is made in it. Not below `warn_percent`.
+    pub stop_percent: u8,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `connections`: open connections per listener.
+    pub connections: usize,
+    /// `connections_per_peer`: open connections per address (per /64 for IPv6) of one TLS listener.
+    pub connections_per_peer: usize,
+    /// `request_seconds`: how long a request may take.
+    pub request: Duration,
+    /// `idle_seconds`: how long an authenticated connection may be silent.
+    pub idle: Duration,
+    /// `drain_seconds`: how long a stop waits for changes under way.
+    pub drain: Duration,
+    /// `pool_threads`: threads of each pool's lane.
+    pub pool_threads: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/orlop".into(),
+            api: ApiSettings {
+                socket: "/run/orlop/orlopd.sock".into(),
+                socket_group: "orlop".into(),
+                listen: vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443)],
+                token_console: Some("/dev/console".into()),
+            },
+            nvmet: NvmetSettings {
+                portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 4420)],
+                nqn_prefix: NqnPrefix::default(),
+                nqn_prefix_text: "nqn.2026-11.dev.orlop".into(),
+            },
+            log: LogSettings { level: "info".into(), format: LogFormat::Auto },
+            pools: PoolsSettings { warn_percent: 80, stop_percent: 95 },
+            limits: Limits {
+                connections: 1024,
+                connections_per_peer: 128,
+                request: Duration::from_secs(60),
+                idle: Duration::from_secs(60),
+                drain: Duration::from_secs(30),
+                pool_threads: 8,
+            },
+        }
+    }
+}
+
+impl LogFormat {
+    const ALL: [(&'static str, LogFormat); 4] =
+        [("auto", Self::Auto), ("journald", Self::Journald), ("text", Self::Text), ("json", Self::Json)];
+
+    fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, f)| *f == self).map_or("auto", |(name, _)| name)
+    }
+}
+
+/// Collects what is wrong while values are checked one by one.
+#[derive(Default)]
+struct Wrong(Vec<ConfigError>);
+
+impl Wrong {
+    /// Puts the checked value of `key` into `slot`, if one is given.
+    fn set<T, U>(
+        &mut self,
+        slot: &mut U,
+        key: &str,
+        given: Option<At<T>>,
+        check: impl FnOnce(T) -> Result<U, String>,
+    ) {
+        let Some(At { value, file, line }) = given else { return };
+        match check(value) {
+            Ok(value) => *slot = value,
+            Err(rule) => self.0.push(ConfigError::Wrong { file, line, rule: format!("{key} {rule}") }),
+        }
+    }
+}
+
+/// Checks every value against its rule; what is not given is the default.
+pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
+    let mut s = Settings::default();
+    let mut wrong = Wrong::default();
+    wrong.set(&mut s.state_dir, "state_dir", i.state_dir, absolute);
+    wrong.set(&mut s.api.socket, "api.socket", i.socket, socket);
+    wrong.set(&mut s.api.socket_group, "api.socket_group", i.socket_group, group);
+    wrong.set(&mut s.api.listen, "api.listen", i.listen, addresses);
+    wrong.set(&mut s.api.token_console, "api.token_console", i.token_console, |v| {
+        if v == "none" { Ok(None) } else { absolute(v).map(Some) }
+    });
+    wrong.set(&mut s.nvmet.portals, "nvmet.portals", i.portals, |v| match addresses(v) {
+        Ok(list) if list.is_empty() => Err("must name at least one address".into()),
+        other => other,
+    });
+    let mut prefix = (s.nvmet.nqn_prefix.clone(), s.nvmet.nqn_prefix_text.clone());
+    wrong.set(&mut prefix, "nvmet.nqn_prefix", i.nqn_prefix, |v| {
+        v.parse::<NqnPrefix>().map(|p| (p, v)).map_err(|e| e.reason.to_string())
+    });
+    (s.nvmet.nqn_prefix, s.nvmet.nqn_prefix_text) = prefix;
+    wrong.set(&mut s.log.level, "log.level", i.level, level);
+    wrong.set(&mut s.log.format, "log.format", i.format, |v| {
+        let found = LogFormat::ALL.iter().find(|(name, _)| *name == v);
+        found.map(|(_, f)| *f).ok_or_else(|| "must be auto, journald, text or json".into())
+    });
+    let (warn, stop) = (i.warn_percent.clone(), i.stop_percent.clone());
+    let right = wrong.0.len();
+    wrong.set(&mut s.pools.warn_percent, "pools.warn_percent", i.warn_percent, percent);
+    wrong.set(&mut s.pools.stop_percent, "pools.stop_percent", i.stop_percent, percent);
+    // The other may be a default, and stand nowhere.
+    if wrong.0.len() == right && s.pools.warn_percent > s.pools.stop_percent {
+        wrong.set(&mut (), "pools.warn_percent", warn.or(stop), |_| {
+            let (warn, stop) = (s.pools.warn_percent, s.pools.stop_percent);
+            Err(format!("must not be above pools.stop_percent: it is {warn}, above {stop}"))
+        });
+    }
+    let l = &mut s.limits;
+    let count = |low, high| move |v| within(v, low, high).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    let seconds = |low, high| move |v| within(v, low, high).map(Duration::from_secs);
+    wrong.set(&mut l.connections, "limits.connections", i.connections, count(1, 65_536));
+    let per_peer = i.connections_per_peer;
+    wrong.set(&mut l.connections_per_peer, "limits.connections_per_peer", per_peer, count(1, 65_536));
+    wrong.set(&mut l.request, "limits.request_seconds", i.request_seconds, seconds(1, 3_600));
+    wrong.set(&mut l.idle, "limits.idle_seconds", i.idle_seconds, seconds(1, 86_400));
+    wrong.set(&mut l.drain, "limits.drain_seconds", i.drain_seconds, seconds(0, 3_600));
+    wrong.set(&mut l.pool_threads, "limits.pool_threads", i.pool_threads, count(1, 64));
+    if wrong.0.is_empty() { Ok(s) } else { Err(wrong.0) }
+}
+
+fn within(n: u64, low: u64, high: u64) -> Result<u64, String> {
+    if (low..=high).contains(&n) { Ok(n) } else { Err(format!("must be {low} to {high}, not {n}")) }
+}
+
+fn percent(n: u64) -> Result<u8, String> {
+    within(n, 1, 100).map(|n| u8::try_from(n).unwrap_or(100))
+}
+
+fn absolute(text: String) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("must be an absolute path".into()) }
+}
+
+/// The kernel keeps a socket's path in 108 bytes, the closing NUL included (unix(7)); 4 more are left
+/// for the name that it has before it is renamed into place.
+fn socket(text: String) -> Result<PathBuf, String> {
+    if text.len() > 103 {
+        return Err("is longer than 103 bytes".into());
+    }
+    absolute(text)
+}
+
+fn group(text: String) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) { Ok(text) } else { Err("must be a group's name".into()) }
+}
+
+/// Stricter than tracing's own parser, which takes a misspelt level for a target.
+fn level(text: String) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let good = text.split(',').all(|part| {
+        let level = part.split_once('=').map_or(part, |(_, level)| level);
+        LEVELS.contains(&level) && !part.starts_with('=')
+    });
+    if good && text.parse::<tracing_subscriber::filter::Targets>().is_ok() {
+        Ok(text)
+    } else {
+        Err("must be error, warn, info, debug or trace, or a list like info,orlopd::http=debug".into())
+    }
+}
+
+fn addresses(list: Vec<String>) -> Result<Vec<SocketAddr>, String> {
+    let mut out = Vec::with_capacity(list.len());
+    for text in list {
+        let address: SocketAddr = text.parse().map_err(|_| {
+            format!("must be ADDRESS:PORT or [ADDRESS]:PORT, with a numeric address, not {text:?}")
+        })?;
+        if address.port() == 0 {
+            return Err("must have a port other than 0".into());
+        }
+        if out.contains(&address) {
+            return Err(format!("has {address} twice"));
+        }
+        out.push(address);
+    }
+    Ok(out)
+}
+
+impl fmt::Display for Settings {
+    /// As TOML that reads back to the same settings.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |s: &str| toml::Value::from(s).to_string();
+        let path = |p: &PathBuf| text(&p.to_string_lossy());
+        let list = |a: &[SocketAddr]| {
+            let items: Vec<String> = a.iter().map(|a| text(&a.to_string())).collect();
+            format!("[{}]", items.join(", "))
+        };
+        let console = self.api.token_console.as_ref().map_or_else(|| text("none"), path);
+        writeln!(f, "state_dir = {}\n", path(&self.state_dir))?;
+        writeln!(f, "[api]\nsocket = {}", path(&self.api.socket))?;
+        writeln!(f, "socket_group = {}", text(&self.api.socket_group))?;
+        writeln!(f, "listen = {}\ntoken_console = {console}\n", list(&self.api.listen))?;
+        writeln!(f, "[nvmet]\nportals = {}", list(&self.nvmet.portals))?;
+        writeln!(f, "nqn_prefix = {}\n", text(&self.nvmet.nqn_prefix_text))?;
+        writeln!(f, "[log]\nlevel = {}", text(&self.log.level))?;
+        writeln!(f, "format = {}\n", text(self.log.format.as_str()))?;
+        let p = &self.pools;
+        writeln!(f, "[pools]\nwarn_percent = {}", p.warn_percent)?;
+        writeln!(f, "stop_percent = {}\n", p.stop_percent)?;
+        let l = &self.limits;
+        writeln!(f, "[limits]\nconnections = {}", l.connections)?;
+        writeln!(f, "connections_per_peer = {}", l.connections_per_peer)?;
+        writeln!(f, "request_seconds = {}", l.request.as_secs())?;
+        writeln!(f, "idle_seconds = {}", l.idle.as_secs())?;
+        writeln!(f, "drain_seconds = {}", l.drain.as_secs())?;
+        writeln!(f, "pool_threads = {}", l.pool_threads)
+    }
+}

@@ -1,0 +1,162 @@
+//! Every change there is, who asks for it, and what comes of it.
+
+use orlop_api::{
+    Attachment, Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate,
+    SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, Volume, VolumeCreate, VolumeRef, VolumeUpdate,
+    When,
+};
+
+use crate::model::{PoolChange, PoolSpec};
+
+/// One change. HTTP, console and schedules submit the same ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Makes a pool. Legal when no pool has the name and the disks are blank (or the directory is
+    /// empty or holds this pool already).
+    CreatePool(PoolSpec),
+    /// Takes in a pool that exists, with its volumes; the flag: even if its last machine did not let go of
+    /// it. Legal when no pool has the name.
+    ImportPool(PoolSpec, bool),
+    /// Lets go of a pool with its volumes. Legal when no host is attached to any.
+    ExportPool(PoolName),
+    /// Deletes a pool. Legal when it has no volumes.
+    DeletePool(PoolName),
+    /// Changes a pool's disks, or starts or stops a pass over them. Legal while it is in use.
+    ChangePool(PoolName, PoolChange),
+    /// Makes a volume; the same request again is unchanged.
+    CreateVolume(VolumeCreate),
+    /// Makes a volume larger, or gives it other properties, attached or not.
+    UpdateVolume(VolumeRef, VolumeUpdate),
+    /// Deletes a volume. Legal when no host is attached, and now or when nothing depends on it.
+    DeleteVolume(VolumeRef, When),
+    /// Takes a snapshot of a volume; the same request again is unchanged.
+    CreateSnapshot(SnapshotCreate),
+    /// Takes snapshots of several volumes at one instant; the same request again is unchanged.
+    CreateSnapshotGroup(SnapshotGroupCreate),
+    /// Deletes a snapshot, now or when nothing depends on it.
+    DeleteSnapshot(SnapshotRef, When),
+    /// Makes an orphan a volume, with what is in it. Legal when nobody uses it.
+    AdoptOrphan(OrphanId, OrphanAdopt),
+    /// Removes an orphan. Legal when it is the daemon's own and nothing is lost with it.
+    RemoveOrphan(OrphanId),
+    /// Makes a host, or changes its NQN. The latter is legal when it has no attachment.
+    PutHost(HostName, HostPut),
+    /// Forgets a host. Legal when it has no attachment.
+    DeleteHost(HostName),
+    /// Lets a host use a volume.
+    Attach(VolumeRef, HostName),
+    /// Cuts a host off from a volume: done when it can't do I/O any more.
+    Detach(VolumeRef, HostName),
+}
+
+impl Action {
+    /// Its name in metrics, audit and logs.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::CreatePool(_) => "create_pool",
+            Self::ImportPool(..) => "import_pool",
+            Self::ExportPool(_) => "export_pool",
+            Self::DeletePool(_) => "delete_pool",
+            Self::ChangePool(..) => "change_pool",
+            Self::CreateVolume(_) => "create_volume",
+            Self::UpdateVolume(..) => "update_volume",
+            Self::DeleteVolume(..) => "delete_volume",
+            Self::CreateSnapshot(_) => "create_snapshot",
+            Self::CreateSnapshotGroup(_) => "create_snapshot_group",
+            Self::DeleteSnapshot(..) => "delete_snapshot",
+            Self::AdoptOrphan(..) => "adopt_volume",
+            Self::RemoveOrphan(_) => "remove_orphan",
+            Self::PutHost(..) => "put_host",
+            Self::DeleteHost(_) => "delete_host",
+            Self::Attach(..) => "attach",
+            Self::Detach(..) => "detach",
+        }
+    }
+
+    /// What it is about, for audit and logs: `pool/tank`, `volume/data`, `volume/data host/worker-1`.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::CreatePool(spec) | Self::ImportPool(spec, _) => format!("pool/{}", spec.name),
+            Self::ExportPool(name) | Self::DeletePool(name) => format!("pool/{name}"),
+            Self::ChangePool(name, change) => format!("pool/{name} ({change})"),
+            Self::CreateVolume(ask) => format!("volume/{}", ask.name),
+            Self::UpdateVolume(volume, _) | Self::DeleteVolume(volume, _) => format!("volume/{volume}"),
+            Self::CreateSnapshot(ask) => format!("snapshot/{} volume/{}", ask.name, ask.volume),
+            Self::CreateSnapshotGroup(ask) => format!("snapshot-group/{}", ask.name),
+            Self::DeleteSnapshot(snapshot, _) => format!("snapshot/{snapshot}"),
+            Self::AdoptOrphan(orphan, ask) => format!("orphan/{orphan} volume/{}", ask.name),
+            Self::RemoveOrphan(orphan) => format!("orphan/{orphan}"),
+            Self::PutHost(host, _) | Self::DeleteHost(host) => format!("host/{host}"),
+            Self::Attach(volume, host) | Self::Detach(volume, host) => format!("volume/{volume} host/{host}"),
+        }
+    }
+}
+
+/// What came of an action. `changed` is false when everything was so already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The pool as it is now.
+    Pool {
+        /// The pool.
+        pool: Pool,
+        /// Whether anything was done.
+        changed: bool,
+    },
+    /// The volume as it is now.
+    Volume {
+        /// The volume.
+        volume: Volume,
+        /// Whether anything was done.
+        changed: bool,
+    },
+    /// The host as it is now.
+    Host {
+        /// The host.
+        host: Host,
+        /// Whether it is new.
+        made: bool,
+    },
+    /// What the initiator needs.
+    Attachment {
+        /// The attachment.
+        attachment: Attachment,
+        /// Whether anything was done.
+        changed: bool,
+    },
+    /// The snapshot as it is now.
+    Snapshot {
+        /// The snapshot.
+        snapshot: Snapshot,
+        /// Whether anything was done.
+        changed: bool,
+    },
+    /// The group as it is now.
+    SnapshotGroup {
+        /// The group.
+        group: SnapshotGroup,
+        /// Whether anything was done.
+        changed: bool,
+    },
+    /// The object is gone.
+    Gone,
+    /// The object goes when nothing depends on it any more.
+    Doomed,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Principal {
+    /// For audit and logs: `uid:0`, `token:admin`, `daemon`.
+    pub name: String,
+    /// Whose volumes it sees and makes.
+    pub tenant: Tenant,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// What a principal may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Everything.
+    Admin,
+}

@@ -1,0 +1,153 @@
+//! Attachments: letting a host in, and cutting it off.
+
+use std::sync::Arc;
+
+use orlop_api::{Attachment, EventKind, HostName, VolumeId, VolumeRef};
+use tokio::time::Instant;
+
+use super::action::{Outcome, Principal};
+use super::core::{Core, Outcome as CoreOutcome};
+use super::error::{Error, Result};
+use super::events::Subject;
+use super::intent::Intent;
+use super::locks::{Key, Mode};
+use super::volumes::not_found;
+use crate::journal::{Batch, Table};
+
+impl Core {
+    pub(super) async fn attach(
+        self: &Arc<Self>,
+        who: &Principal,
+        volume: VolumeRef,
+        host: HostName,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let id = self.find(who, &volume)?;
+        self.check_settled(|intent| intent.touches_access(id))?;
+        let wants = vec![(Key::Host(host.clone()), Mode::Shared), (Key::Volume(id), Mode::Exclusive)];
+        let guards = self.locks.acquire(wants, until).await?;
+        self.check_settled(|intent| intent.touches_access(id))?;
+        self.check_usable(id)?;
+        let (pool, size, already) = {
+            let view = self.view.read();
+            let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
+            if view.host_record(&host).is_none() {
+                return Err(Error::NotFound(format!("host {host}")));
+            }
+            (entry.pool.clone(), entry.label.size, view.is_attached(id, &host))
+        };
+        let open = self.open_pool(&pool)?;
+
+        // An attachment that exists is verified all the same: "attached" means that the kernel says so.
+        if already {
+            self.open_backing(&open, id, until).await.map_err(|f| f.error)?;
+            self.converge_volume(id, None, false).await.map_err(|f| f.error)?;
+            return self.attached(id, &host, false);
+        }
+        let op =
+            self.begin(Intent::Attach { volume: id, host: host.clone() }, guards, Batch::default()).await?;
+        let act = async {
+            let opened = self.open_backing(&open, id, until).await?;
+            if opened.size != size {
+                let found = format!("a device of {} bytes instead of {}", opened.size.0, size.0);
+                return Err(Error::Unverified { object: format!("volume {id}"), found }.into());
+            }
+            self.converge_volume(id, Some(&host), false).await
+        };
+        let done: CoreOutcome<()> = act.await;
+        match done {
+            Err(failure) => Err(self.fail(op, failure).await),
+            Ok(()) => {
+                let mut batch = Batch::default();
+                batch.put(Table::Attachments, &attachment_key(id, &host), &serde_json::json!({}));
+                let _guards = self.commit(op, batch).await?;
+                self.view.write().attach(id, &host);
+                self.dirty.mark(id);
+                self.events.publish(EventKind::Attached, about(id, &host));
+                self.attached(id, &host, true)
+            }
+        }
+    }
+
+    pub(super) async fn detach(
+        self: &Arc<Self>,
+        who: &Principal,
+        volume: VolumeRef,
+        host: HostName,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let id = self.find_attached(who, &volume)?;
+        self.check_settled(|intent| intent.touches_access(id))?;
+        let wants = vec![(Key::Host(host.clone()), Mode::Shared), (Key::Volume(id), Mode::Exclusive)];
+        let guards = self.locks.acquire(wants, until).await?;
+        self.check_settled(|intent| intent.touches_access(id))?;
+        if !self.view.read().is_attached(id, &host) {
+            return Err(Error::NotFound(format!("attachment of volume {volume} to host {host}")));
+        }
+
+        // The journal first: once it is durable that the host has no access, no crash brings it back.
+        let mut batch = Batch::default();
+        batch.remove(Table::Attachments, &attachment_key(id, &host));
+        let op = self.begin(Intent::Detach { volume: id, host: host.clone() }, guards, batch).await?;
+        self.view.write().detach(id, &host);
+        self.dirty.mark(id);
+        match self.converge_volume(id, None, true).await {
+            Err(failure) => Err(self.fail(op, failure).await),
+            Ok(()) => {
+                let _guards = self.commit(op, Batch::default()).await?;
+                self.events.publish(EventKind::Detached, about(id, &host));
+                Ok(Outcome::Gone)
+            }
+        }
+    }
+
+    /// As `find`, but also a volume whose backing is gone and whose attachments are still there: they can
+    /// be taken away by id.
+    fn find_attached(&self, who: &Principal, volume: &VolumeRef) -> Result<VolumeId> {
+        match (self.find(who, volume), volume) {
+            (Ok(id), _) => Ok(id),
+            (Err(_), VolumeRef::Id(id)) if self.view.read().is_orphaned(*id) => Ok(*id),
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    fn attached(&self, id: VolumeId, host: &HostName, changed: bool) -> Result<Outcome> {
+        let attachment = self.attachment(id, host);
+        attachment
+            .map(|attachment| Outcome::Attachment { attachment, changed })
+            .ok_or_else(|| Error::NotFound(format!("attachment of volume {id} to host {host}")))
+    }
+
+    /// All that an initiator needs, if it is attached.
+    pub(super) fn attachment(&self, id: VolumeId, host: &HostName) -> Option<Attachment> {
+        let identity = self.identity(id);
+        let portals = self.settings.target.portals();
+        let view = self.view.read();
+        let entry = view.entry(id)?;
+        if !view.is_attached(id, host) {
+            return None;
+        }
+        Some(Attachment {
+            volume: id,
+            host: host.clone(),
+            protocol: entry.label.protocol,
+            nqn: identity.nqn.clone(),
+            host_nqn: view.host_record(host)?.nqn.clone(),
+            portals,
+            nsid: 1,
+            uuid: identity.uuid,
+            nguid: identity.uuid.simple().to_string(),
+            serial: identity.serial,
+            size: entry.label.size,
+        })
+    }
+}
+
+/// The key of an attachment's record. A volume id has no slash.
+pub(super) fn attachment_key(id: VolumeId, host: &HostName) -> String {
+    format!("{id}/{host}")
+}
+
+fn about(id: VolumeId, host: &HostName) -> Subject {
+    Subject { volume: Some(id), host: Some(host.clone()), ..Subject::default() }
+}

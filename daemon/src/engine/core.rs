@@ -1,0 +1,334 @@
+//! What every action stands on: the journal, the view, pools with their lanes, the target with its lane.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use orlop_api::{Disk, HostName, PoolName, SystemState, VolumeId};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::action::Principal;
+use super::copies::Copies;
+use super::error::{Error, Result};
+use super::events::Events;
+use super::gate::Gate;
+use super::intent::Intent;
+use super::labels::DirtyLabels;
+use super::lane::{Lane, Late};
+use super::locks::Locks;
+use super::space::FillLimits;
+use super::view::View;
+use crate::journal::Journal;
+use crate::kernel::Deadline;
+use crate::model::{Identity, NqnPrefix, PoolSpec};
+use crate::pool::{Opened, Pool, PoolEnv};
+use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
+use crate::telemetry::Metrics;
+
+/// Where pools come from: the real kinds, or in tests some that fail and hang on request. All of it
+/// blocks.
+pub trait Pools: Send + Sync {
+    /// Makes a pool, or adopts a directory that holds it already.
+    fn create(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>>;
+    /// Opens a pool that was made before: imports or mounts it.
+    fn open(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>>;
+    /// A pool that is to be imported, with what only its medium can tell.
+    fn recognize(&self, spec: &PoolSpec) -> crate::pool::Result<PoolSpec>;
+    /// Opens a pool that another machine may have had.
+    fn import(&self, spec: &PoolSpec, force: bool, deadline: &Deadline)
+    -> crate::pool::Result<Box<dyn Pool>>;
+    /// The machine's disks.
+    fn disks(&self, deadline: &Deadline) -> std::io::Result<Vec<Disk>>;
+}
+
+impl Pools for PoolEnv {
+    fn create(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>> {
+        crate::pool::create(spec, self, deadline)
+    }
+
+    fn open(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>> {
+        crate::pool::open(spec, self, deadline)
+    }
+
+    fn recognize(&self, spec: &PoolSpec) -> crate::pool::Result<PoolSpec> {
+        crate::pool::recognize(spec, self)
+    }
+
+    fn import(
+        &self,
+        spec: &PoolSpec,
+        force: bool,
+        deadline: &Deadline,
+    ) -> crate::pool::Result<Box<dyn Pool>> {
+        crate::pool::import(spec, self, force, deadline)
+    }
+
+    fn disks(&self, deadline: &Deadline) -> std::io::Result<Vec<Disk>> {
+        crate::pool::disks::inventory(self, deadline)
+    }
+}
+
+/// What the engine is told at start.
+pub struct EngineSettings {
+    /// Where the journal and the daemon's own files are.
+    pub state_dir: PathBuf,
+    /// Whether pools and target are simulated: shown to callers.
+    pub sim: bool,
+    /// The part of subsystem names before the volume's id.
+    pub prefix: NqnPrefix,
+    /// The kernel's target, or the simulated one.
+    pub target: Arc<dyn Target>,
+    /// Where pools come from.
+    pub pools: Arc<dyn Pools>,
+    /// Threads of a pool's lane where backings are made and destroyed. Concurrent ZFS requests share a
+    /// transaction group, so several are much faster than one.
+    pub pool_threads: usize,
+    /// How full pools may be.
+    pub fill: FillLimits,
+    /// Jobs that may wait in one lane before callers hear `unavailable`.
+    pub lane_depth: usize,
+    /// How long the kernel target may take for one volume.
+    pub target_deadline: Duration,
+    /// How long putting things right after a failure, or at start, may take for one object.
+    pub settle_deadline: Duration,
+    /// Where actions are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A pool that is open, with its lanes. Making and opening are apart, so that an attach never queues
+/// behind a create (R6).
+pub(super) struct OpenPool {
+    pub(super) name: PoolName,
+    pub(super) pool: Arc<dyn Pool>,
+    pub(super) make: Lane,
+    pub(super) open: Lane,
+}
+
+/// Which of a pool's lanes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum On {
+    Make,
+    Open,
+}
+
+/// An error, and where a job is still under way, the news of its end.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) late: Option<Late>,
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), late: None }
+    }
+}
+
+pub(super) type Outcome<T> = std::result::Result<T, Failure>;
+
+pub(super) struct Core {
+    pub(super) settings: EngineSettings,
+    pub(super) id: uuid::Uuid,
+    pub(super) started: Timestamp,
+    pub(super) journal: Journal,
+    pub(super) view: RwLock<View>,
+    pub(super) events: Events,
+    pub(super) locks: Locks,
+    pub(super) gate: Gate,
+    pub(super) state: RwLock<SystemState>,
+    pub(super) pools: RwLock<BTreeMap<PoolName, Arc<OpenPool>>>,
+    /// Backings that are open, so that access can be taken away without asking a pool that may hang.
+    pub(super) opened: Mutex<BTreeMap<VolumeId, Opened>>,
+    pub(super) target_lane: Lane,
+    pub(super) setup_lane: Lane,
+    /// Tokens by the SHA-256 of their text.
+    pub(super) tokens: RwLock<HashMap<[u8; 32], Principal>>,
+    pub(super) token_names: RwLock<BTreeMap<String, [u8; 32]>>,
+    /// Intents that are neither carried out nor undone yet: their objects take no changes.
+    pub(super) unsettled: Mutex<BTreeMap<u64, (Intent, String)>>,
+    pub(super) next_op: AtomicU64,
+    pub(super) dirty: DirtyLabels,
+    /// Copies under way.
+    pub(super) copies: Copies,
+    /// Rings when something that was deleted may have lost its last dependant.
+    pub(super) spent_bell: Notify,
+    /// Rings when disks came or went.
+    pub(super) disks_bell: Notify,
+    /// Pools whose capacity has changed since it was read.
+    pub(super) stale: Mutex<std::collections::BTreeSet<PoolName>>,
+    pub(super) stale_bell: Notify,
+    /// Pools whose capacity is being read.
+    pub(super) reading: Mutex<std::collections::BTreeSet<PoolName>>,
+    /// What goes on behind answers: labels, capacities, settling. Ends with the engine.
+    pub(super) tasks: Mutex<JoinSet<()>>,
+}
+
+/// Threads that open and close backings in one pool.
+const OPENERS: usize = 2;
+
+impl Core {
+    /// Gives an opened pool its lanes.
+    pub(super) fn start_lanes(&self, name: PoolName, pool: Box<dyn Pool>) -> Result<Arc<OpenPool>> {
+        let s = &self.settings;
+        let lane = |what: &str, threads| {
+            Lane::start(&format!("{what} {name}"), threads, s.lane_depth)
+                .map_err(|e| Error::Unavailable(format!("no threads for pool {name}: {e}")))
+        };
+        let (make, open) = (lane("make", s.pool_threads)?, lane("open", OPENERS)?);
+        Ok(Arc::new(OpenPool { name, pool: pool.into(), make, open }))
+    }
+
+    /// The pool, if it is open.
+    pub(super) fn open_pool(&self, name: &PoolName) -> Result<Arc<OpenPool>> {
+        match self.pools.read().get(name) {
+            Some(pool) => Ok(pool.clone()),
+            None => Err(match self.view.read().pool_entry(name) {
+                None => Error::NotFound(format!("pool {name}")),
+                Some(p) => Error::Unavailable(format!(
+                    "pool {name} is missing: {}",
+                    p.reason.as_deref().unwrap_or("it has not been opened yet")
+                )),
+            }),
+        }
+    }
+
+    /// Runs a pool's method on one of its lanes.
+    pub(super) async fn on_pool<T: Send + 'static>(
+        &self,
+        pool: &Arc<OpenPool>,
+        on: On,
+        until: Instant,
+        f: impl FnOnce(&dyn Pool, &Deadline) -> crate::pool::Result<T> + Send + 'static,
+    ) -> Outcome<T> {
+        let lane = match on {
+            On::Make => &pool.make,
+            On::Open => &pool.open,
+        };
+        let inner = pool.pool.clone();
+        run(lane, until, move |deadline| f(&*inner, deadline)).await
+    }
+
+    /// Brings the kernel target to `desired` within `scope`, and verifies it.
+    pub(super) async fn converge(&self, scope: Scope, desired: Desired, until: Instant) -> Outcome<Report> {
+        let target = self.settings.target.clone();
+        run(&self.target_lane, until, move |deadline| target.converge(scope, &desired, deadline)).await
+    }
+
+    /// Tells connected hosts that a volume has grown.
+    pub(super) async fn announce_size(&self, export: Export, until: Instant) -> Outcome<()> {
+        let target = self.settings.target.clone();
+        let until = until.min(Instant::now() + self.settings.target_deadline);
+        run(&self.target_lane, until, move |deadline| target.announce_size(&export, deadline)).await
+    }
+
+    /// Brings one volume's export to what the view says, plus or minus nothing, cutting off everybody
+    /// else; then closes the backing if nobody is left.
+    pub(super) async fn converge_volume(
+        &self,
+        id: VolumeId,
+        extra: Option<&HostName>,
+        fence: bool,
+    ) -> Outcome<()> {
+        let until = Instant::now() + self.settings.target_deadline;
+        let export = self.export_of(id, extra);
+        let serve = export.is_some();
+        let desired = export.into_iter().map(|e| (id, e)).collect();
+        let scope = if fence { Scope::Fence(id) } else { Scope::Volume(id) };
+        let report = self.converge(scope, desired, until).await?;
+        if !report.steps.is_empty() {
+            tracing::info!(volume = %id, steps = report.steps.join("; "), "the target was changed");
+        }
+        self.note_portals(&report);
+        if !serve {
+            self.close_backing(id).await?;
+        }
+        Ok(())
+    }
+
+    /// How a volume should be served: to the hosts in the view and `extra`. `None` if to nobody, or if
+    /// its backing is not open.
+    pub(super) fn export_of(&self, id: VolumeId, extra: Option<&HostName>) -> Option<Export> {
+        let opened = self.opened.lock().get(&id).cloned()?;
+        let view = self.view.read();
+        let hosts: std::collections::BTreeSet<_> = view
+            .hosts_of(id)
+            .chain(extra)
+            .filter_map(|name| view.host_record(name))
+            .map(|h| h.nqn.clone())
+            .collect();
+        if hosts.is_empty() {
+            return None;
+        }
+        Some(Export { identity: self.identity(id), device: opened.device, size: opened.size, hosts })
+    }
+
+    pub(super) fn identity(&self, id: VolumeId) -> Identity {
+        Identity::of(id, &self.settings.prefix)
+    }
+
+    /// Opens a volume's backing on the pool's opening lane and remembers where it is.
+    pub(super) async fn open_backing(
+        &self,
+        pool: &Arc<OpenPool>,
+        id: VolumeId,
+        until: Instant,
+    ) -> Outcome<Opened> {
+        let opened = self.on_pool(pool, On::Open, until, move |p, d| p.open(id, d)).await?;
+        self.opened.lock().insert(id, opened.clone());
+        Ok(opened)
+    }
+
+    async fn close_backing(&self, id: VolumeId) -> Outcome<()> {
+        if self.opened.lock().remove(&id).is_none() {
+            return Ok(());
+        }
+        let pool = self.view.read().entry(id).map(|v| v.pool.clone());
+        // A volume or pool that is gone has nothing open.
+        let Some(pool) = pool.and_then(|name| self.pools.read().get(&name).cloned()) else { return Ok(()) };
+        let until = Instant::now() + self.settings.settle_deadline;
+        self.on_pool(&pool, On::Open, until, move |p, d| p.close(id, d)).await
+    }
+
+    /// Raises or clears the alarm about portals that could not be opened.
+    pub(super) fn note_portals(&self, report: &Report) {
+        let down: Vec<String> =
+            report.portals_down.iter().map(|e: &TargetError| super::error::chain(e)).collect();
+        let mut view = self.view.write();
+        if down.is_empty() {
+            view.clear("portals");
+        } else {
+            view.raise("portals".into(), format!("not all portals are served: {}", down.join("; ")));
+        }
+    }
+
+    /// Starts something that goes on behind the answers.
+    pub(super) fn background(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        // Those that have ended are let go, so that the set does not grow.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    pub(super) fn new_op(&self) -> u64 {
+        self.next_op.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Runs a fallible job on a lane until an instant.
+pub(super) async fn run<T: Send + 'static, E: Into<Error> + Send + 'static>(
+    lane: &Lane,
+    until: Instant,
+    f: impl FnOnce(&Deadline) -> std::result::Result<T, E> + Send + 'static,
+) -> Outcome<T> {
+    match lane.run(until.saturating_duration_since(Instant::now()), f).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(e.into().into()),
+        Err((error, late)) => Err(Failure { error: error.into(), late }),
+    }
+}

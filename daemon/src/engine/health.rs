@@ -1,0 +1,109 @@
+//! How pools' disks are: read, told, and made an alarm of.
+//!
+//! A pool that has lost a disk goes on working, and that is the moment to tell somebody.
+
+use std::sync::Arc;
+
+use orlop_api::{EventKind, PoolHealth, PoolHealthState, PoolName, PoolScan, PoolScanKind, PoolScanState};
+use tokio::time::Instant;
+
+use super::core::{Core, On, OpenPool};
+use super::events::Subject;
+use super::lane::Late;
+use crate::kernel::Deadline;
+use crate::pool::Pool;
+
+/// The alarm's subject, apart from the pool's own, which tells whether it is there at all.
+pub(super) fn alarm_of(name: &PoolName) -> String {
+    format!("pool/{name}/health")
+}
+
+/// How it is, in words. News when they differ, so not how far a pass is.
+fn words(health: &PoolHealth) -> String {
+    let state = match health.state {
+        PoolHealthState::Ok => "all its disks are well",
+        PoolHealthState::Degraded => "it is degraded",
+        PoolHealthState::Failed => "it has failed",
+    };
+    let reason = health.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+    let scan = health.scan.as_ref().map(|s| format!("; {}", pass(s))).unwrap_or_default();
+    format!("{state}{reason}{scan}")
+}
+
+fn pass(scan: &PoolScan) -> String {
+    let kind = match scan.kind {
+        PoolScanKind::Scrub => "a scrub",
+        PoolScanKind::Rebuild => "a rebuild",
+    };
+    let state = match scan.state {
+        PoolScanState::Running => "is under way",
+        PoolScanState::Finished => "has ended",
+        PoolScanState::Stopped => "was stopped",
+    };
+    match scan.errors {
+        0 => format!("{kind} {state}"),
+        n => format!("{kind} {state} with {n} errors"),
+    }
+}
+
+impl Core {
+    /// Reads how a pool's disks are, if that may have changed since, and tells if it is news. The late end
+    /// of a read that hangs.
+    pub(super) async fn look_at_health(&self, pool: &Arc<OpenPool>, on: On, until: Instant) -> Option<Late> {
+        let last = self.view.read().pool_entry(&pool.name).and_then(|p| p.health.clone());
+        self.read_health(pool, last, on, until).await
+    }
+
+    /// The same, with what is known to be so unless something happened by itself; `None` after a change.
+    pub(super) async fn read_health(
+        &self,
+        pool: &Arc<OpenPool>,
+        last: Option<PoolHealth>,
+        on: On,
+        until: Instant,
+    ) -> Option<Late> {
+        if !pool.pool.features().minds_disks {
+            return None;
+        }
+        let read = move |p: &dyn Pool, d: &Deadline| {
+            if last.as_ref().is_some_and(|h| h.state != PoolHealthState::Ok) {
+                p.take_back(d)?;
+            }
+            p.health(last.as_ref(), d)
+        };
+        match self.on_pool(pool, on, until, read).await {
+            Ok(Some(health)) => {
+                self.note_health(&pool.name, health);
+                None
+            }
+            Ok(None) => None,
+            Err(f) => {
+                let error = f.error.chain();
+                tracing::warn!(pool = %pool.name, error, "how its disks are can't be read");
+                // Not known is not well.
+                let text = format!("how its disks are can't be read: {error}");
+                self.view.write().raise(alarm_of(&pool.name), text);
+                f.late
+            }
+        }
+    }
+
+    fn note_health(&self, name: &PoolName, health: PoolHealth) {
+        let said = words(&health);
+        let mut view = self.view.write();
+        match health.state {
+            PoolHealthState::Ok => view.clear(&alarm_of(name)),
+            PoolHealthState::Degraded | PoolHealthState::Failed => view.raise(alarm_of(name), said.clone()),
+        }
+        let well = health.state == PoolHealthState::Ok;
+        let Some(was) = view.set_health(name, health) else { return };
+        drop(view);
+        // At the start only what is wrong is news.
+        if was.as_ref().map_or(well, |old| words(old) == said) {
+            return;
+        }
+        tracing::info!(pool = %name, "a pool's health changed: {said}");
+        let about = Subject { pool: Some(name.clone()), detail: Some(said), ..Subject::default() };
+        self.events.publish(EventKind::PoolHealth, about);
+    }
+}

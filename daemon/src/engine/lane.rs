@@ -1,0 +1,278 @@
+//! Lanes: named threads where blocking work runs, fed by a bounded channel. One lane a pool for making
+//! and one for opening, one lane with one thread a target kind (one writer, R4).
+//!
+//! Every job has a deadline. One that has not started by then never starts. One that has started and
+//! overruns is given up: its thread is replaced at once, so that a hung disk stalls only its own volume
+//! (R12), and its late end is handed to whoever wants to clean up behind it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use orlop_api::ErrorKind;
+use tokio::sync::oneshot;
+
+use crate::kernel::Deadline;
+
+/// Threads of one lane that may hang at a time before the lane takes no more work: each is a kernel
+/// thread's worth of memory that nobody can give back.
+const MOST_HUNG: usize = 32;
+
+/// Why a job did not run or did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// Too many jobs wait already, or too many hang.
+    #[error("{lane} has too much work waiting: try again later")]
+    Full {
+        /// The lane's name.
+        lane: String,
+    },
+    /// It waited for its turn until its deadline. Nothing was done.
+    #[error("{lane} did not get to it in time: nothing was done")]
+    Expired {
+        /// The lane's name.
+        lane: String,
+    },
+    /// It started and did not end in time. It is still under way.
+    #[error("{lane} is still at work on it")]
+    Overrun {
+        /// The lane's name.
+        lane: String,
+    },
+    /// It panicked. A defect.
+    #[error("a job of {lane} died")]
+    Died {
+        /// The lane's name.
+        lane: String,
+    },
+}
+
+impl LaneError {
+    /// The kind that a caller hears.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Full { .. } | Self::Expired { .. } => ErrorKind::Unavailable,
+            Self::Overrun { .. } => ErrorKind::Deadline,
+            Self::Died { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+/// The end of a job that overran, whenever that is.
+pub type Late = oneshot::Receiver<()>;
+
+const QUEUED: u8 = 0;
+const RUNNING: u8 = 1;
+const DONE: u8 = 2;
+const GIVEN_UP: u8 = 3;
+
+struct Job {
+    state: Arc<AtomicU8>,
+    run: Box<dyn FnOnce() + Send>,
+}
+
+struct Shared {
+    name: String,
+    jobs: Receiver<Job>,
+    hung: AtomicUsize,
+    threads: AtomicUsize,
+    wanted: usize,
+}
+
+/// See the module. Its threads end when it is dropped and its queue is empty.
+pub struct Lane {
+    queue: Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+impl Lane {
+    /// Starts `threads` threads that share a queue of `depth` jobs.
+    pub fn start(name: &str, threads: usize, depth: usize) -> std::io::Result<Self> {
+        let (queue, jobs) = bounded(depth);
+        let shared = Arc::new(Shared {
+            name: name.to_string(),
+            jobs,
+            hung: AtomicUsize::new(0),
+            threads: AtomicUsize::new(0),
+            wanted: threads,
+        });
+        for _ in 0..threads {
+            spawn_worker(&shared)?;
+        }
+        Ok(Self { queue, shared })
+    }
+
+    /// Runs `f` on a thread of the lane, and waits for it until `within` has passed. With
+    /// [`LaneError::Overrun`] comes the news of its late end.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        within: Duration,
+        f: impl FnOnce(&Deadline) -> T + Send + 'static,
+    ) -> Result<T, (LaneError, Option<Late>)> {
+        let lane = || self.shared.name.clone();
+        if self.shared.hung.load(Ordering::Acquire) >= MOST_HUNG {
+            return Err((LaneError::Full { lane: lane() }, None));
+        }
+        let deadline = Deadline::after(within);
+        let state = Arc::new(AtomicU8::new(QUEUED));
+        let (answer, mut answered) = oneshot::channel();
+        let (ended, late) = oneshot::channel();
+        let job_deadline = deadline.clone();
+        let run = Box::new(move || {
+            // A panic must not take the thread with it; the dropped `answer` tells the caller.
+            if let Ok(value) = catch_unwind(AssertUnwindSafe(|| f(&job_deadline))) {
+                let _ = answer.send(value);
+            }
+            let _ = ended.send(());
+        });
+        match self.queue.try_send(Job { state: state.clone(), run }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                return Err((LaneError::Full { lane: lane() }, None));
+            }
+        }
+        // A moment more than the job has: one that checks its deadline ends with a better error.
+        let patience = within + Duration::from_millis(200);
+        match tokio::time::timeout(patience, &mut answered).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_)) => Err((LaneError::Died { lane: lane() }, None)),
+            Err(_) => {
+                deadline.abandon();
+                match state.swap(GIVEN_UP, Ordering::AcqRel) {
+                    QUEUED => Err((LaneError::Expired { lane: lane() }, None)),
+                    RUNNING => {
+                        self.shared.hung.fetch_add(1, Ordering::AcqRel);
+                        if let Err(e) = spawn_worker(&self.shared) {
+                            tracing::error!(lane = %self.shared.name, error = %e, "no thread in place of a hung one");
+                        }
+                        Err((LaneError::Overrun { lane: lane() }, Some(late)))
+                    }
+                    // It ended in the very moment.
+                    _ => answered.try_recv().map_err(|_| (LaneError::Died { lane: lane() }, None)),
+                }
+            }
+        }
+    }
+
+    /// Jobs that wait.
+    pub fn depth(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Threads that hang.
+    pub fn hung(&self) -> usize {
+        self.shared.hung.load(Ordering::Acquire)
+    }
+
+    /// Whether as many threads take jobs as should.
+    pub fn is_alive(&self) -> bool {
+        self.shared.threads.load(Ordering::Acquire) >= self.shared.wanted + self.hung()
+    }
+}
+
+fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let lane = shared.clone();
+    std::thread::Builder::new().name(shared.name.clone()).spawn(move || {
+        lane.threads.fetch_add(1, Ordering::AcqRel);
+        work(&lane);
+        lane.threads.fetch_sub(1, Ordering::AcqRel);
+    })?;
+    Ok(())
+}
+
+fn work(lane: &Shared) {
+    while let Ok(job) = lane.jobs.recv() {
+        if job.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            continue;
+        }
+        let started = Instant::now();
+        (job.run)();
+        if job.state.swap(DONE, Ordering::AcqRel) == GIVEN_UP {
+            lane.hung.fetch_sub(1, Ordering::AcqRel);
+            tracing::warn!(lane = %lane.name, seconds = started.elapsed().as_secs_f64(), "a job that was given up has ended");
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(30);
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn jobs_run_in_order_on_one_thread() {
+        let lane = Lane::start("one", 1, 16).unwrap();
+        let a = lane.run(LONG, |_| std::thread::current().id()).await.unwrap();
+        let b = lane.run(LONG, |_| std::thread::current().id()).await.unwrap();
+        assert_eq!(a, b);
+    }
+
+    #[tokio::test]
+    async fn a_hung_job_is_replaced_and_its_end_is_told() {
+        let lane = Lane::start("hang", 1, 16).unwrap();
+        let (release, wait) = bounded::<()>(0);
+        let hung = lane.run(SHORT, move |d| (wait.recv(), d.check().is_err())).await;
+        let Err((LaneError::Overrun { .. }, Some(late))) = hung else { panic!("{hung:?}") };
+        assert_eq!(lane.hung(), 1);
+        assert_eq!(lane.run(LONG, |_| 7).await.unwrap(), 7);
+        assert!(lane.is_alive());
+        release.send(()).unwrap();
+        late.await.unwrap();
+        for _ in 0..100 {
+            if lane.hung() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(lane.hung(), 0);
+        assert!(lane.is_alive());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_never_got_its_turn_does_nothing() {
+        let lane = Arc::new(Lane::start("turn", 1, 16).unwrap());
+        let (release, wait) = bounded::<()>(0);
+        let first = tokio::spawn({
+            let lane = lane.clone();
+            async move { lane.run(LONG, move |_| wait.recv().is_ok()).await }
+        });
+        tokio::time::sleep(SHORT).await;
+        let second = lane.run(SHORT, |_| panic!("ran after its deadline")).await;
+        assert!(matches!(second, Err((LaneError::Expired { .. }, None))));
+        release.send(()).unwrap();
+        assert!(first.await.unwrap().unwrap());
+        assert_eq!(lane.run(LONG, |_| 1).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_lane_says_so_at_once() {
+        let lane = Arc::new(Lane::start("full", 1, 1).unwrap());
+        let (release, wait) = bounded::<()>(0);
+        let first = lane.clone();
+        let first = tokio::spawn(async move { first.run(LONG, move |_| wait.recv().is_ok()).await });
+        tokio::time::sleep(SHORT).await;
+        let second = lane.clone();
+        let second = tokio::spawn(async move { second.run(LONG, |_| ()).await });
+        tokio::time::sleep(SHORT).await;
+        assert!(matches!(lane.run(LONG, |_| ()).await, Err((LaneError::Full { .. }, None))));
+        release.send(()).unwrap();
+        assert!(first.await.unwrap().unwrap());
+        second.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_and_the_thread_lives() {
+        let lane = Lane::start("panic", 1, 16).unwrap();
+        assert!(matches!(
+            lane.run(LONG, |_| -> () { panic!("on purpose") }).await,
+            Err((LaneError::Died { .. }, None))
+        ));
+        assert_eq!(lane.run(LONG, |_| 1).await.unwrap(), 1);
+    }
+}

@@ -1,0 +1,341 @@
+//! The engine: the only one that changes anything. One door, [`Engine::submit`], behind which every
+//! change is authorized, validated, locked, recorded, done, verified, committed, published, audited and
+//! measured, in this order.
+//!
+//! ```text
+//! request -> Action -> submit: lock -> journal intent -> lane -> pool or target -> read back
+//!                                   -> journal commit -> view -> event -> Outcome
+//! ```
+//!
+//! Called by HTTP, console and schedules. Reads never come here: they look at [`Engine::view`]. It makes
+//! no system call and waits for none: blocking work is done in [`lane`]s.
+
+mod action;
+mod attachments;
+mod copies;
+mod core;
+pub mod error;
+mod events;
+mod gate;
+mod health;
+mod hosts;
+mod intent;
+mod labels;
+pub mod lane;
+mod locks;
+mod orphans;
+mod pools;
+mod recovery;
+mod snapshots;
+mod space;
+mod tokens;
+mod update;
+mod view;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use orlop_api::{Attachment, Disk, EventKind, HostName, Orphans, System, SystemState, Tenant, VolumeId};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use secrecy::SecretString;
+use tokio::time::Instant;
+
+pub use self::core::{EngineSettings, Pools};
+pub use action::{Action, Outcome, Principal, Role};
+pub use error::{Error, Result};
+pub use events::Events;
+pub use space::FillLimits;
+pub use view::View;
+
+use self::core::Core;
+use self::lane::Lane;
+use self::recovery::Recorded;
+use crate::journal::{Batch, Journal, Table};
+use crate::kernel::uevent::DiskEvent;
+
+/// Threads for making and opening whole pools, and for looking at disks.
+const SETUP_THREADS: usize = 4;
+
+/// The only tenant until tokens are scoped.
+pub fn default_tenant() -> Tenant {
+    static NAME: std::sync::LazyLock<Tenant> = std::sync::LazyLock::new(|| {
+        // The literal follows the rule; the alternative is the same literal.
+        #[allow(clippy::expect_used)]
+        "default".parse().expect("a literal that follows the rule")
+    });
+    NAME.clone()
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    core: Arc<Core>,
+    recorded: Arc<Mutex<Option<Recorded>>>,
+}
+
+impl Engine {
+    /// Opens the journal and starts the lanes. Changes nothing else: that is [`Engine::recover`].
+    pub async fn open(settings: EngineSettings) -> Result<Self> {
+        let dir = settings.state_dir.join("journal");
+        let journal =
+            tokio::task::spawn_blocking(move || Journal::open(&dir)).await.map_err(|_| Error::Died)??;
+        let contents = journal.take_contents();
+        let recorded = Recorded::read(&contents)?;
+        let id = contents
+            .records::<uuid::Uuid>(Table::System)?
+            .into_iter()
+            .find(|(k, _)| k == "id")
+            .map(|(_, id)| id);
+        let new_id = id.is_none();
+        let lane = |name: &str, threads| {
+            Lane::start(name, threads, settings.lane_depth)
+                .map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))
+        };
+        let core = Arc::new(Core {
+            id: id.unwrap_or_else(uuid::Uuid::now_v7),
+            started: Timestamp::now(),
+            view: RwLock::new(View::new(settings.prefix.clone(), settings.fill)),
+            events: Events::new(journal.generation()),
+            journal,
+            locks: Default::default(),
+            gate: gate::Gate::new(),
+            state: RwLock::new(SystemState::Starting),
+            pools: Default::default(),
+            opened: Default::default(),
+            target_lane: lane("target", 1)?,
+            setup_lane: lane("setup", SETUP_THREADS)?,
+            tokens: Default::default(),
+            token_names: Default::default(),
+            unsettled: Default::default(),
+            next_op: AtomicU64::new(recorded.next_op()),
+            dirty: Default::default(),
+            copies: Default::default(),
+            spent_bell: Default::default(),
+            disks_bell: Default::default(),
+            stale: Default::default(),
+            stale_bell: Default::default(),
+            reading: Default::default(),
+            tasks: Default::default(),
+            settings,
+        });
+        core.load_tokens(&contents)?;
+        if new_id {
+            let mut batch = Batch::default();
+            batch.put(Table::System, "id", &core.id);
+            core.journal.commit(batch).await?;
+        }
+        Ok(Self { core, recorded: Arc::new(Mutex::new(Some(recorded))) })
+    }
+
+    /// Restores everything; then changes are taken. Called once.
+    pub async fn recover(&self) -> Result<()> {
+        let Some(recorded) = self.recorded.lock().take() else { return Ok(()) };
+        self.core.background(self.core.clone().read_capacities());
+        self.core.recover(recorded).await?;
+        self.core.background(self.core.clone().write_labels_behind());
+        self.core.background(self.core.clone().remove_spent());
+        self.core.background(self.core.clone().look_at_pools());
+        Ok(())
+    }
+
+    /// The one door. Waits for the outcome `within` that time; an action that has begun goes on to its
+    /// end or is undone, whether or not somebody still waits.
+    pub async fn submit(&self, who: Principal, action: Action, within: Duration) -> Result<Outcome> {
+        let started = Instant::now();
+        let verb = action.verb();
+        let subject = action.subject();
+        let principal = who.name.clone();
+        let result = match self.admit(&who, &action) {
+            Err(e) => Err(e),
+            Ok(pass) => {
+                let core = self.core.clone();
+                let until = started + within;
+                // A task of its own: a client that hangs up does not leave a change half done.
+                let task = tokio::spawn(async move {
+                    let _pass = pass;
+                    perform(&core, &who, action, until).await
+                });
+                task.await.unwrap_or(Err(Error::Died))
+            }
+        };
+        let took = started.elapsed();
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(e) => e.kind().as_str(),
+        };
+        match &result {
+            Ok(_) => {
+                tracing::info!(target: "audit", principal, verb, subject, outcome, ms = took.as_millis() as u64)
+            }
+            Err(e) => {
+                let error = e.chain();
+                tracing::info!(target: "audit", principal, verb, subject, outcome, error, ms = took.as_millis() as u64);
+            }
+        }
+        self.core.settings.metrics.action(verb, outcome, took);
+        result
+    }
+
+    fn admit(&self, who: &Principal, action: &Action) -> Result<gate::Pass> {
+        match who.role {
+            Role::Admin => {}
+        }
+        let _ = action;
+        match self.state() {
+            SystemState::Ready => {}
+            SystemState::Starting => {
+                return Err(Error::Unavailable("the daemon is starting: changes are not taken yet".into()));
+            }
+            SystemState::Draining => {
+                return Err(Error::Unavailable(
+                    "the daemon is stopping: changes are not taken any more".into(),
+                ));
+            }
+        }
+        self.core.gate.enter().ok_or_else(|| Error::Unavailable("the daemon is stopping".into()))
+    }
+
+    /// The in-memory image that reads are answered from. Never hold it across an await.
+    pub fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.core.view.read()
+    }
+
+    /// What happened.
+    pub fn events(&self) -> &Events {
+        &self.core.events
+    }
+
+    /// How the daemon is.
+    pub fn state(&self) -> SystemState {
+        *self.core.state.read()
+    }
+
+    /// The appliance as it is shown.
+    pub fn system(&self) -> System {
+        let view = self.view();
+        let (pools, volumes, hosts, attachments) = view.counts();
+        let uname = rustix::system::uname();
+        System {
+            id: self.core.id,
+            hostname: uname.nodename().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            state: self.state(),
+            sim: self.core.settings.sim,
+            started: self.core.started,
+            pools,
+            volumes,
+            hosts,
+            attachments,
+            alarms: view.alarms(),
+        }
+    }
+
+    /// The machine's disks. Looks at them, so it can take a moment.
+    pub async fn disks(&self, within: Duration) -> Result<Vec<Disk>> {
+        let until = Instant::now() + within;
+        let pools = self.core.settings.pools.clone();
+        core::run(&self.core.setup_lane, until, move |d| pools.disks(d)).await.map_err(|f| f.error)
+    }
+
+    /// Disks came or went: pools that have lost some, or that are missing, are looked at now.
+    pub fn disks_changed(&self, events: &[DiskEvent]) {
+        for event in events {
+            tracing::info!(disk = event.name, added = event.added, "a disk came or went");
+            let kind = if event.added { EventKind::DiskAdded } else { EventKind::DiskRemoved };
+            let about = events::Subject { detail: Some(event.name.clone()), ..Default::default() };
+            self.core.events.publish(kind, about);
+        }
+        self.core.disks_bell.notify_waiters();
+        self.core.look_once();
+    }
+
+    /// What nobody claims. Asks every pool, so it takes a moment.
+    pub async fn orphans(&self, within: Duration) -> Result<Orphans> {
+        if self.state() == SystemState::Starting {
+            // Half of what there is would look like one, and pools must not be opened twice at once.
+            return Err(Error::Unavailable(
+                "the daemon is starting: what is an orphan is not known yet".into(),
+            ));
+        }
+        Ok(self.core.orphans(Instant::now() + within).await)
+    }
+
+    /// All that an initiator needs, if it is attached.
+    pub fn attachment(&self, volume: VolumeId, host: &HostName) -> Option<Attachment> {
+        self.core.attachment(volume, host)
+    }
+
+    /// Has the capacity of pools read again, if it is older than `age`. Does not wait for it.
+    pub fn refresh_capacities(&self, age: Duration) {
+        let now = Timestamp::now();
+        let old = |at: Timestamp| now.duration_since(at).unsigned_abs() > age;
+        let names: Vec<_> =
+            self.view().pool_entries().filter(|p| old(p.observed)).map(|p| p.spec.name.clone()).collect();
+        for name in names {
+            self.core.capacity_changed(&name);
+        }
+    }
+
+    /// Who a token belongs to.
+    pub fn authenticate(&self, token: &str) -> Option<Principal> {
+        self.core.authenticate(token)
+    }
+
+    /// Whether a token of that name exists.
+    pub fn has_token(&self, name: &str) -> bool {
+        self.core.has_token(name)
+    }
+
+    /// Makes or replaces a token.
+    pub async fn put_token(&self, name: &str, token: &SecretString) -> Result<()> {
+        self.core.put_token(name, token).await
+    }
+
+    /// Refuses new changes, waits for those that run, writes what is written behind. Targets go on
+    /// serving. How many actions were still running in the end: their intents settle them at the next
+    /// start.
+    pub async fn drain(&self, within: Duration) -> usize {
+        *self.core.state.write() = SystemState::Draining;
+        let until = Instant::now() + within;
+        let left = self.core.gate.close(within).await;
+        let _ = tokio::time::timeout_at(until, self.core.write_labels()).await;
+        let _ = tokio::time::timeout_at(until, self.core.stop_copies()).await;
+        self.core.tasks.lock().abort_all();
+        left
+    }
+
+    /// For the watchdog: the threads that changes need are alive.
+    pub fn alive(&self) -> bool {
+        self.core.target_lane.is_alive() && self.core.setup_lane.is_alive()
+    }
+}
+
+/// What is behind the door for each action.
+async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Instant) -> Result<Outcome> {
+    match action {
+        Action::CreatePool(spec) => core.create_pool(spec, until).await,
+        Action::ImportPool(spec, force) => core.import_pool(spec, force, until).await,
+        Action::ExportPool(name) => core.export_pool(name, until).await,
+        Action::DeletePool(name) => core.delete_pool(name, until).await,
+        Action::ChangePool(name, change) => core.change_pool(name, change, until).await,
+        Action::CreateVolume(ask) => core.create_volume(who, ask, until).await,
+        Action::UpdateVolume(volume, ask) => core.update_volume(who, volume, ask, until).await,
+        Action::DeleteVolume(volume, when) => core.delete_volume(who, volume, when, until).await,
+        Action::CreateSnapshot(ask) => core.create_snapshot(who, ask, until).await,
+        Action::CreateSnapshotGroup(ask) => core.create_snapshot_group(who, ask, until).await,
+        Action::DeleteSnapshot(snapshot, when) => core.delete_snapshot(who, snapshot, when, until).await,
+        Action::AdoptOrphan(orphan, ask) => core.adopt_orphan(who, orphan, ask, until).await,
+        Action::RemoveOrphan(orphan) => core.remove_orphan(who, orphan, until).await,
+        Action::PutHost(name, ask) => core.put_host(name, ask, until).await,
+        Action::DeleteHost(name) => core.delete_host(name, until).await,
+        Action::Attach(volume, host) => core.attach(who, volume, host, until).await,
+        Action::Detach(volume, host) => core.detach(who, volume, host, until).await,
+    }
+}

@@ -1,0 +1,585 @@
+//! Pools: make, delete, and bring one up with all that is in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_api::{ByteSize, EventKind, PoolName, PoolState};
+use tokio::time::Instant;
+
+use super::action::Outcome;
+use super::core::{Core, Failure, On, OpenPool, Outcome as CoreOutcome, run};
+use super::error::{Error, Result, chain};
+use super::events::Subject;
+use super::intent::{Intent, Known, Op};
+use super::locks::{Key, Mode};
+use super::view::{PoolEntry, SnapshotEntry, VolumeEntry};
+use crate::journal::{Batch, Table};
+use crate::model::{PoolChange, PoolSpec};
+use crate::pool::{Change, Listing, Pool, PoolError};
+
+/// The copy's name in the state directory.
+const POOL_LIST: &str = "pools.json";
+
+/// Far above thousands of pools; a larger file is not ours.
+const LARGEST_POOL_LIST: u64 = 4 << 20;
+
+/// How many names an error lists.
+const LISTED: usize = 10;
+
+impl Core {
+    pub(super) async fn create_pool(self: &Arc<Self>, spec: PoolSpec, until: Instant) -> Result<Outcome> {
+        self.check_settled(|intent| pool_of(intent) == Some(&spec.name))?;
+        let wants = vec![(Key::Pool(spec.name.clone()), Mode::ExclusiveNow)];
+        let guards = self.locks.acquire(wants, until).await?;
+        {
+            let view = self.view.read();
+            if let Some(there) = view.pool_entry(&spec.name) {
+                return if there.spec.same_request(&spec) {
+                    self.shown_pool(&view, &spec.name, false)
+                } else {
+                    Err(Error::Conflict {
+                        object: format!("pool {}", spec.name),
+                        field: "kind",
+                        have: there.spec.to_string(),
+                        want: spec.to_string(),
+                    })
+                };
+            }
+        }
+        self.check_media(&spec)?;
+        let op = self.begin(Intent::CreatePool { spec: spec.clone() }, guards, Batch::default()).await?;
+        let pools = self.settings.pools.clone();
+        let ask = spec.clone();
+        let made = run(&self.setup_lane, until, move |d| pools.create(&ask, d)).await;
+        let up = match made {
+            Ok(pool) => self.list_new_pool(spec.name.clone(), pool, until).await,
+            Err(failure) => Err(failure),
+        };
+        // One that was there already may have volumes.
+        let up = match up {
+            Ok((pool, listing)) => self.take_in(pool, listing, until).await,
+            Err(failure) => Err(failure),
+        };
+        match up {
+            Err(failure) => Err(self.fail(op, failure).await),
+            Ok((pool, listing)) => self.pool_made(op, pool, &spec, listing).await,
+        }
+    }
+
+    /// Keeps a copy of the pools beside the journal: where pools are is the one thing that labels can't
+    /// tell, because one must know it to read them. Read when the journal was lost.
+    pub(super) async fn copy_pool_list(&self) {
+        let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
+        let dir = self.settings.state_dir.clone();
+        let until = Instant::now() + self.settings.settle_deadline;
+        let written: CoreOutcome<()> = run(&self.setup_lane, until, move |_| {
+            let text = serde_json::to_vec_pretty(&specs).map_err(std::io::Error::other)?;
+            let dir = crate::kernel::fs::Dir::open(&dir)?;
+            dir.replace(POOL_LIST, &text, true)?;
+            dir.sync()
+        })
+        .await;
+        if let Err(f) = written {
+            tracing::warn!(error = f.error.chain(), "the copy of the list of pools is out of date");
+        }
+    }
+
+    /// The copy, if there is one.
+    pub(super) async fn read_pool_list(&self) -> CoreOutcome<Vec<PoolSpec>> {
+        let dir = self.settings.state_dir.clone();
+        let until = Instant::now() + self.settings.settle_deadline;
+        run(&self.setup_lane, until, move |_| {
+            match crate::kernel::fs::Dir::open(&dir)?.read(POOL_LIST, LARGEST_POOL_LIST)? {
+                Some(text) => serde_json::from_slice(&text).map_err(std::io::Error::other),
+                None => Ok(Vec::new()),
+            }
+        })
+        .await
+    }
+
+    async fn pool_made(
+        self: &Arc<Self>,
+        op: Op,
+        pool: Arc<OpenPool>,
+        spec: &PoolSpec,
+        listing: Listing,
+    ) -> Result<Outcome> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        let spec = &match self.known_as(&pool, spec, until).await {
+            Ok(known) => known,
+            Err(failure) => return Err(self.fail(op, failure).await),
+        };
+        let mut batch = Batch::default();
+        batch.put(Table::Pools, spec.name.as_str(), spec);
+        let _guards = self.commit(op, batch).await?;
+        self.show_pool(pool.clone(), spec, listing);
+        self.read_capacity(&pool, On::Open, until).await;
+        self.read_health(&pool, None, On::Open, until).await;
+        self.events.publish(EventKind::PoolCreated, about(&spec.name));
+        self.copy_pool_list().await;
+        self.shown_pool(&self.view.read(), &spec.name, true)
+    }
+
+    /// Takes in a pool that exists. Its volumes keep what they are; who may use them is said anew here.
+    pub(super) async fn import_pool(
+        self: &Arc<Self>,
+        asked: PoolSpec,
+        force: bool,
+        until: Instant,
+    ) -> Result<Outcome> {
+        self.check_settled(|intent| pool_of(intent) == Some(&asked.name))?;
+        let wants = vec![(Key::Pool(asked.name.clone()), Mode::ExclusiveNow)];
+        let guards = self.locks.acquire(wants, until).await?;
+        {
+            let view = self.view.read();
+            if let Some(there) = view.pool_entry(&asked.name) {
+                if there.spec.kind() == asked.kind() {
+                    return self.shown_pool(&view, &asked.name, false);
+                }
+                return Err(Error::Conflict {
+                    object: format!("pool {}", asked.name),
+                    field: "kind",
+                    have: there.spec.to_string(),
+                    want: asked.to_string(),
+                });
+            }
+        }
+        self.check_media(&asked)?;
+        let pools = self.settings.pools.clone();
+        let ask = asked.clone();
+        let spec = run(&self.setup_lane, until, move |_| pools.recognize(&ask)).await.map_err(|f| f.error)?;
+        let op = self.begin(Intent::CreatePool { spec: spec.clone() }, guards, Batch::default()).await?;
+        let pools = self.settings.pools.clone();
+        let ask = spec.clone();
+        let opened = run(&self.setup_lane, until, move |d| pools.import(&ask, force, d)).await;
+        let up = match opened {
+            Ok(pool) => self.list_pool(spec.name.clone(), pool, until).await,
+            Err(failure) => Err(failure),
+        };
+        let taken = match up {
+            Ok((pool, listing)) => self.take_in(pool, listing, until).await,
+            Err(failure) => Err(failure),
+        };
+        match taken {
+            Ok((pool, listing)) => self.pool_made(op, pool, &spec, listing).await,
+            Err(failure) => Err(self.fail(op, failure).await),
+        }
+    }
+
+    /// What is in a pool that was not this journal's is made ours, or the pool is let go of again.
+    async fn take_in(
+        &self,
+        pool: Arc<OpenPool>,
+        listing: Listing,
+        until: Instant,
+    ) -> CoreOutcome<(Arc<OpenPool>, Listing)> {
+        let taken = match self.check_new(&pool.name, &listing) {
+            Ok(()) => self.forget_hosts(&pool, listing, until).await,
+            Err(error) => Err(error.into()),
+        };
+        if taken.is_err()
+            && let Err(f) = self.on_pool(&pool, On::Make, until, |p, d| p.export(d)).await
+        {
+            let error = f.error.chain();
+            tracing::warn!(pool = %pool.name, error, "it was not taken in, and not let go of");
+        }
+        Ok((pool, taken?))
+    }
+
+    /// No volume that is to come is here already: of two with one id one is a copy of the other, and hosts
+    /// would be given now this and now that.
+    fn check_new(&self, name: &PoolName, listing: &Listing) -> Result<()> {
+        let view = self.view.read();
+        let known = listing.volumes.iter().filter_map(|s| Some((&s.label, view.entry(s.label.id)?)));
+        let known = known.filter(|(_, here)| here.pool != *name);
+        let twice: Vec<_> = known
+            .map(|(label, here)| format!("{} ({} in pool {})", label.name, label.id, here.pool))
+            .collect();
+        if twice.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Precondition {
+            object: format!("pool {name}"),
+            reason: "has volumes that are here already: one pool is a copy of the other".into(),
+            dependants: twice.into_iter().take(LISTED).collect(),
+        })
+    }
+
+    /// The hosts that labels know are those of another journal. Should ours be lost they would be let in by
+    /// what the labels say, so that goes first.
+    async fn forget_hosts(
+        &self,
+        pool: &Arc<OpenPool>,
+        mut listing: Listing,
+        until: Instant,
+    ) -> CoreOutcome<Listing> {
+        for stored in listing.volumes.iter_mut().filter(|s| !s.label.hosts.is_empty()) {
+            stored.label.hosts.clear();
+            let label = stored.label.clone();
+            self.on_pool(pool, On::Make, until, move |p, d| p.relabel(&label, d)).await?;
+        }
+        Ok(listing)
+    }
+
+    /// Lets go of a pool, so that another appliance may import it.
+    pub(super) async fn export_pool(self: &Arc<Self>, name: PoolName, until: Instant) -> Result<Outcome> {
+        self.check_settled(|intent| pool_of(intent) == Some(&name))?;
+        // What labels say is all that goes with it.
+        self.write_labels().await;
+        let guards = self.locks.acquire(vec![(Key::Pool(name.clone()), Mode::ExclusiveNow)], until).await?;
+        self.check_settled(|intent| pool_of(intent) == Some(&name))?;
+        let pool = self.open_pool(&name)?;
+        let busy = self.view.read().busy_volumes_in(&name, LISTED);
+        if !busy.is_empty() {
+            return Err(Error::Precondition {
+                object: format!("pool {name}"),
+                reason: "is in use: detach the hosts of these volumes, or end their copies, first".into(),
+                dependants: busy,
+            });
+        }
+        let op = self.begin(Intent::ExportPool { name: name.clone() }, guards, Batch::default()).await?;
+        match self.on_pool(&pool, On::Make, until, |p, d| p.export(d)).await {
+            Err(failure) => Err(self.fail(op, failure).await),
+            Ok(()) => {
+                let mut batch = Batch::default();
+                batch.remove(Table::Pools, name.as_str());
+                let _guards = self.commit(op, batch).await?;
+                self.forget_pool(&name);
+                self.copy_pool_list().await;
+                Ok(Outcome::Gone)
+            }
+        }
+    }
+
+    async fn known_as(&self, pool: &Arc<OpenPool>, spec: &PoolSpec, until: Instant) -> CoreOutcome<PoolSpec> {
+        let ask = spec.clone();
+        self.on_pool(pool, On::Make, until, move |p, d| p.known_as(&ask, d)).await
+    }
+
+    pub(super) async fn delete_pool(self: &Arc<Self>, name: PoolName, until: Instant) -> Result<Outcome> {
+        self.check_settled(|intent| pool_of(intent) == Some(&name))?;
+        let guards = self.locks.acquire(vec![(Key::Pool(name.clone()), Mode::ExclusiveNow)], until).await?;
+        let pool = self.open_pool(&name)?;
+        {
+            let view = self.view.read();
+            let volumes: Vec<_> =
+                view.volumes_in(&name, LISTED).into_iter().map(|l| l.name.to_string()).collect();
+            if !volumes.is_empty() {
+                return Err(Error::Precondition {
+                    object: format!("pool {name}"),
+                    reason: "has volumes: delete them first".into(),
+                    dependants: volumes,
+                });
+            }
+        }
+        let op = self.begin(Intent::DeletePool { name: name.clone() }, guards, Batch::default()).await?;
+        let removed = self.on_pool(&pool, On::Make, until, |p, d| p.remove(d)).await;
+        match removed {
+            Err(failure) => Err(self.fail(op, failure).await),
+            Ok(()) => {
+                let mut batch = Batch::default();
+                batch.remove(Table::Pools, name.as_str());
+                let _guards = self.commit(op, batch).await?;
+                self.forget_pool(&name);
+                self.copy_pool_list().await;
+                Ok(Outcome::Gone)
+            }
+        }
+    }
+
+    /// Changes a pool's disks while it is in use: volumes go on being served and made.
+    pub(super) async fn change_pool(
+        self: &Arc<Self>,
+        name: PoolName,
+        change: PoolChange,
+        until: Instant,
+    ) -> Result<Outcome> {
+        self.check_settled(|intent| concerns_disks_of(intent, &name))?;
+        let wants =
+            vec![(Key::Pool(name.clone()), Mode::Shared), (Key::Disks(name.clone()), Mode::Exclusive)];
+        let guards = self.locks.acquire(wants, until).await?;
+        self.check_settled(|intent| concerns_disks_of(intent, &name))?;
+        let pool = self.open_pool(&name)?;
+        let spec = self.view.read().pool_entry(&name).map(|p| p.spec.clone());
+        let spec = spec.ok_or_else(|| Error::NotFound(format!("pool {name}")))?;
+        let after = spec.after(&change);
+        self.check_media(&after)?;
+        let intent = Intent::ChangePool { name: name.clone(), change: change.clone() };
+        let op = self.begin(intent, guards, Batch::default()).await?;
+        let changed = match self.on_pool(&pool, On::Make, until, move |p, d| p.change(&change, d)).await {
+            Ok(changed) => changed,
+            Err(failure) => return Err(self.fail(op, failure).await),
+        };
+        let mut batch = Batch::default();
+        batch.put(Table::Pools, name.as_str(), &after);
+        let _guards = self.commit(op, batch).await?;
+        self.show_changed(&pool, after, until).await;
+        self.shown_pool(&self.view.read(), &name, changed == Change::Done)
+    }
+
+    async fn show_changed(&self, pool: &Arc<OpenPool>, spec: PoolSpec, until: Instant) {
+        let name = spec.name.clone();
+        self.view.write().set_spec(spec);
+        self.copy_pool_list().await;
+        self.read_health(pool, None, On::Make, until).await;
+        self.capacity_changed(&name);
+    }
+
+    /// Nobody was told whether it was done, so it is: done again it changes nothing.
+    pub(super) async fn settle_change_pool(
+        self: &Arc<Self>,
+        name: &PoolName,
+        change: &PoolChange,
+        known: Known,
+    ) -> CoreOutcome<()> {
+        let Some(spec) = self.view.read().pool_entry(name).map(|p| p.spec.clone()) else { return Ok(()) };
+        if known == Known::Failed {
+            return Ok(());
+        }
+        let pool = self.open_pool(name)?;
+        let until = Instant::now() + self.settings.settle_deadline;
+        let ask = change.clone();
+        match self.on_pool(&pool, On::Make, until, move |p, d| p.change(&ask, d)).await {
+            Ok(_) => {
+                let after = spec.after(change);
+                let mut batch = Batch::default();
+                batch.put(Table::Pools, name.as_str(), &after);
+                self.journal.commit(batch).await?;
+                self.show_changed(&pool, after, until).await;
+                Ok(())
+            }
+            Err(Failure { error: Error::Pool(e), late: None }) => {
+                tracing::warn!(pool = %name, %change, error = chain(&e), "a change of disks was not carried out");
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// No other pool stands on what this one does.
+    fn check_media(&self, spec: &PoolSpec) -> Result<()> {
+        let view = self.view.read();
+        let stands = |p: &&PoolEntry| {
+            p.spec.name != spec.name && p.spec.media().iter().any(|m| spec.media().contains(m))
+        };
+        match view.pool_entries().find(stands) {
+            None => Ok(()),
+            Some(other) => Err(Error::Conflict {
+                object: format!("pool {}", other.spec.name),
+                field: "directory or disk",
+                have: other.spec.to_string(),
+                want: format!("it for pool {} too", spec.name),
+            }),
+        }
+    }
+
+    pub(super) fn forget_pool(&self, name: &PoolName) {
+        self.pools.write().remove(name);
+        let mut view = self.view.write();
+        view.remove_pool(name);
+        view.clear(&format!("pool/{name}"));
+        view.clear(&super::space::alarm_of(name));
+        view.clear(&super::health::alarm_of(name));
+        drop(view);
+        self.events.publish(EventKind::PoolDeleted, about(name));
+    }
+
+    /// A pool that was being made: after a crash it stays if it is whole; after an error that the caller
+    /// has heard, the pool's own code has cleaned up what it made.
+    pub(super) async fn settle_create_pool(
+        self: &Arc<Self>,
+        spec: &PoolSpec,
+        known: Known,
+    ) -> CoreOutcome<()> {
+        if known == Known::Failed {
+            return Ok(());
+        }
+        let until = Instant::now() + self.settings.settle_deadline;
+        match self.bring_up(spec, until).await {
+            Ok((pool, listing)) => {
+                let (pool, listing) = match self.take_in(pool, listing, until).await {
+                    // A copy of a pool that is here, and let go of again: nobody was told that it is ours.
+                    Err(Failure { error: error @ Error::Precondition { .. }, .. }) => {
+                        tracing::warn!(pool = %spec.name, error = error.chain(), "a pool was not taken in");
+                        return Ok(());
+                    }
+                    taken => taken?,
+                };
+                let spec = &self.known_as(&pool, spec, until).await?;
+                let mut batch = Batch::default();
+                batch.put(Table::Pools, spec.name.as_str(), spec);
+                self.journal.commit(batch).await?;
+                self.show_pool(pool, spec, listing);
+                self.events.publish(EventKind::PoolCreated, about(&spec.name));
+                self.copy_pool_list().await;
+                Ok(())
+            }
+            Err(Failure { error: Error::Pool(e), .. }) => {
+                tracing::info!(pool = %spec.name, error = chain(&e), "a pool that was being made is not there");
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// A pool that was being deleted: if it is still there it is a pool as before.
+    pub(super) async fn settle_delete_pool(self: &Arc<Self>, name: &PoolName) -> CoreOutcome<()> {
+        let Some(spec) = self.view.read().pool_entry(name).map(|p| p.spec.clone()) else { return Ok(()) };
+        let until = Instant::now() + self.settings.settle_deadline;
+        let there = match self.bring_up(&spec, until).await {
+            Ok(_) => true,
+            Err(Failure { error: Error::Pool(PoolError::NotFound { .. }), .. }) => false,
+            Err(failure) => return Err(failure),
+        };
+        if !there {
+            let mut batch = Batch::default();
+            batch.remove(Table::Pools, name.as_str());
+            self.journal.commit(batch).await?;
+            self.forget_pool(name);
+            self.copy_pool_list().await;
+        }
+        Ok(())
+    }
+
+    /// Opens a pool and lists what is in it.
+    pub(super) async fn bring_up(
+        &self,
+        spec: &PoolSpec,
+        until: Instant,
+    ) -> CoreOutcome<(Arc<OpenPool>, Listing)> {
+        let pools = self.settings.pools.clone();
+        let ask = spec.clone();
+        let pool = run(&self.setup_lane, until, move |d| pools.open(&ask, d)).await?;
+        self.list_pool(spec.name.clone(), pool, until).await
+    }
+
+    async fn list_pool(
+        &self,
+        name: PoolName,
+        pool: Box<dyn Pool>,
+        until: Instant,
+    ) -> CoreOutcome<(Arc<OpenPool>, Listing)> {
+        let open = self.start_lanes(name, pool)?;
+        let listing = self.on_pool(&open, On::Make, until, |p, d| p.list(d)).await?;
+        Ok((open, listing))
+    }
+
+    /// As `list_pool`; a new pool that can't be listed is removed again, unless there is something in it.
+    async fn list_new_pool(
+        &self,
+        name: PoolName,
+        pool: Box<dyn Pool>,
+        until: Instant,
+    ) -> CoreOutcome<(Arc<OpenPool>, Listing)> {
+        let open = self.start_lanes(name, pool)?;
+        match self.on_pool(&open, On::Make, until, |p, d| p.list(d)).await {
+            Ok(listing) => Ok((open, listing)),
+            Err(failure) => {
+                if let Err(f) = self.on_pool(&open, On::Make, until, |p, d| p.remove(d)).await {
+                    tracing::warn!(pool = %open.name, error = f.error.chain(), "a new pool that can't be listed stays");
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Puts a pool and its volumes into the view.
+    pub(super) fn show_pool(&self, open: Arc<OpenPool>, spec: &PoolSpec, listing: Listing) {
+        let name = spec.name.clone();
+        let (granularity, features) = (open.pool.granularity(), open.pool.features());
+        self.pools.write().insert(name.clone(), open);
+        let mut view = self.view.write();
+        let mut entry = PoolEntry::new(spec.clone(), PoolState::Online, None, granularity);
+        entry.features = Some(features);
+        view.put_pool(entry);
+        for stored in listing.volumes {
+            let label = stored.label;
+            view.put_volume(VolumeEntry {
+                label,
+                pool: name.clone(),
+                state: orlop_api::VolumeState::Ready,
+                reason: None,
+            });
+        }
+        for label in listing.snapshots {
+            view.put_snapshot(SnapshotEntry { label, pool: name.clone(), stuck: None, paused: None });
+        }
+        drop(view);
+        self.note_strays(&name, &listing.strays);
+        self.capacity_changed(&name);
+    }
+
+    /// Shows a pool that could not be opened.
+    pub(super) fn show_missing(&self, spec: &PoolSpec, reason: &str) {
+        let mut view = self.view.write();
+        let entry = PoolEntry::new(spec.clone(), PoolState::Missing, Some(reason.to_string()), ByteSize::MIB);
+        view.put_pool(entry);
+        view.raise(format!("pool/{}", spec.name), format!("it can't be opened and is tried again: {reason}"));
+    }
+
+    /// Tries to open a missing pool until it succeeds or is gone, less and less often.
+    pub(super) async fn find_missing(self: Arc<Self>, spec: PoolSpec) {
+        let mut pause = Duration::from_secs(2);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.disks_bell.notified() => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(60));
+            let until = Instant::now() + self.settings.settle_deadline;
+            let Ok(_guards) =
+                self.locks.acquire(vec![(Key::Pool(spec.name.clone()), Mode::Exclusive)], until).await
+            else {
+                continue;
+            };
+            if self.view.read().pool_entry(&spec.name).is_none_or(|p| p.state == PoolState::Online) {
+                return;
+            }
+            match self.bring_up(&spec, until).await {
+                Ok((open, listing)) => {
+                    tracing::info!(pool = %spec.name, "a missing pool is back");
+                    self.show_pool(open.clone(), &spec, listing);
+                    drop(_guards);
+                    self.restore_exports_of(&open).await;
+                    self.resume_copies();
+                    return;
+                }
+                Err(f) => {
+                    let reason = f.error.chain();
+                    tracing::warn!(pool = %spec.name, error = reason, "a pool is still missing");
+                    self.show_missing(&spec, &reason);
+                    if let Some(late) = f.late {
+                        let _ = late.await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn shown_pool(&self, view: &super::View, name: &PoolName, changed: bool) -> Result<Outcome> {
+        let pool = view.pool(name).ok_or_else(|| Error::NotFound(format!("pool {name}")))?;
+        Ok(Outcome::Pool { pool, changed })
+    }
+}
+
+fn pool_of(intent: &Intent) -> Option<&PoolName> {
+    match intent {
+        Intent::CreatePool { spec } => Some(&spec.name),
+        Intent::DeletePool { name } | Intent::ExportPool { name } => Some(name),
+        other => other.pool(),
+    }
+}
+
+fn concerns_disks_of(intent: &Intent, pool: &PoolName) -> bool {
+    match intent {
+        Intent::CreatePool { spec } => spec.name == *pool,
+        Intent::DeletePool { name } | Intent::ExportPool { name } | Intent::ChangePool { name, .. } => {
+            name == pool
+        }
+        _ => false,
+    }
+}
+
+fn about(name: &PoolName) -> Subject {
+    Subject { pool: Some(name.clone()), ..Subject::default() }
+}

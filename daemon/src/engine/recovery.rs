@@ -1,0 +1,435 @@
+//! Start-up: import pools, read labels, settle intents, rebuild the view, converge the target. Reads work
+//! all the while; changes are taken only afterwards.
+//!
+//! Its cost follows the number of attached volumes, not of all volumes: one listing a pool, one opening
+//! an attached volume, one convergence for all of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use orlop_api::{EventKind, HostName, SystemState, VolumeId, VolumeState};
+use tokio::time::Instant;
+
+use super::attachments::attachment_key;
+use super::core::{Core, OpenPool, Outcome as CoreOutcome};
+use super::error::{Error, Result};
+use super::events::Subject;
+use super::intent::{Intent, Known};
+use super::locks::{Key, Mode};
+use crate::journal::{Batch, Contents, JournalError, Table};
+use crate::model::{HostRecord, PoolSpec};
+use crate::pool::Leftover;
+use crate::target::{Desired, Scope};
+
+/// Backings that are opened at a time. The lanes bound it further.
+const PARALLEL: usize = 64;
+
+/// What the journal says, in types.
+pub(super) struct Recorded {
+    pools: Vec<PoolSpec>,
+    hosts: Vec<(HostName, HostRecord)>,
+    attachments: Vec<(VolumeId, HostName)>,
+    intents: BTreeMap<u64, Intent>,
+}
+
+impl Recorded {
+    /// Reads the tables. A record that can't be understood keeps the daemon from starting: to guess
+    /// could let in the wrong host.
+    pub(super) fn read(contents: &Contents) -> std::result::Result<Self, JournalError> {
+        let bad = |table, key: &str, why: &dyn std::fmt::Display| JournalError::Record {
+            table,
+            key: key.to_string(),
+            source: serde::de::Error::custom(why.to_string()),
+        };
+        let mut hosts = Vec::new();
+        for (key, record) in contents.records::<HostRecord>(Table::Hosts)? {
+            hosts.push((key.parse().map_err(|e| bad(Table::Hosts, &key, &e))?, record));
+        }
+        let mut attachments = Vec::new();
+        for (key, _) in contents.records::<serde_json::Value>(Table::Attachments)? {
+            let (id, host) =
+                key.split_once('/').ok_or_else(|| bad(Table::Attachments, &key, &"has no slash"))?;
+            let id = id.parse().map_err(|e| bad(Table::Attachments, &key, &e))?;
+            attachments.push((id, host.parse().map_err(|e| bad(Table::Attachments, &key, &e))?));
+        }
+        let mut intents = BTreeMap::new();
+        for (key, intent) in contents.records::<Intent>(Table::Intents)? {
+            intents.insert(key.parse().map_err(|e| bad(Table::Intents, &key, &e))?, intent);
+        }
+        let pools = contents.records::<PoolSpec>(Table::Pools)?.into_iter().map(|(_, spec)| spec).collect();
+        Ok(Self { pools, hosts, attachments, intents })
+    }
+
+    /// The first number that no intent has.
+    pub(super) fn next_op(&self) -> u64 {
+        self.intents.keys().next_back().map_or(1, |last| last + 1)
+    }
+}
+
+impl Core {
+    /// See the module.
+    pub(super) async fn recover(self: &Arc<Self>, mut recorded: Recorded) -> Result<()> {
+        let started = Instant::now();
+        if self.journal.is_fresh() {
+            recorded.pools = self.read_pool_list().await.map_err(|f| f.error)?;
+        }
+        {
+            let mut view = self.view.write();
+            for (name, record) in recorded.hosts {
+                view.put_host(name, record);
+            }
+            for (id, host) in &recorded.attachments {
+                view.attach(*id, host);
+            }
+            for spec in &recorded.pools {
+                // Shown at once, so that nothing is "not found" while it is being opened.
+                view.put_pool(super::view::PoolEntry::new(
+                    spec.clone(),
+                    orlop_api::PoolState::Missing,
+                    Some("it is being opened".into()),
+                    orlop_api::ByteSize::MIB,
+                ));
+            }
+        }
+        let leftovers = self.open_pools(recorded.pools).await;
+        let opened = started.elapsed();
+        self.settle_all(recorded.intents).await;
+        self.destroy_leftovers(leftovers).await;
+        if self.journal.is_fresh() {
+            self.restore_access().await?;
+        }
+        self.note_lost_attachments();
+        let settled = started.elapsed();
+        self.restore_exports().await;
+        let outdated = self.view.read().outdated_labels();
+        for id in outdated {
+            self.dirty.mark(id);
+        }
+        let (pools, volumes, hosts, attachments) = self.view.read().counts();
+        tracing::info!(
+            pools,
+            volumes,
+            hosts,
+            attachments,
+            open_ms = opened.as_millis() as u64,
+            settle_ms = (settled - opened).as_millis() as u64,
+            converge_ms = (started.elapsed() - settled).as_millis() as u64,
+            "recovered"
+        );
+        *self.state.write() = SystemState::Ready;
+        self.resume_copies();
+        self.spent_bell.notify_one();
+        self.events.publish(EventKind::SystemReady, Subject::default());
+        Ok(())
+    }
+
+    /// Opens all pools at once. Those that can't be opened are shown as missing and tried again; the rest
+    /// works. What a crash left half made comes back.
+    async fn open_pools(self: &Arc<Self>, specs: Vec<PoolSpec>) -> Vec<(Arc<OpenPool>, Leftover)> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        let opened = futures_util::stream::iter(specs)
+            .map(|spec| async move { (self.bring_up(&spec, until).await, spec) })
+            .buffer_unordered(PARALLEL)
+            .collect::<Vec<_>>()
+            .await;
+        let mut leftovers = Vec::new();
+        for (result, spec) in opened {
+            match result {
+                Ok((open, listing)) => {
+                    leftovers.extend(listing.leftovers().map(|leftover| (open.clone(), leftover)));
+                    self.show_pool(open, &spec, listing);
+                }
+                Err(f) => {
+                    let reason = f.error.chain();
+                    tracing::error!(pool = %spec.name, error = reason, "a pool is missing");
+                    self.show_missing(&spec, &reason);
+                    self.background(self.clone().find_missing(spec));
+                }
+            }
+        }
+        leftovers
+    }
+
+    /// Settles what was in flight, each by what is there.
+    async fn settle_all(self: &Arc<Self>, intents: BTreeMap<u64, Intent>) {
+        for (key, intent) in intents {
+            match &intent {
+                // Full convergence cuts off everybody who is not in the journal; only the order matters:
+                // the intent goes when that is verified.
+                Intent::Attach { .. } | Intent::Detach { .. } => {
+                    self.unsettled
+                        .lock()
+                        .insert(key, (intent, "the daemon was stopped in the middle".into()));
+                }
+                _ => match self.settle(key, &intent, Known::Unknown).await {
+                    Ok(()) => {
+                        tracing::info!(op = key, verb = intent.verb(), "an interrupted operation was settled")
+                    }
+                    Err(f) => self.settle_later(key, intent, &f.error.chain()),
+                },
+            }
+        }
+    }
+
+    /// What a create or destroy left whose intent is gone, or was lost with the journal. Where the intent is
+    /// still there, settling it takes care of that.
+    async fn destroy_leftovers(self: &Arc<Self>, leftovers: Vec<(Arc<OpenPool>, Leftover)>) {
+        for (open, leftover) in leftovers {
+            let until = Instant::now() + self.settings.settle_deadline;
+            if let Err(f) = self.destroy_leftover(&open, leftover, until).await {
+                let text = format!("half made, and can't be removed: {}", f.error.chain());
+                self.view.write().raise(super::orphans::alarm_of(leftover), text);
+            }
+        }
+    }
+
+    /// The journal was lost, or this is the first start: the pools came from their copy, and who may use
+    /// what comes from the labels. A host that two labels know under different NQNs stays closed.
+    async fn restore_access(self: &Arc<Self>) -> Result<()> {
+        let mut hosts: BTreeMap<HostName, Option<HostRecord>> = BTreeMap::new();
+        let mut attachments = Vec::new();
+        {
+            let view = self.view.read();
+            for label in view.labels() {
+                for host in &label.hosts {
+                    let record = HostRecord { nqn: host.nqn.clone() };
+                    let known = hosts.entry(host.name.clone()).or_insert_with(|| Some(record.clone()));
+                    if known.as_ref() != Some(&record) {
+                        *known = None;
+                    }
+                    attachments.push((label.id, host.name.clone()));
+                }
+            }
+        }
+        let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
+        if specs.is_empty() {
+            return Ok(());
+        }
+        let attachments: Vec<_> = attachments
+            .into_iter()
+            .filter(|(_, host)| hosts.get(host).is_some_and(Option::is_some))
+            .collect();
+        let mut batch = Batch::default();
+        for spec in &specs {
+            batch.put(Table::Pools, spec.name.as_str(), spec);
+        }
+        for (name, record) in hosts.iter().filter_map(|(name, record)| Some((name, record.as_ref()?))) {
+            batch.put(Table::Hosts, name.as_str(), record);
+        }
+        for (id, host) in &attachments {
+            batch.put(Table::Attachments, &attachment_key(*id, host), &serde_json::json!({}));
+        }
+        self.journal.commit(batch).await?;
+        let mut view = self.view.write();
+        for (name, record) in hosts {
+            match record {
+                Some(record) => view.put_host(name, record),
+                None => view.raise(
+                    format!("host/{name}"),
+                    "the labels know it under several NQNs: it stays cut off until it is put again".into(),
+                ),
+            }
+        }
+        for (id, host) in &attachments {
+            view.attach(*id, host);
+        }
+        view.raise(
+            "journal".into(),
+            "the journal was lost; pools, hosts and attachments were restored from their copies: check them, and make new tokens"
+                .into(),
+        );
+        Ok(())
+    }
+
+    /// Opens every attached volume, then converges everything at once.
+    async fn restore_exports(self: &Arc<Self>) {
+        let ids = self.view.read().attached_volumes();
+        let failed = self.open_backings(ids).await;
+        let ids: Vec<_> = self.opened.lock().keys().copied().collect();
+        let desired: Desired =
+            ids.into_iter().filter_map(|id| Some((id, self.export_of(id, None)?))).collect();
+        let unknown = {
+            let view = self.view.read();
+            !failed.is_empty() || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
+        };
+        if unknown {
+            self.restore_one_by_one(desired, failed).await;
+            return;
+        }
+        let per_volume = Duration::from_millis(500) * u32::try_from(desired.len()).unwrap_or(u32::MAX);
+        let until = Instant::now() + self.settings.target_deadline + per_volume;
+        match self.converge(Scope::All, desired, until).await {
+            Ok(report) => {
+                if !report.steps.is_empty() {
+                    tracing::info!(steps = report.steps.len(), "the target was restored");
+                }
+                self.note_portals(&report);
+                for (id, error) in &report.failed {
+                    self.retry_export(*id, super::error::chain(error));
+                }
+                self.forget_access_intents(|id| !report.failed.contains_key(&id)).await;
+            }
+            Err(f) => {
+                let reason = f.error.chain();
+                tracing::error!(error = reason, "the target could not be restored");
+                self.view.write().raise("target".into(), format!("it could not be restored: {reason}"));
+                let attached = self.view.read().attached_volumes();
+                for id in attached {
+                    self.retry_export(id, reason.clone());
+                }
+            }
+        }
+        self.settle_access_later();
+    }
+
+    /// Some attached volumes can't be opened now. What the kernel may still serve of them, to hosts that
+    /// are attached, goes on: the daemon was only restarted, and its trouble is not theirs. So nothing is
+    /// converged but the volumes that are open, each for itself.
+    async fn restore_one_by_one(self: &Arc<Self>, desired: Desired, failed: Vec<(VolumeId, String)>) {
+        let mut broken: std::collections::BTreeSet<_> = failed.iter().map(|(id, _)| *id).collect();
+        for id in desired.into_keys() {
+            if let Err(f) = self.converge_volume(id, None, false).await {
+                broken.insert(id);
+                self.retry_export(id, f.error.chain());
+            }
+        }
+        self.forget_access_intents(|id| !broken.contains(&id)).await;
+        for (id, reason) in failed {
+            self.retry_export(id, reason);
+        }
+        self.settle_access_later();
+    }
+
+    /// Attaches and detaches that convergence has not settled.
+    fn settle_access_later(self: &Arc<Self>) {
+        let left: Vec<_> = self.unsettled.lock().iter().map(|(k, (i, _))| (*k, i.clone())).collect();
+        for (key, intent) in left.into_iter().filter(|(_, i)| is_access(i)) {
+            self.settle_later(key, intent, "the target could not be restored");
+        }
+    }
+
+    /// A pool came back: its attached volumes are served again.
+    pub(super) async fn restore_exports_of(self: &Arc<Self>, open: &Arc<OpenPool>) {
+        let ids: Vec<_> = {
+            let view = self.view.read();
+            let here = |id: &VolumeId| view.entry(*id).is_some_and(|v| v.pool == open.name);
+            view.attached_volumes().into_iter().filter(here).collect()
+        };
+        for id in ids {
+            self.view.write().clear(&format!("volume/{id}"));
+            if let Err(f) = self.restore_export(id).await {
+                self.retry_export(id, f.error.chain());
+            }
+        }
+    }
+
+    async fn open_backings(self: &Arc<Self>, ids: Vec<VolumeId>) -> Vec<(VolumeId, String)> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        futures_util::stream::iter(ids)
+            .map(|id| async move {
+                let pool = self.view.read().entry(id).map(|v| v.pool.clone())?;
+                let open = match self.open_pool(&pool) {
+                    Ok(open) => open,
+                    Err(e) => return Some((id, e.chain())),
+                };
+                self.open_backing(&open, id, until).await.err().map(|f| (id, f.error.chain()))
+            })
+            .buffer_unordered(PARALLEL)
+            .filter_map(|failed| async move { failed })
+            .collect()
+            .await
+    }
+
+    /// Serves one volume again until it works, less and less often, with the volume `stuck` until then.
+    fn retry_export(self: &Arc<Self>, id: VolumeId, reason: String) {
+        tracing::error!(volume = %id, error = reason, "a volume is not served");
+        self.set_state(id, VolumeState::Stuck, Some(reason));
+        let core = self.clone();
+        self.background(async move {
+            let mut pause = Duration::from_secs(1);
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(60));
+                let until = Instant::now() + core.settings.settle_deadline;
+                let lock = core.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await;
+                let Ok(_guards) = lock else { continue };
+                match core.restore_export(id).await {
+                    Ok(()) => {
+                        core.view.write().clear("target");
+                        return core.set_state(id, VolumeState::Ready, None);
+                    }
+                    Err(f) => {
+                        core.set_state(id, VolumeState::Stuck, Some(f.error.chain()));
+                        if let Some(late) = f.late {
+                            let _ = late.await;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// A volume is back whose attachments are still there.
+    pub(super) async fn serve_again(self: &Arc<Self>, id: VolumeId) {
+        if self.view.read().hosts_of(id).next().is_none() {
+            return;
+        }
+        let until = Instant::now() + self.settings.settle_deadline;
+        let lock = self.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await;
+        let served = match &lock {
+            Ok(_) => self.restore_export(id).await.map_err(|f| f.error.chain()),
+            Err(e) => Err(e.chain()),
+        };
+        match served {
+            Ok(()) => self.view.write().clear(&format!("volume/{id}")),
+            Err(reason) => self.retry_export(id, reason),
+        }
+    }
+
+    async fn restore_export(self: &Arc<Self>, id: VolumeId) -> CoreOutcome<()> {
+        let pool = self.view.read().entry(id).map(|v| v.pool.clone());
+        let pool = pool.ok_or_else(|| Error::NotFound(format!("volume {id}")))?;
+        if self.view.read().hosts_of(id).next().is_some() {
+            let open = self.open_pool(&pool)?;
+            self.open_backing(&open, id, Instant::now() + self.settings.settle_deadline).await?;
+        }
+        self.converge_volume(id, None, false).await
+    }
+
+    /// Full convergence has verified who has access: interrupted attaches and detaches are settled, and
+    /// backings that only they had open are closed.
+    async fn forget_access_intents(self: &Arc<Self>, verified: impl Fn(VolumeId) -> bool) {
+        let done: Vec<_> = {
+            let unsettled = self.unsettled.lock();
+            let done =
+                unsettled.iter().filter(|(_, (i, _))| is_access(i) && i.volume().is_some_and(&verified));
+            done.map(|(key, (intent, _))| (*key, intent.clone())).collect()
+        };
+        for (key, intent) in done {
+            if let Err(f) = self.settle_access(key, &intent).await {
+                self.settle_later(key, intent, &f.error.chain());
+            }
+        }
+    }
+
+    async fn settle_access(self: &Arc<Self>, key: u64, intent: &Intent) -> CoreOutcome<()> {
+        let Some(id) = intent.volume() else { return Ok(()) };
+        let pool = self.view.read().entry(id).map(|v| v.pool.clone());
+        if let Some(open) = pool.and_then(|name| self.pools.read().get(&name).cloned()) {
+            // Opened by an attach that did not end, or left open by a detach: a loop device, say.
+            if self.view.read().hosts_of(id).next().is_none() {
+                let until = Instant::now() + self.settings.settle_deadline;
+                self.on_pool(&open, super::core::On::Open, until, move |p, d| p.close(id, d)).await?;
+            }
+        }
+        // Settling converges this volume once more with the fence, which also covers a kernel that does
+        // not show its controllers.
+        self.settle(key, intent, Known::Unknown).await
+    }
+}
+
+fn is_access(intent: &Intent) -> bool {
+    matches!(intent, Intent::Attach { .. } | Intent::Detach { .. })
+}

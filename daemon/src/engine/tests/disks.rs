@@ -1,0 +1,230 @@
+//! Pools' disks: who is told of one that is lost, and what comes of changing them.
+
+use super::*;
+use crate::model::{PoolChange, PoolMedium, PoolSpec};
+
+const SUBJECT: &str = "pool/tank/health";
+
+fn tank() -> PoolName {
+    "tank".parse().unwrap()
+}
+
+fn health(state: PoolHealthState, reason: Option<&str>) -> PoolHealth {
+    PoolHealth { state, reason: reason.map(str::to_string), errors: 0, scan: None, disks: Vec::new() }
+}
+
+impl Rig {
+    fn health_alarm(&self) -> Option<String> {
+        let alarms = self.engine().view().alarms();
+        alarms.into_iter().find(|a| a.subject == SUBJECT).map(|a| a.detail)
+    }
+
+    async fn becomes(&self, now: PoolHealth) {
+        self.platter.set_health(now.clone());
+        self.engine().disks_changed(&[]);
+        self.until("the pool's health", |rig| {
+            rig.engine().view().pool(&tank()).unwrap().health.as_ref() == Some(&now)
+        })
+        .await;
+    }
+
+    /// As a pool that stands on disks: the fake one does not look at what it is made of.
+    async fn on_disks(&self, disks: &[&str]) {
+        let disks = disks.iter().map(ToString::to_string).collect();
+        let medium = PoolMedium::Zfs { disks, layout: PoolLayout::Mirror, spares: Vec::new(), guid: None };
+        self.engine().core.view.write().set_spec(PoolSpec { v: 1, name: tank(), medium });
+    }
+
+    fn media(&self) -> Vec<String> {
+        let view = self.engine().view();
+        view.pool_entry(&tank()).unwrap().spec.media().into_iter().map(str::to_string).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_lost_disk_is_an_alarm_and_an_event_until_it_is_replaced() {
+    let rig = Rig::new().await;
+    let start = rig.engine().events().newest();
+    rig.becomes(health(PoolHealthState::Ok, None)).await;
+    assert_eq!(rig.health_alarm(), None);
+    rig.becomes(health(PoolHealthState::Degraded, Some("disk x is removed"))).await;
+    assert_eq!(rig.health_alarm().unwrap(), "it is degraded: disk x is removed");
+    // It goes on.
+    rig.create("a").await;
+    rig.becomes(health(PoolHealthState::Failed, Some("disks x, y are removed"))).await;
+    assert!(rig.health_alarm().unwrap().starts_with("it has failed"));
+    let scan = PoolScan {
+        kind: PoolScanKind::Rebuild,
+        state: PoolScanState::Running,
+        percent: Some(1),
+        errors: 0,
+        ended: None,
+    };
+    let rebuilt = |percent| PoolHealth {
+        scan: Some(PoolScan { percent: Some(percent), ..scan.clone() }),
+        ..health(PoolHealthState::Degraded, Some("disk x is removed"))
+    };
+    // How far it is, is no news.
+    for percent in [1, 50, 99] {
+        rig.becomes(rebuilt(percent)).await;
+    }
+    rig.becomes(health(PoolHealthState::Ok, None)).await;
+    assert_eq!(rig.health_alarm(), None);
+    let told = rig.engine().events().after(start, 100);
+    let told: Vec<_> = told.into_iter().filter(|e| e.kind == EventKind::PoolHealth).collect();
+    let texts: Vec<_> = told.iter().filter_map(|e| e.detail.as_deref()).collect();
+    assert_eq!(
+        texts,
+        [
+            "it is degraded: disk x is removed",
+            "it has failed: disks x, y are removed",
+            "it is degraded: disk x is removed; a rebuild is under way",
+            "all its disks are well",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn what_comes_and_goes_is_an_event() {
+    let rig = Rig::new().await;
+    let start = rig.engine().events().newest();
+    let event = |name: &str, added| DiskEvent { name: name.into(), added };
+    rig.engine().disks_changed(&[event("vdb", false), event("vdc", true)]);
+    let told = rig.engine().events().after(start, 100);
+    let told: Vec<_> = told.iter().map(|e| (e.kind, e.detail.as_deref().unwrap_or_default())).collect();
+    assert_eq!(told, [(EventKind::DiskRemoved, "vdb"), (EventKind::DiskAdded, "vdc")]);
+}
+
+#[tokio::test]
+async fn a_missing_pool_is_looked_for_when_a_disk_comes() {
+    let mut rig = Rig::new().await;
+    rig.platter.set_away(true);
+    rig.restart().await;
+    let state = |rig: &Rig| rig.engine().view().pool(&tank()).unwrap().state;
+    assert_eq!(state(&rig), PoolState::Missing);
+    rig.platter.set_away(false);
+    // Long before it would be tried again by itself.
+    let begin = std::time::Instant::now();
+    while state(&rig) == PoolState::Missing && begin.elapsed() < Duration::from_millis(1500) {
+        rig.engine().disks_changed(&[]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(state(&rig), PoolState::Online);
+}
+
+fn import() -> Action {
+    let ask = PoolCreate {
+        name: tank(),
+        kind: PoolKind::Sim,
+        disks: vec![],
+        directory: Some("/fake".into()),
+        filesystem: None,
+        thin_size: None,
+        thin_metadata_size: None,
+        layout: None,
+        spares: Vec::new(),
+        import: true,
+        force: false,
+    };
+    Action::ImportPool(ask.try_into().unwrap(), false)
+}
+
+#[tokio::test]
+async fn a_pool_goes_and_comes_back_with_its_volumes_and_without_its_hosts() {
+    let mut rig = Rig::new().await;
+    let (a, b) = (rig.create("a").await, rig.create("b").await);
+    let one = rig.host("one").await;
+    rig.ok(attach(a, "one")).await;
+    let refused = rig.fails(Action::ExportPool(tank())).await;
+    assert_eq!((refused.kind, refused.dependants), (ErrorKind::Precondition, vec!["a".to_string()]));
+    rig.engine().core.write_labels().await;
+    rig.ok(detach(a, "one")).await;
+
+    // One that can't be let go of is what it was.
+    rig.platter.faults(|f| f.fail_change = true);
+    assert_eq!(rig.fails(Action::ExportPool(tank())).await.kind, ErrorKind::Internal);
+    rig.platter.faults(|f| f.fail_change = false);
+    rig.settled().await;
+    assert!(rig.engine().view().volume(a).is_some());
+
+    let start = rig.engine().events().newest();
+    rig.ok(Action::ExportPool(tank())).await;
+    let view = || rig.engine().view().counts();
+    assert_eq!((view().0, view().1), (0, 0));
+    assert_eq!(rig.fails(Action::ExportPool(tank())).await.kind, ErrorKind::NotFound);
+    assert_eq!(rig.fails(Action::CreateVolume(ask("c"))).await.kind, ErrorKind::NotFound);
+    let told = rig.engine().events().after(start, 10);
+    assert!(told.iter().any(|e| e.kind == EventKind::PoolDeleted), "{told:?}");
+    rig.restart().await;
+    assert_eq!(rig.engine().view().counts().0, 0);
+
+    // On another appliance its hosts mean nothing, even if their names do.
+    let mut labels = rig.platter.labels();
+    labels[0].hosts = vec![crate::model::LabelHost { name: "one".parse().unwrap(), nqn: one }];
+    rig.platter.leave_volume(labels.remove(0));
+    rig.ok(import()).await;
+    assert_eq!(rig.engine().view().counts().1, 2);
+    for id in [a, b] {
+        assert!(rig.engine().view().volume(id).unwrap().hosts.is_empty());
+    }
+    assert!(rig.platter.labels().iter().all(|l| l.hosts.is_empty()));
+    assert!(matches!(rig.ok(import()).await, Outcome::Pool { changed: false, .. }));
+    rig.ok(attach(b, "one")).await;
+
+    // An export that was begun when the daemon died: it stays.
+    rig.ok(detach(b, "one")).await;
+    let mut batch = Batch::default();
+    let intent = super::super::intent::Intent::ExportPool { name: tank() };
+    batch.put(Table::Intents, &format!("{:020}", 7_000_000), &intent);
+    rig.engine().core.journal.commit(batch).await.unwrap();
+    rig.restart().await;
+    rig.settled().await;
+    assert_eq!(rig.engine().view().counts().1, 2);
+
+    // What is not there can't be imported, and nothing is left of that.
+    rig.ok(Action::ExportPool(tank())).await;
+    rig.platter.set_away(true);
+    assert_eq!(rig.fails(import()).await.kind, ErrorKind::NotFound);
+    assert_eq!(rig.engine().view().counts().0, 0);
+    assert!(rig.engine().core.unsettled.lock().is_empty());
+}
+
+#[tokio::test]
+async fn changes_of_disks_are_remembered() {
+    let mut rig = Rig::new().await;
+    rig.on_disks(&["a", "b"]).await;
+    let disks = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let expand = PoolChange::Expand { disks: disks(&["c", "d"]) };
+    let replace = PoolChange::Replace { disk: "b".into(), with: "e".into() };
+    for change in [expand.clone(), replace.clone(), PoolChange::Scrub, PoolChange::StopScrub] {
+        rig.ok(Action::ChangePool(tank(), change)).await;
+    }
+    assert_eq!(rig.media(), ["a", "e", "c", "d"]);
+    // Again, the same.
+    rig.ok(Action::ChangePool(tank(), expand.clone())).await;
+    assert_eq!(rig.media(), ["a", "e", "c", "d"]);
+    assert_eq!(rig.platter.changes().len(), 4);
+    rig.restart().await;
+    assert_eq!(rig.media(), ["a", "e", "c", "d"]);
+
+    // One that fails is forgotten, and nothing is stuck.
+    rig.platter.faults(|f| f.fail_change = true);
+    let more = PoolChange::Expand { disks: disks(&["f", "g"]) };
+    assert_eq!(rig.fails(Action::ChangePool(tank(), more.clone())).await.kind, ErrorKind::Internal);
+    assert_eq!(rig.media(), ["a", "e", "c", "d"]);
+    assert!(rig.engine().core.unsettled.lock().is_empty());
+    rig.platter.faults(|f| f.fail_change = false);
+    let nowhere = Action::ChangePool("other".parse().unwrap(), PoolChange::Scrub);
+    assert_eq!(rig.fails(nowhere).await.kind, ErrorKind::NotFound);
+
+    // One that was begun when the daemon died is carried out: nobody was told that it failed.
+    let mut batch = Batch::default();
+    let intent = super::super::intent::Intent::ChangePool { name: tank(), change: more };
+    batch.put(Table::Intents, &format!("{:020}", 7_000_000), &intent);
+    rig.engine().core.journal.commit(batch).await.unwrap();
+    rig.restart().await;
+    rig.settled().await;
+    assert_eq!(rig.media(), ["a", "e", "c", "d", "f", "g"]);
+    rig.restart().await;
+    assert_eq!(rig.media(), ["a", "e", "c", "d", "f", "g"]);
+}

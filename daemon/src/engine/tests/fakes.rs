@@ -1,0 +1,586 @@
+//! A pool and a target that behave, and that fail and hang when told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_api::{
+    ByteSize, Disk, Nqn, PoolHealth, PoolKind, PoolName, Portal, Property, Provisioning, VolumeId,
+};
+use parking_lot::{Condvar, Mutex};
+
+use crate::engine::Pools;
+use crate::kernel::Deadline;
+use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
+use crate::pool::{
+    Capacity, Change, Features, Listing, Opened, Pool, PoolError, Result, Snapped, Stored, Stray,
+};
+use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
+
+/// The disk under a fake pool: survives a restart of the engine.
+#[derive(Default)]
+pub struct Platter {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    made: bool,
+    away: bool,
+    volumes: BTreeMap<VolumeId, Stored>,
+    partial: BTreeSet<VolumeId>,
+    strays: BTreeMap<String, Stray>,
+    /// Labelled, and not under their new name yet.
+    half_adopted: BTreeSet<VolumeId>,
+    snapshots: BTreeMap<SnapshotKey, SnapshotLabel>,
+    partial_snapshots: BTreeSet<SnapshotKey>,
+    /// The first bytes of a volume or a snapshot, and where a copy goes.
+    content: BTreeMap<String, Arc<File>>,
+    readers: usize,
+    open: BTreeSet<VolumeId>,
+    relabels: u64,
+    /// Much, unless a test says otherwise.
+    capacity: Option<Capacity>,
+    health: Option<PoolHealth>,
+    changes: Vec<PoolChange>,
+    faults: Faults,
+}
+
+/// What goes wrong next.
+#[derive(Default, Clone)]
+pub struct Faults {
+    /// Creates fail half way and leave something.
+    pub fail_create: bool,
+    /// So does taking it back.
+    pub fail_destroy: bool,
+    /// Creates and destroys of these names hang until let go.
+    pub hang: BTreeSet<String>,
+    /// The second snapshot of a request fails, with the first one taken.
+    pub fail_snapshot: bool,
+    /// Disks can't be changed.
+    pub fail_change: bool,
+    /// The pool can't be asked.
+    pub fail_open: bool,
+    /// Adoptions stop half way.
+    pub fail_adopt: bool,
+    /// Copies can't be written.
+    pub fail_fill: bool,
+    /// The backing is made smaller than asked.
+    pub short: bool,
+    /// Sets fail half way: the pool has new properties, and the label is the old one.
+    pub fail_set: bool,
+    /// Sets write the label and leave the pool as it is.
+    pub deaf: bool,
+    /// The pool has no properties at all.
+    pub plain: bool,
+}
+
+impl Platter {
+    pub fn faults(&self, f: impl FnOnce(&mut Faults)) {
+        f(&mut self.state.lock().faults);
+        self.bell.notify_all();
+    }
+
+    /// So many of a hundred GiB are used.
+    pub fn set_used(&self, gib: u64) {
+        let of = |gib: u64| ByteSize(gib << 30);
+        let capacity =
+            Capacity { total: of(100), used: of(gib), available: of(100 - gib), metadata_percent: None };
+        self.state.lock().capacity = Some(capacity);
+    }
+
+    pub fn set_health(&self, health: PoolHealth) {
+        self.state.lock().health = Some(health);
+    }
+
+    /// What was done to its disks.
+    pub fn changes(&self) -> Vec<PoolChange> {
+        self.state.lock().changes.clone()
+    }
+
+    pub fn set_away(&self, away: bool) {
+        self.state.lock().away = away;
+    }
+
+    pub fn backings(&self) -> usize {
+        let s = self.state.lock();
+        s.volumes.len() + s.partial.len()
+    }
+
+    pub fn open_backings(&self) -> usize {
+        self.state.lock().open.len()
+    }
+
+    pub fn labels(&self) -> Vec<Label> {
+        self.state.lock().volumes.values().map(|s| s.label.clone()).collect()
+    }
+
+    pub fn snapshots(&self) -> usize {
+        let s = self.state.lock();
+        s.snapshots.len() + s.partial_snapshots.len()
+    }
+
+    pub fn readers(&self) -> usize {
+        self.state.lock().readers
+    }
+
+    pub fn leave_partial_snapshot(&self, key: SnapshotKey) {
+        self.state.lock().partial_snapshots.insert(key);
+    }
+
+    pub fn write(&self, id: impl ToString, text: &[u8]) {
+        content(&mut self.state.lock(), id).write_all_at(text, 4096).unwrap();
+    }
+
+    pub fn read(&self, id: impl ToString, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        content(&mut self.state.lock(), id).read_exact_at(&mut bytes, 4096).unwrap();
+        bytes
+    }
+
+    pub fn leave_partial(&self, id: VolumeId) {
+        self.state.lock().partial.insert(id);
+    }
+
+    pub fn leave_stray(&self, name: &str, size: u64) {
+        self.state.lock().strays.insert(name.into(), foreign(name, ByteSize(size)));
+    }
+
+    /// Those that were not adopted, not even half.
+    pub fn strays(&self) -> Vec<String> {
+        let s = self.state.lock();
+        assert!(s.half_adopted.is_empty(), "half adopted");
+        s.strays.keys().cloned().collect()
+    }
+
+    /// As a crash leaves it in the middle of an adoption, and at its end.
+    pub fn half_adopt(&self, id: VolumeId) {
+        self.state.lock().half_adopted.insert(id);
+    }
+
+    pub fn whole_adopt(&self, stray: &str, label: Label) {
+        self.state.lock().strays.remove(stray);
+        self.leave_volume(label);
+    }
+
+    /// A backing is gone, by other ways than ours.
+    pub fn lose(&self, id: VolumeId) {
+        self.state.lock().volumes.remove(&id);
+    }
+
+    /// A backing with a label on it that came by other ways than ours.
+    pub fn leave_volume(&self, label: Label) {
+        let size = label.size;
+        self.state.lock().volumes.insert(label.id, Stored::of(label, size));
+    }
+
+    /// A restart of the machine: nothing is open.
+    pub fn power_cycle(&self) {
+        self.state.lock().open.clear();
+    }
+
+    fn wait_while_hung(&self, name: &str) {
+        let mut s = self.state.lock();
+        while s.faults.hang.contains(name) {
+            self.bell.wait_for(&mut s, Duration::from_secs(30));
+        }
+    }
+}
+
+fn foreign(name: &str, size: ByteSize) -> Stray {
+    let rule = size.is_multiple_of(ByteSize(4096));
+    Stray {
+        name: name.into(),
+        labelled: false,
+        what: "is not ours".into(),
+        size: Some(size),
+        adoptable: if rule { Ok(Provisioning::Thin) } else { Err("it has an odd size".into()) },
+    }
+}
+
+fn content(s: &mut State, id: impl ToString) -> Arc<File> {
+    let new = || {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 << 20).unwrap();
+        Arc::new(file)
+    };
+    s.content.entry(id.to_string()).or_insert_with(new).clone()
+}
+
+fn same_content(s: &mut State, from: impl ToString, to: impl ToString) {
+    let mut bytes = vec![0; 4 << 20];
+    content(s, from).read_exact_at(&mut bytes, 0).unwrap();
+    content(s, to).write_all_at(&bytes, 0).unwrap();
+}
+
+#[derive(Clone, Default)]
+pub struct FakePools(pub Arc<Platter>);
+
+impl Pools for FakePools {
+    fn create(&self, spec: &PoolSpec, _: &Deadline) -> Result<Box<dyn Pool>> {
+        self.0.state.lock().made = true;
+        Ok(Box::new(FakePool { spec: spec.clone(), platter: self.0.clone() }))
+    }
+
+    fn open(&self, spec: &PoolSpec, _: &Deadline) -> Result<Box<dyn Pool>> {
+        let s = self.0.state.lock();
+        if s.faults.fail_open {
+            return Err(FakePool { spec: spec.clone(), platter: self.0.clone() }.broken("opening"));
+        }
+        if !s.made || s.away {
+            return Err(PoolError::NotFound { pool: spec.name.clone(), object: "the platter".into() });
+        }
+        Ok(Box::new(FakePool { spec: spec.clone(), platter: self.0.clone() }))
+    }
+
+    fn recognize(&self, spec: &PoolSpec) -> Result<PoolSpec> {
+        Ok(spec.clone())
+    }
+
+    fn import(&self, spec: &PoolSpec, _: bool, deadline: &Deadline) -> Result<Box<dyn Pool>> {
+        self.open(spec, deadline)
+    }
+
+    fn disks(&self, _: &Deadline) -> std::io::Result<Vec<Disk>> {
+        Ok(Vec::new())
+    }
+}
+
+struct FakePool {
+    spec: PoolSpec,
+    platter: Arc<Platter>,
+}
+
+impl FakePool {
+    fn broken(&self, action: &str) -> PoolError {
+        let source = std::io::Error::other("as the test asked");
+        PoolError::Io { pool: self.spec.name.clone(), action: action.into(), source }
+    }
+}
+
+impl Pool for FakePool {
+    fn kind(&self) -> PoolKind {
+        PoolKind::Sim
+    }
+
+    fn name(&self) -> &PoolName {
+        &self.spec.name
+    }
+
+    fn granularity(&self) -> ByteSize {
+        ByteSize(4096)
+    }
+
+    fn features(&self) -> Features {
+        let plain = self.platter.state.lock().faults.plain;
+        Features {
+            clones_depend: true,
+            groups_under_writes: true,
+            minds_disks: true,
+            thick_with_snapshots: true,
+            reprovision: !plain,
+            properties: if plain { &[] } else { Property::ALL },
+        }
+    }
+
+    fn capacity(&self, _: &Deadline) -> Result<Capacity> {
+        let much = Capacity {
+            total: ByteSize(1 << 40),
+            used: ByteSize(0),
+            available: ByteSize(1 << 40),
+            metadata_percent: None,
+        };
+        Ok(self.platter.state.lock().capacity.unwrap_or(much))
+    }
+
+    fn create(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        self.platter.wait_while_hung(label.name.as_str());
+        let hung = deadline.check().is_err();
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_create && !hung {
+            s.partial.insert(label.id);
+            return Err(self.broken("making a backing"));
+        }
+        let size = if s.faults.short { ByteSize(label.size.0 / 2) } else { label.size };
+        if let Some(source) = label.source {
+            assert!(s.snapshots.contains_key(&source.snapshot), "made from nothing");
+            if label.copied.is_none() {
+                same_content(&mut s, source.snapshot, label.id);
+            }
+        }
+        s.volumes.insert(label.id, Stored::of(label.clone(), size));
+        Ok(Change::Done)
+    }
+
+    fn grow(&self, label: &Label, _: &Deadline) -> Result<Change> {
+        let mut s = self.platter.state.lock();
+        let old = s.volumes.remove(&label.id).unwrap();
+        s.volumes.insert(label.id, Stored { label: label.clone(), size: label.size, ..old });
+        Ok(Change::Done)
+    }
+
+    fn set(&self, label: &Label, _: &Deadline) -> Result<Change> {
+        let mut s = self.platter.state.lock();
+        let faults = s.faults.clone();
+        let Some(stored) = s.volumes.get_mut(&label.id) else { return Err(self.broken("finding it")) };
+        assert_eq!(stored.size, label.size, "a set with another size than the backing's");
+        if !faults.deaf {
+            (stored.provisioning, stored.properties) = (label.provisioning, label.properties);
+        }
+        if faults.fail_set {
+            return Err(self.broken("setting properties"));
+        }
+        stored.label = label.clone();
+        Ok(Change::Done)
+    }
+
+    fn relabel(&self, label: &Label, _: &Deadline) -> Result<()> {
+        let mut s = self.platter.state.lock();
+        s.relabels += 1;
+        match s.volumes.get_mut(&label.id) {
+            Some(stored) => stored.label = label.clone(),
+            None => return Err(self.broken("writing a label")),
+        }
+        Ok(())
+    }
+
+    fn destroy(&self, id: VolumeId, _: &Deadline) -> Result<Change> {
+        let name = self.platter.state.lock().volumes.get(&id).map(|s| s.label.name.to_string());
+        self.platter.wait_while_hung(&name.unwrap_or_default());
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_destroy {
+            return Err(self.broken("destroying a backing"));
+        }
+        assert!(!s.open.contains(&id), "destroyed while open");
+        assert!(!s.snapshots.keys().any(|k| k.volume == id), "destroyed with snapshots");
+        let done = s.volumes.remove(&id).is_some() | s.partial.remove(&id);
+        Ok(if done { Change::Done } else { Change::Unchanged })
+    }
+
+    fn get(&self, id: VolumeId, _: &Deadline) -> Result<Option<Stored>> {
+        Ok(self.platter.state.lock().volumes.get(&id).cloned())
+    }
+
+    fn list(&self, _: &Deadline) -> Result<Listing> {
+        let s = self.platter.state.lock();
+        Ok(Listing {
+            volumes: s.volumes.values().cloned().collect(),
+            snapshots: s.snapshots.values().cloned().collect(),
+            partial: s.partial.iter().copied().collect(),
+            partial_snapshots: s.partial_snapshots.iter().copied().collect(),
+            strays: s.strays.values().cloned().collect(),
+        })
+    }
+
+    fn adopt(&self, stray: &str, label: &Label, _: &Deadline) -> Result<Change> {
+        self.platter.wait_while_hung(label.name.as_str());
+        let mut s = self.platter.state.lock();
+        if s.volumes.contains_key(&label.id) {
+            return Ok(Change::Unchanged);
+        }
+        if !s.strays.contains_key(stray) {
+            return Err(PoolError::NotFound { pool: self.spec.name.clone(), object: stray.into() });
+        }
+        s.half_adopted.insert(label.id);
+        if s.faults.fail_adopt {
+            return Err(self.broken("adopting"));
+        }
+        s.half_adopted.remove(&label.id);
+        s.strays.remove(stray);
+        let size = if s.faults.short { ByteSize(label.size.0 / 2) } else { label.size };
+        s.volumes.insert(label.id, Stored::of(label.clone(), size));
+        Ok(Change::Done)
+    }
+
+    fn release(&self, stray: &str, id: VolumeId, _: &Deadline) -> Result<Change> {
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_destroy {
+            return Err(self.broken("releasing"));
+        }
+        let half = s.half_adopted.remove(&id);
+        let Some(stored) = s.volumes.remove(&id) else {
+            return Ok(if half { Change::Done } else { Change::Unchanged });
+        };
+        s.strays.insert(stray.into(), foreign(stray, stored.label.size));
+        Ok(Change::Done)
+    }
+
+    fn open(&self, id: VolumeId, _: &Deadline) -> Result<Opened> {
+        let mut s = self.platter.state.lock();
+        let Some(size) = s.volumes.get(&id).map(|v| v.size) else {
+            return Err(PoolError::NotFound { pool: self.spec.name.clone(), object: id.to_string() });
+        };
+        s.open.insert(id);
+        Ok(Opened { device: PathBuf::from(format!("/dev/fake/{id}")), size })
+    }
+
+    fn close(&self, id: VolumeId, _: &Deadline) -> Result<()> {
+        self.platter.state.lock().open.remove(&id);
+        Ok(())
+    }
+
+    fn snapshot(&self, labels: &[SnapshotLabel], _: &Deadline) -> Result<Snapped> {
+        let mut s = self.platter.state.lock();
+        for (i, label) in labels.iter().enumerate() {
+            assert!(s.volumes.contains_key(&label.key.volume), "a snapshot of nothing");
+            if i == 1 && s.faults.fail_snapshot {
+                s.partial_snapshots.insert(label.key);
+                return Err(self.broken("taking a snapshot"));
+            }
+            s.snapshots.insert(label.key, label.clone());
+            same_content(&mut s, label.key.volume, label.key);
+        }
+        Ok(Snapped { change: Change::Done, paused: Some(Duration::from_micros(7)) })
+    }
+
+    fn get_snapshot(&self, key: SnapshotKey, _: &Deadline) -> Result<Option<SnapshotLabel>> {
+        Ok(self.platter.state.lock().snapshots.get(&key).cloned())
+    }
+
+    fn relabel_snapshot(&self, label: &SnapshotLabel, _: &Deadline) -> Result<()> {
+        let old = self.platter.state.lock().snapshots.insert(label.key, label.clone());
+        old.map(drop).ok_or_else(|| self.broken("writing a label"))
+    }
+
+    fn destroy_snapshot(&self, key: SnapshotKey, _: &Deadline) -> Result<Change> {
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_destroy {
+            return Err(self.broken("destroying a snapshot"));
+        }
+        let clone = |v: &Stored| v.label.source.is_some_and(|s| s.snapshot == key);
+        let needs = |v: &Stored| {
+            v.label.copied.is_some()
+                || v.label.source.is_some_and(|s| s.mode == orlop_api::SourceMode::Linked)
+        };
+        assert!(!s.volumes.values().any(|v| clone(v) && needs(v)), "destroyed under a clone");
+        let done = s.snapshots.remove(&key).is_some() | s.partial_snapshots.remove(&key);
+        Ok(if done { Change::Done } else { Change::Unchanged })
+    }
+
+    fn read(&self, key: SnapshotKey, _: &Deadline) -> Result<File> {
+        let mut s = self.platter.state.lock();
+        assert!(s.snapshots.contains_key(&key), "read of nothing");
+        s.readers += 1;
+        Ok(content(&mut s, key).try_clone().unwrap())
+    }
+
+    fn done_reading(&self, _: SnapshotKey, _: &Deadline) -> Result<()> {
+        self.platter.state.lock().readers -= 1;
+        Ok(())
+    }
+
+    fn fill(&self, id: VolumeId, _: &Deadline) -> Result<File> {
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_fill {
+            return Err(self.broken("opening for a copy"));
+        }
+        Ok(content(&mut s, id).try_clone().unwrap())
+    }
+
+    fn health(&self, _: Option<&PoolHealth>, _: &Deadline) -> Result<Option<PoolHealth>> {
+        Ok(self.platter.state.lock().health.clone())
+    }
+
+    fn change(&self, change: &PoolChange, _: &Deadline) -> Result<Change> {
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_change {
+            return Err(self.broken("changing disks"));
+        }
+        if s.changes.contains(change) {
+            return Ok(Change::Unchanged);
+        }
+        s.changes.push(change.clone());
+        Ok(Change::Done)
+    }
+
+    fn export(&self, _: &Deadline) -> Result<()> {
+        let s = self.platter.state.lock();
+        assert!(s.open.is_empty(), "exported while open");
+        if s.faults.fail_change { Err(self.broken("letting go")) } else { Ok(()) }
+    }
+
+    fn remove(&self, _: &Deadline) -> Result<()> {
+        self.platter.state.lock().made = false;
+        Ok(())
+    }
+}
+
+/// A kernel: survives a restart of the engine, not one of the machine.
+#[derive(Default)]
+pub struct FakeTarget {
+    exports: Mutex<BTreeMap<VolumeId, Export>>,
+    pub fail: Mutex<bool>,
+    changes: Mutex<u64>,
+}
+
+impl FakeTarget {
+    pub fn hosts(&self, id: VolumeId) -> BTreeSet<Nqn> {
+        self.exports.lock().get(&id).map(|e| e.hosts.clone()).unwrap_or_default()
+    }
+
+    pub fn exports(&self) -> usize {
+        self.exports.lock().len()
+    }
+
+    pub fn size(&self, id: VolumeId) -> Option<ByteSize> {
+        self.exports.lock().get(&id).map(|e| e.size)
+    }
+
+    pub fn changes(&self) -> u64 {
+        *self.changes.lock()
+    }
+
+    /// Somebody changed the kernel by hand, or a crash left it so.
+    pub fn let_in(&self, id: VolumeId, host: &Nqn) {
+        if let Some(e) = self.exports.lock().get_mut(&id) {
+            e.hosts.insert(host.clone());
+        }
+    }
+
+    pub fn power_cycle(&self) {
+        self.exports.lock().clear();
+    }
+}
+
+impl Target for FakeTarget {
+    fn converge(
+        &self,
+        scope: Scope,
+        desired: &Desired,
+        _: &Deadline,
+    ) -> std::result::Result<Report, TargetError> {
+        if *self.fail.lock() {
+            return Err(TargetError::Unsettled("as the test asked".into()));
+        }
+        let mut exports = self.exports.lock();
+        let before = exports.clone();
+        match scope {
+            Scope::All => *exports = desired.clone(),
+            Scope::Volume(id) | Scope::Fence(id) => match desired.get(&id) {
+                Some(e) => drop(exports.insert(id, e.clone())),
+                None => drop(exports.remove(&id)),
+            },
+        }
+        let changed = *exports != before;
+        *self.changes.lock() += u64::from(changed);
+        Ok(Report {
+            steps: changed.then(|| "changed".to_string()).into_iter().collect(),
+            ..Report::default()
+        })
+    }
+
+    fn announce_size(&self, export: &Export, _: &Deadline) -> std::result::Result<(), TargetError> {
+        for e in self.exports.lock().values_mut().filter(|e| e.identity == export.identity) {
+            e.size = export.size;
+        }
+        Ok(())
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        vec![Portal { address: "192.0.2.1".into(), port: 4420 }]
+    }
+}

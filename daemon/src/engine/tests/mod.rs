@@ -1,0 +1,486 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod disks;
+mod fakes;
+mod orphans;
+mod properties;
+mod snapshots;
+mod space;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_api::*;
+
+use super::*;
+use fakes::{FakePools, FakeTarget, Platter};
+
+const LONG: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A machine: what survives a restart of the daemon.
+struct Rig {
+    dir: tempfile::TempDir,
+    platter: Arc<Platter>,
+    target: Arc<FakeTarget>,
+    engine: Option<Engine>,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let mut rig = Self {
+            dir: tempfile::tempdir().unwrap(),
+            platter: Arc::default(),
+            target: Arc::default(),
+            engine: None,
+        };
+        rig.start().await;
+        rig.ok(Action::CreatePool(
+            PoolCreate {
+                name: "tank".parse().unwrap(),
+                kind: PoolKind::Sim,
+                disks: vec![],
+                directory: Some("/fake".into()),
+                filesystem: None,
+                thin_size: None,
+                thin_metadata_size: None,
+                layout: None,
+                spares: Vec::new(),
+                import: false,
+                force: false,
+            }
+            .try_into()
+            .unwrap(),
+        ))
+        .await;
+        rig
+    }
+
+    async fn start(&mut self) {
+        let settings = || EngineSettings {
+            state_dir: self.dir.path().to_path_buf(),
+            sim: true,
+            prefix: Default::default(),
+            target: self.target.clone(),
+            pools: Arc::new(FakePools(self.platter.clone())),
+            pool_threads: 2,
+            fill: Default::default(),
+            lane_depth: 64,
+            target_deadline: LONG,
+            settle_deadline: LONG,
+            metrics: Arc::new(crate::telemetry::Metrics::new(Default::default())),
+        };
+        // The last engine's committer closes the journal a moment after its handle has gone.
+        for _ in 0..500 {
+            match Engine::open(settings()).await {
+                Ok(engine) => {
+                    engine.recover().await.unwrap();
+                    self.engine = Some(engine);
+                    return;
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        panic!("the engine did not open");
+    }
+
+    /// The daemon goes without a farewell, as at SIGKILL: its background tasks end where they are.
+    async fn restart(&mut self) {
+        self.engine().core.tasks.lock().abort_all();
+        self.engine = None;
+        self.start().await;
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().unwrap()
+    }
+
+    async fn submit(&self, action: Action, within: Duration) -> Result<Outcome> {
+        self.engine().submit(who(), action, within).await
+    }
+
+    async fn ok(&self, action: Action) -> Outcome {
+        self.submit(action, LONG).await.unwrap()
+    }
+
+    async fn fails(&self, action: Action) -> Problem {
+        self.submit(action, LONG).await.unwrap_err().to_problem()
+    }
+
+    async fn create(&self, name: &str) -> VolumeId {
+        match self.ok(Action::CreateVolume(ask(name))).await {
+            Outcome::Volume { volume, .. } => volume.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn host(&self, name: &str) -> Nqn {
+        let nqn: Nqn = format!("nqn.2014-08.org.nvmexpress:{name}").parse().unwrap();
+        self.ok(Action::PutHost(name.parse().unwrap(), HostPut { nqn: nqn.clone() })).await;
+        nqn
+    }
+
+    async fn settled(&self) {
+        for _ in 0..1000 {
+            if self.engine().core.unsettled.lock().is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not settled");
+    }
+}
+
+fn who() -> Principal {
+    Principal { name: "test".into(), tenant: default_tenant(), role: Role::Admin }
+}
+
+fn ask(name: &str) -> VolumeCreate {
+    VolumeCreate {
+        name: name.parse().unwrap(),
+        pool: "tank".parse().unwrap(),
+        size: ByteSize::MIB,
+        provisioning: Provisioning::Thin,
+        protocol: Protocol::Nvme,
+        source: None,
+        properties: Default::default(),
+    }
+}
+
+fn by(id: VolumeId) -> VolumeRef {
+    VolumeRef::Id(id)
+}
+
+fn delete(id: VolumeId) -> Action {
+    Action::DeleteVolume(by(id), When::Now)
+}
+
+fn attach(id: VolumeId, host: &str) -> Action {
+    Action::Attach(by(id), host.parse().unwrap())
+}
+
+fn detach(id: VolumeId, host: &str) -> Action {
+    Action::Detach(by(id), host.parse().unwrap())
+}
+
+#[tokio::test]
+async fn the_same_create_again_gives_the_same_volume() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    assert_eq!(rig.create("data").await, id);
+    let other = VolumeCreate { size: ByteSize(2 << 20), ..ask("data") };
+    let p = rig.fails(Action::CreateVolume(other)).await;
+    assert_eq!((p.kind, p.field.as_deref()), (ErrorKind::Conflict, Some("size")));
+    assert_eq!((p.have.as_deref(), p.want.as_deref()), (Some("1048576"), Some("2097152")));
+}
+
+#[tokio::test]
+async fn parallel_creates_of_one_name_make_one_volume() {
+    let rig = Rig::new().await;
+    let engine = rig.engine().clone();
+    let tasks: Vec<_> = (0..50)
+        .map(|_| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.submit(who(), Action::CreateVolume(ask("one")), LONG).await })
+        })
+        .collect();
+    let mut changed = 0;
+    for t in tasks {
+        let Outcome::Volume { changed: c, .. } = t.await.unwrap().unwrap() else { panic!() };
+        changed += u32::from(c);
+    }
+    assert_eq!((changed, rig.platter.backings()), (1, 1));
+}
+
+#[tokio::test]
+async fn sizes_have_rules() {
+    let rig = Rig::new().await;
+    for size in [0, 1, 4095, 4097] {
+        let p = rig.fails(Action::CreateVolume(VolumeCreate { size: ByteSize(size), ..ask("x") })).await;
+        assert_eq!((p.kind, p.field.as_deref()), (ErrorKind::Invalid, Some("size")), "{size}");
+    }
+    let id = rig.create("y").await;
+    let p = rig.fails(Action::UpdateVolume(by(id), VolumeUpdate::to_size(ByteSize(4096)))).await;
+    assert_eq!(p.kind, ErrorKind::Invalid);
+    assert_eq!(rig.platter.backings(), 1);
+}
+
+#[tokio::test]
+async fn a_create_that_fails_half_way_leaves_nothing() {
+    let mut rig = Rig::new().await;
+    rig.platter.faults(|f| f.fail_create = true);
+    assert_eq!(rig.fails(Action::CreateVolume(ask("data"))).await.kind, ErrorKind::Internal);
+    assert_eq!(rig.platter.backings(), 0);
+    rig.platter.faults(|f| f.fail_create = false);
+    rig.platter.faults(|f| f.short = true);
+    let p = rig.fails(Action::CreateVolume(ask("data"))).await;
+    assert!(p.detail.contains("reading it back"), "{}", p.detail);
+    assert_eq!(rig.platter.backings(), 0);
+    rig.platter.faults(|f| f.short = false);
+    rig.restart().await;
+    assert_eq!(rig.engine().view().counts().1, 0);
+    rig.create("data").await;
+}
+
+#[tokio::test]
+async fn a_failed_rollback_is_stuck_and_tried_again() {
+    let rig = Rig::new().await;
+    rig.platter.faults(|f| (f.fail_create, f.fail_destroy) = (true, true));
+    rig.fails(Action::CreateVolume(ask("data"))).await;
+    assert_eq!(rig.fails(Action::CreateVolume(ask("data"))).await.kind, ErrorKind::Busy);
+    assert!(!rig.engine().view().alarms().is_empty());
+    rig.platter.faults(|f| (f.fail_create, f.fail_destroy) = (false, false));
+    rig.settled().await;
+    assert!(rig.engine().view().alarms().is_empty());
+    assert_eq!(rig.platter.backings(), 0);
+    rig.create("data").await;
+}
+
+#[tokio::test]
+async fn a_hung_create_delays_nothing_else_and_is_settled_when_it_ends() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("worker-1").await;
+    // As many as the pool has threads, and more.
+    rig.platter.faults(|f| f.hang.extend(["a".to_string(), "b".into(), "c".into()]));
+    let engine = rig.engine().clone();
+    let hung: Vec<_> = ["a", "b", "c"]
+        .map(|n| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.submit(who(), Action::CreateVolume(ask(n)), SHORT).await })
+        })
+        .into();
+    let before = std::time::Instant::now();
+    rig.ok(attach(id, "worker-1")).await;
+    assert!(before.elapsed() < SHORT, "an attach waited {:?} behind a hung create", before.elapsed());
+    let mut kinds: Vec<_> = Vec::new();
+    for t in hung {
+        kinds.push(t.await.unwrap().unwrap_err().kind());
+    }
+    assert!(kinds.contains(&ErrorKind::Deadline), "{kinds:?}");
+    // The threads were replaced: other creates go on.
+    rig.create("d").await;
+    rig.platter.faults(|f| f.hang.clear());
+    rig.settled().await;
+    // What was whole in the end stays: its caller was told that it may still be under way.
+    let names: Vec<_> = rig.platter.labels().iter().map(|l| l.name.to_string()).collect();
+    assert_eq!(rig.engine().view().counts().1 as usize, names.len());
+    assert_eq!(rig.create("a").await, rig.create("a").await);
+}
+
+#[tokio::test]
+async fn only_attached_hosts_are_let_in_and_only_attached_volumes_are_open() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    let one = rig.host("one").await;
+    let two = rig.host("two").await;
+    assert_eq!(rig.target.exports(), 0);
+    rig.ok(attach(id, "one")).await;
+    rig.ok(attach(id, "two")).await;
+    assert_eq!(rig.target.hosts(id), [one.clone(), two.clone()].into());
+    let Outcome::Attachment { attachment, changed } = rig.ok(attach(id, "two")).await else { panic!() };
+    assert!(!changed);
+    assert_eq!((attachment.uuid, attachment.host_nqn), (id.uuid(), two.clone()));
+    rig.ok(detach(id, "one")).await;
+    assert_eq!(rig.target.hosts(id), [two].into());
+    assert_eq!(rig.platter.open_backings(), 1);
+    rig.ok(detach(id, "two")).await;
+    assert_eq!((rig.target.exports(), rig.platter.open_backings()), (0, 0));
+    assert_eq!(rig.fails(detach(id, "two")).await.kind, ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_depends_on_an_object_keeps_it() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    let p = rig.fails(delete(id)).await;
+    assert_eq!((p.kind, p.dependants), (ErrorKind::Precondition, vec!["one".to_string()]));
+    let p = rig.fails(Action::DeleteHost("one".parse().unwrap())).await;
+    assert_eq!((p.kind, p.dependants), (ErrorKind::Precondition, vec![id.to_string()]));
+    let p = rig.fails(Action::DeletePool("tank".parse().unwrap())).await;
+    assert_eq!((p.kind, p.dependants), (ErrorKind::Precondition, vec!["data".to_string()]));
+    rig.ok(detach(id, "one")).await;
+    rig.ok(delete(id)).await;
+    rig.ok(Action::DeleteHost("one".parse().unwrap())).await;
+    rig.ok(Action::DeletePool("tank".parse().unwrap())).await;
+    assert_eq!(rig.engine().view().counts(), (0, 0, 0, 0));
+    assert_eq!(rig.engine().core.locks.len(), 0);
+}
+
+#[tokio::test]
+async fn two_hosts_never_share_an_nqn() {
+    let rig = Rig::new().await;
+    let nqn = rig.host("one").await;
+    let again = Action::PutHost("two".parse().unwrap(), HostPut { nqn });
+    assert_eq!(rig.fails(again).await.kind, ErrorKind::Conflict);
+    assert_eq!(rig.engine().view().counts().2, 1);
+}
+
+#[tokio::test]
+async fn an_attach_that_fails_lets_nobody_in() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    *rig.target.fail.lock() = true;
+    assert_eq!(rig.fails(attach(id, "one")).await.kind, ErrorKind::Internal);
+    assert!(!rig.engine().view().is_attached(id, &"one".parse().unwrap()));
+    *rig.target.fail.lock() = false;
+    rig.settled().await;
+    assert_eq!((rig.target.exports(), rig.platter.open_backings()), (0, 0));
+    rig.ok(attach(id, "one")).await;
+}
+
+#[tokio::test]
+async fn a_detach_that_fails_is_carried_out_later() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    *rig.target.fail.lock() = true;
+    assert_eq!(rig.fails(detach(id, "one")).await.kind, ErrorKind::Internal);
+    assert_eq!(rig.engine().view().volume(id).unwrap().state, VolumeState::Stuck);
+    // A restart in between forgets nothing.
+    *rig.target.fail.lock() = false;
+    rig.restart().await;
+    assert_eq!((rig.target.exports(), rig.platter.open_backings()), (0, 0));
+    rig.settled().await;
+    assert_eq!(rig.engine().view().volume(id).unwrap().state, VolumeState::Ready);
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing_and_a_power_cut_restores_everything() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    let bystander = rig.create("other").await;
+    let one = rig.host("one").await;
+    let stranger = rig.host("stranger").await;
+    rig.ok(attach(id, "one")).await;
+    rig.ok(Action::UpdateVolume(by(id), VolumeUpdate::to_size(ByteSize(3 << 20)))).await;
+    assert_eq!(rig.target.size(id), Some(ByteSize(3 << 20)));
+    let changes = rig.target.changes();
+    rig.restart().await;
+    assert_eq!(rig.target.changes(), changes, "a restart disturbed the target");
+    let before = rig.engine().view().volume(id).unwrap();
+
+    rig.target.let_in(id, &stranger);
+    rig.restart().await;
+    assert_eq!(rig.target.hosts(id), [one.clone()].into(), "drift was not put back");
+
+    rig.platter.power_cycle();
+    rig.target.power_cycle();
+    rig.restart().await;
+    assert_eq!(rig.target.hosts(id), [one].into());
+    assert_eq!(rig.target.exports(), 1, "a volume that nobody attached is exported");
+    assert_eq!(rig.engine().view().volume(id).unwrap(), before);
+    assert!(rig.engine().view().volume(bystander).is_some());
+}
+
+#[tokio::test]
+async fn a_lost_journal_is_rebuilt_from_labels() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    let one = rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    rig.engine().core.tasks.lock().abort_all();
+    rig.engine = None;
+    rig.target.power_cycle();
+    // Wait until the old journal is closed, then lose it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    std::fs::remove_dir_all(rig.dir.path().join("journal")).unwrap();
+    rig.start().await;
+    assert_eq!(rig.engine().view().counts(), (1, 1, 1, 1));
+    assert_eq!(rig.engine().view().volume(id).unwrap().name.as_str(), "data");
+    assert_eq!(rig.target.hosts(id), [one].into());
+    assert!(rig.engine().view().alarms().iter().any(|a| a.subject == "journal"));
+    // What was restored is in the new journal: the next start needs no labels.
+    rig.restart().await;
+    assert_eq!(rig.engine().view().counts(), (1, 1, 1, 1));
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_made_goes_at_start() {
+    let mut rig = Rig::new().await;
+    rig.platter.leave_partial(VolumeId::mint());
+    rig.restart().await;
+    assert_eq!(rig.platter.backings(), 0);
+}
+
+#[tokio::test]
+async fn a_missing_pool_is_an_alarm_and_comes_back() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.platter.set_away(true);
+    rig.target.power_cycle();
+    rig.restart().await;
+    assert_eq!(rig.engine().view().pools()[0].state, PoolState::Missing);
+    assert!(rig.engine().view().alarms().iter().any(|a| a.subject == "pool/tank"));
+    assert_eq!(rig.fails(Action::CreateVolume(ask("x"))).await.kind, ErrorKind::Unavailable);
+    assert_eq!(rig.target.exports(), 0);
+    rig.platter.set_away(false);
+    for _ in 0..600 {
+        if rig.target.exports() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(rig.target.exports(), 1);
+    assert_eq!(rig.engine().view().pools()[0].state, PoolState::Online);
+    assert!(rig.engine().view().alarms().is_empty(), "{:?}", rig.engine().view().alarms());
+}
+
+#[tokio::test]
+async fn a_restart_without_the_pool_leaves_connected_hosts_alone() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    let one = rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.platter.set_away(true);
+    let changes = rig.target.changes();
+    rig.restart().await;
+    assert_eq!(rig.target.hosts(id), [one.clone()].into(), "the export was taken down");
+    rig.platter.set_away(false);
+    for _ in 0..600 {
+        if rig.engine().view().pools()[0].state == PoolState::Online {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((rig.target.hosts(id), rig.target.changes()), ([one].into(), changes));
+}
+
+#[tokio::test]
+async fn a_drain_refuses_new_changes_and_finishes_old_ones() {
+    let rig = Rig::new().await;
+    rig.platter.faults(|f| f.hang.extend(["slow".to_string()]));
+    let engine = rig.engine().clone();
+    let slow =
+        tokio::spawn(async move { engine.submit(who(), Action::CreateVolume(ask("slow")), LONG).await });
+    tokio::time::sleep(SHORT).await;
+    let engine = rig.engine().clone();
+    let drain = tokio::spawn(async move { engine.drain(LONG).await });
+    tokio::time::sleep(SHORT).await;
+    assert_eq!(rig.fails(Action::CreateVolume(ask("late"))).await.kind, ErrorKind::Unavailable);
+    rig.platter.faults(|f| f.hang.clear());
+    assert!(slow.await.unwrap().is_ok());
+    assert_eq!(drain.await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn labels_follow_attachments() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    let nqn = rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    assert_eq!(rig.platter.labels()[0].hosts[0].nqn, nqn);
+    rig.ok(Action::UpdateVolume(by(id), VolumeUpdate::to_size(ByteSize(2 << 20)))).await;
+    assert_eq!(rig.platter.labels()[0].hosts.len(), 1);
+    rig.ok(detach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    assert!(rig.platter.labels()[0].hosts.is_empty());
+}

@@ -1,0 +1,718 @@
+//! The in-memory image of everything: what reads are answered from. It costs no disk or kernel access.
+//! The engine changes it when, and only when, a change is durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use orlop_api::{
+    Alarm, ByteSize, Host, HostName, Page, Pool, PoolFill, PoolHealth, PoolName, PoolState, Progress,
+    Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState, SourceMode, Tenant,
+    Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
+};
+
+use super::space::FillLimits;
+use crate::model::{HostRecord, Identity, Label, LabelHost, NqnPrefix, PoolSpec, SnapshotKey, SnapshotLabel};
+use crate::pool::{Capacity, Features};
+
+/// A volume as the view holds it.
+#[derive(Debug, Clone)]
+pub struct VolumeEntry {
+    /// What is written on the backing, save for the hosts, which are written behind.
+    pub label: Label,
+    /// Where it is.
+    pub pool: PoolName,
+    /// How it is.
+    pub state: VolumeState,
+    /// Why it isn't ready.
+    pub reason: Option<String>,
+}
+
+/// A snapshot as the view holds it.
+#[derive(Debug, Clone)]
+pub struct SnapshotEntry {
+    /// What is written on it.
+    pub label: SnapshotLabel,
+    /// Where it is.
+    pub pool: PoolName,
+    /// Why it isn't ready.
+    pub stuck: Option<String>,
+    /// How long writers had to wait for it.
+    pub paused: Option<std::time::Duration>,
+}
+
+/// A pool as the view holds it.
+#[derive(Debug, Clone)]
+pub struct PoolEntry {
+    /// What it stands on.
+    pub spec: PoolSpec,
+    /// Whether it can be used.
+    pub state: PoolState,
+    /// Why it can't.
+    pub reason: Option<String>,
+    /// Sizes are whole numbers of this.
+    pub granularity: ByteSize,
+    /// What it can do, once it was opened.
+    pub features: Option<Features>,
+    /// As it was last read.
+    pub capacity: Capacity,
+    /// How full that is.
+    pub fill: PoolFill,
+    /// When that was.
+    pub observed: Timestamp,
+    /// How its disks were, where that was read.
+    pub health: Option<PoolHealth>,
+    /// The sum of its volumes' sizes.
+    provisioned: u64,
+    /// How many volumes.
+    volumes: u64,
+}
+
+impl VolumeEntry {
+    /// How it is, as it is shown.
+    pub fn shown_state(&self) -> VolumeState {
+        match self.state {
+            _ if self.label.deleted => VolumeState::Deleting,
+            VolumeState::Ready if self.label.copied.is_some() => VolumeState::Copying,
+            state => state,
+        }
+    }
+}
+
+impl PoolEntry {
+    /// A pool of which nothing is known yet.
+    pub fn new(spec: PoolSpec, state: PoolState, reason: Option<String>, granularity: ByteSize) -> Self {
+        Self {
+            spec,
+            state,
+            reason,
+            granularity,
+            features: None,
+            capacity: Capacity::default(),
+            fill: PoolFill::Ok,
+            observed: Timestamp::now(),
+            health: None,
+            provisioned: 0,
+            volumes: 0,
+        }
+    }
+
+    /// Whether there is any volume in it.
+    pub fn has_volumes(&self) -> bool {
+        self.volumes > 0
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct View {
+    prefix: NqnPrefix,
+    limits: FillLimits,
+    volumes: BTreeMap<VolumeId, VolumeEntry>,
+    by_name: BTreeMap<(Tenant, VolumeName), VolumeId>,
+    /// How far copies are, beyond what their labels say.
+    progress: BTreeMap<VolumeId, u64>,
+    snapshots: BTreeMap<SnapshotId, SnapshotEntry>,
+    snapshots_by_name: BTreeMap<(Tenant, SnapshotName), SnapshotId>,
+    snapshots_by_volume: BTreeMap<VolumeId, BTreeSet<SnapshotId>>,
+    groups: BTreeMap<(Tenant, SnapshotName), BTreeSet<SnapshotId>>,
+    /// Volumes that live on a snapshot, or are being copied from it.
+    dependants: BTreeMap<SnapshotId, BTreeSet<VolumeId>>,
+    /// What was deleted while something depended on it.
+    doomed_volumes: BTreeSet<VolumeId>,
+    doomed_snapshots: BTreeSet<SnapshotId>,
+    pools: BTreeMap<PoolName, PoolEntry>,
+    hosts: BTreeMap<HostName, HostRecord>,
+    attached: BTreeMap<VolumeId, BTreeSet<HostName>>,
+    attached_by_host: BTreeMap<HostName, BTreeSet<VolumeId>>,
+    attachments: u64,
+    alarms: BTreeMap<String, Alarm>,
+}
+
+impl View {
+    /// An empty one.
+    pub fn new(prefix: NqnPrefix, limits: FillLimits) -> Self {
+        Self { prefix, limits, ..Self::default() }
+    }
+
+    // ---- reads
+
+    /// The id behind a reference, within a tenant.
+    pub fn resolve(&self, tenant: &Tenant, volume: &VolumeRef) -> Option<VolumeId> {
+        match volume {
+            VolumeRef::Id(id) => self.volumes.get(id).filter(|v| v.label.tenant == *tenant).map(|_| *id),
+            VolumeRef::Name(name) => self.by_name.get(&(tenant.clone(), name.clone())).copied(),
+        }
+    }
+
+    /// A volume as the engine needs it.
+    pub fn entry(&self, id: VolumeId) -> Option<&VolumeEntry> {
+        self.volumes.get(&id)
+    }
+
+    /// A volume as it is shown.
+    pub fn volume(&self, id: VolumeId) -> Option<Volume> {
+        self.volumes.get(&id).map(|v| self.show(id, v))
+    }
+
+    fn show(&self, id: VolumeId, v: &VolumeEntry) -> Volume {
+        Volume {
+            id,
+            name: v.label.name.clone(),
+            tenant: v.label.tenant.clone(),
+            pool: v.pool.clone(),
+            size: v.label.size,
+            provisioning: v.label.provisioning,
+            protocol: v.label.protocol,
+            nqn: self.prefix.subsystem(id),
+            state: v.shown_state(),
+            reason: v.reason.clone(),
+            hosts: self.hosts_of(id).cloned().collect(),
+            source: v.label.source.map(|s| VolumeOrigin {
+                volume: s.snapshot.volume,
+                snapshot: s.snapshot.id,
+                mode: s.mode,
+            }),
+            progress: self.progress_of(v),
+            properties: v.label.properties,
+            created: v.label.created,
+        }
+    }
+
+    fn progress_of(&self, v: &VolumeEntry) -> Option<Progress> {
+        let durable = v.label.copied?.bytes();
+        let done = self.progress.get(&v.label.id).copied().unwrap_or(0).max(durable);
+        let source = v.label.source.and_then(|s| self.snapshots.get(&s.snapshot.id));
+        Some(Progress { done: ByteSize(done), total: source.map_or(v.label.size, |s| s.label.size) })
+    }
+
+    // ---- reads of snapshots
+
+    /// The id behind a reference, within a tenant.
+    pub fn resolve_snapshot(&self, tenant: &Tenant, snapshot: &SnapshotRef) -> Option<SnapshotId> {
+        match snapshot {
+            SnapshotRef::Id(id) => self.snapshots.get(id).filter(|s| s.label.tenant == *tenant).map(|_| *id),
+            SnapshotRef::Name(name) => self.snapshots_by_name.get(&(tenant.clone(), name.clone())).copied(),
+        }
+    }
+
+    /// A snapshot as the engine needs it.
+    pub fn snapshot_entry(&self, id: SnapshotId) -> Option<&SnapshotEntry> {
+        self.snapshots.get(&id)
+    }
+
+    /// A snapshot as it is shown.
+    pub fn snapshot(&self, id: SnapshotId) -> Option<Snapshot> {
+        self.snapshots.get(&id).map(|s| self.show_snapshot(s))
+    }
+
+    fn show_snapshot(&self, s: &SnapshotEntry) -> Snapshot {
+        let state = match (&s.stuck, s.label.deleted) {
+            (_, true) => SnapshotState::Deleting,
+            (Some(_), false) => SnapshotState::Stuck,
+            (None, false) => SnapshotState::Ready,
+        };
+        Snapshot {
+            id: s.label.key.id,
+            name: s.label.name.clone(),
+            tenant: s.label.tenant.clone(),
+            volume: s.label.key.volume,
+            pool: s.pool.clone(),
+            size: s.label.size,
+            group: s.label.group.clone(),
+            ready: state == SnapshotState::Ready,
+            state,
+            reason: s.stuck.clone(),
+            dependants: self.dependants_of(s.label.key.id).collect(),
+            paused_us: s.paused.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            created: s.label.created,
+        }
+    }
+
+    /// A page of a tenant's snapshots after `cursor`, oldest first; of one volume if given.
+    pub fn snapshots_page(
+        &self,
+        tenant: &Tenant,
+        volume: Option<VolumeId>,
+        cursor: Option<SnapshotId>,
+        limit: usize,
+    ) -> Page<Snapshot> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = (cursor.map_or(Unbounded, Excluded), Unbounded);
+        let key = |s: &Snapshot| s.id.to_string();
+        let mine = |s: &&SnapshotEntry| s.label.tenant == *tenant;
+        match volume {
+            Some(volume) => {
+                let ids = self.snapshots_by_volume.get(&volume).into_iter().flat_map(|ids| ids.range(from));
+                let entries = ids.filter_map(|id| self.snapshots.get(id)).filter(mine);
+                page(entries.map(|s| self.show_snapshot(s)), limit, key)
+            }
+            None => {
+                let entries = self.snapshots.range(from).map(|(_, s)| s).filter(mine);
+                page(entries.map(|s| self.show_snapshot(s)), limit, key)
+            }
+        }
+    }
+
+    /// A group as it is shown: the snapshots of it that are there.
+    pub fn group(&self, tenant: &Tenant, name: &SnapshotName) -> Option<SnapshotGroup> {
+        let ids = self.groups.get(&(tenant.clone(), name.clone()))?;
+        let snapshots = ids.iter().filter_map(|id| self.snapshot(*id)).collect();
+        Some(SnapshotGroup { name: name.clone(), snapshots })
+    }
+
+    /// The snapshots of a volume.
+    pub fn snapshots_of(&self, id: VolumeId) -> impl Iterator<Item = &SnapshotEntry> {
+        let ids = self.snapshots_by_volume.get(&id).into_iter().flatten();
+        ids.filter_map(|id| self.snapshots.get(id))
+    }
+
+    /// The volumes that a snapshot can't go before.
+    pub fn dependants_of(&self, id: SnapshotId) -> impl Iterator<Item = VolumeId> {
+        self.dependants.get(&id).into_iter().flatten().copied()
+    }
+
+    /// What keeps a volume from being destroyed, in words: its snapshots, save for those that are
+    /// deleted and that nothing depends on; of the other deleted ones, what depends on them.
+    pub fn dependants_of_volume(&self, id: VolumeId) -> Vec<String> {
+        let mut found = Vec::new();
+        for s in self.snapshots_of(id) {
+            if s.label.deleted {
+                let names = self.dependants_of(s.label.key.id).filter_map(|d| self.volumes.get(&d));
+                found.extend(names.map(|v| format!("volume {}", v.label.name)));
+            } else {
+                found.push(format!("snapshot {}", s.label.name));
+            }
+        }
+        found
+    }
+
+    /// Deleted snapshots of a volume that nothing depends on any more.
+    pub(super) fn spent_snapshots_of(&self, id: VolumeId) -> Vec<SnapshotKey> {
+        let spent =
+            |s: &&SnapshotEntry| s.label.deleted && self.dependants_of(s.label.key.id).next().is_none();
+        self.snapshots_of(id).filter(spent).map(|s| s.label.key).collect()
+    }
+
+    /// Deleted objects that nothing depends on any more.
+    pub(super) fn spent(&self) -> (Vec<SnapshotId>, Vec<VolumeId>) {
+        let unused = |id: &&SnapshotId| self.dependants_of(**id).next().is_none();
+        let snapshots = self.doomed_snapshots.iter().filter(unused).copied().collect();
+        let bare = |id: &&VolumeId| self.dependants_of_volume(**id).is_empty();
+        (snapshots, self.doomed_volumes.iter().filter(bare).copied().collect())
+    }
+
+    /// A requested source in the words of the origin that it would become, to be compared with the one
+    /// that is there. Where a volume was asked for, any snapshot of it will do; a source that has gone
+    /// since is believed to be the one, if it was asked for by name.
+    pub(super) fn shown_source(
+        &self,
+        tenant: &Tenant,
+        ask: Option<&VolumeSource>,
+        have: Option<&VolumeOrigin>,
+    ) -> String {
+        let origin = ask.map(|ask| {
+            let gone = SnapshotKey { volume: VolumeId::mint(), id: SnapshotId::mint() };
+            let have_key = have.map_or(gone, |h| SnapshotKey { volume: h.volume, id: h.snapshot });
+            let key = match (&ask.snapshot, &ask.volume) {
+                (Some(SnapshotRef::Id(id)), _) => SnapshotKey { id: *id, ..have_key },
+                (Some(by_name), _) => match self.resolve_snapshot(tenant, by_name) {
+                    Some(id) => SnapshotKey { id, ..have_key },
+                    None => have_key,
+                },
+                (None, Some(VolumeRef::Id(volume))) => SnapshotKey { volume: *volume, ..have_key },
+                (None, Some(by_name)) => match self.resolve(tenant, by_name) {
+                    Some(volume) => SnapshotKey { volume, ..have_key },
+                    None => have_key,
+                },
+                (None, None) => gone,
+            };
+            VolumeOrigin { volume: key.volume, snapshot: key.id, mode: ask.mode }
+        });
+        super::volumes::shown_origin(origin.as_ref())
+    }
+
+    /// Volumes whose content is not whole yet.
+    pub(super) fn copying(&self) -> Vec<VolumeId> {
+        let wanted = |v: &&VolumeEntry| v.label.copied.is_some() && !v.label.deleted;
+        self.volumes.values().filter(wanted).map(|v| v.label.id).collect()
+    }
+
+    /// A page of a tenant's volumes after `cursor`, in the order of their ids, which is that of their
+    /// creation; of one pool if given.
+    pub fn volumes_page(
+        &self,
+        tenant: &Tenant,
+        pool: Option<&PoolName>,
+        cursor: Option<VolumeId>,
+        limit: usize,
+    ) -> Page<Volume> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = cursor.map_or(Unbounded, Excluded);
+        let mine = self
+            .volumes
+            .range((from, Unbounded))
+            .filter(|(_, v)| v.label.tenant == *tenant && pool.is_none_or(|p| v.pool == *p));
+        page(mine.map(|(id, v)| self.show(*id, v)), limit, |v| v.id.to_string())
+    }
+
+    /// A page of hosts after `cursor`, in the order of their names.
+    pub fn hosts_page(&self, cursor: Option<&HostName>, limit: usize) -> Page<Host> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = cursor.map_or(Unbounded, Excluded);
+        let hosts = self.hosts.range::<HostName, _>((from, Unbounded));
+        page(hosts.map(|(name, h)| self.show_host(name, h)), limit, |h| h.name.to_string())
+    }
+
+    /// A host as it is shown.
+    pub fn host(&self, name: &HostName) -> Option<Host> {
+        self.hosts.get(name).map(|h| self.show_host(name, h))
+    }
+
+    fn show_host(&self, name: &HostName, host: &HostRecord) -> Host {
+        Host { name: name.clone(), nqn: host.nqn.clone(), volumes: self.volumes_of(name).collect() }
+    }
+
+    /// A host as the engine needs it.
+    pub fn host_record(&self, name: &HostName) -> Option<&HostRecord> {
+        self.hosts.get(name)
+    }
+
+    /// The host that has an NQN.
+    pub fn host_by_nqn(&self, nqn: &orlop_api::Nqn) -> Option<&HostName> {
+        self.hosts.iter().find(|(_, h)| h.nqn == *nqn).map(|(name, _)| name)
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> Vec<Pool> {
+        self.pools.values().map(|p| self.show_pool(p)).collect()
+    }
+
+    /// A pool as it is shown.
+    pub fn pool(&self, name: &PoolName) -> Option<Pool> {
+        self.pools.get(name).map(|p| self.show_pool(p))
+    }
+
+    fn show_pool(&self, p: &PoolEntry) -> Pool {
+        let (largest_thin, largest_thick) = self.limits.largest(p.fill, p.capacity, p.granularity);
+        Pool {
+            name: p.spec.name.clone(),
+            kind: p.spec.kind(),
+            state: p.state,
+            reason: p.reason.clone(),
+            granularity: p.granularity,
+            total: p.capacity.total,
+            used: p.capacity.used,
+            available: p.capacity.available,
+            metadata_percent: p.capacity.metadata_percent,
+            provisioned: ByteSize(p.provisioned),
+            largest_thin,
+            largest_thick,
+            fill: p.fill,
+            warn_percent: self.limits.warn_percent,
+            stop_percent: self.limits.stop_percent,
+            volumes: p.volumes,
+            health: p.health.clone(),
+            observed: p.observed,
+        }
+    }
+
+    /// A pool as the engine needs it.
+    pub fn pool_entry(&self, name: &PoolName) -> Option<&PoolEntry> {
+        self.pools.get(name)
+    }
+
+    /// Every pool as the engine needs it.
+    pub fn pool_entries(&self) -> impl Iterator<Item = &PoolEntry> {
+        self.pools.values()
+    }
+
+    /// The volumes of a pool, at most `limit`.
+    pub fn volumes_in(&self, pool: &PoolName, limit: usize) -> Vec<&Label> {
+        self.volumes.values().filter(|v| v.pool == *pool).map(|v| &v.label).take(limit).collect()
+    }
+
+    /// Volumes of a pool that keep it from being let go of: hosts are attached to them, or a copy from or
+    /// into it is under way. At most `limit`.
+    pub fn busy_volumes_in(&self, pool: &PoolName, limit: usize) -> Vec<String> {
+        let source = |v: &VolumeEntry| v.label.source.and_then(|s| self.snapshots.get(&s.snapshot.id));
+        let copied = |v: &VolumeEntry| {
+            v.label.copied.is_some() && (v.pool == *pool || source(v).is_some_and(|s| s.pool == *pool))
+        };
+        let attached = |v: &VolumeEntry| v.pool == *pool && self.hosts_of(v.label.id).next().is_some();
+        let busy = self.volumes.values().filter(|v| attached(v) || copied(v));
+        busy.map(|v| v.label.name.to_string()).take(limit).collect()
+    }
+
+    /// The hosts attached to a volume.
+    pub fn hosts_of(&self, id: VolumeId) -> impl Iterator<Item = &HostName> {
+        self.attached.get(&id).into_iter().flatten()
+    }
+
+    /// The volumes attached to a host.
+    pub fn volumes_of(&self, host: &HostName) -> impl Iterator<Item = VolumeId> {
+        self.attached_by_host.get(host).into_iter().flatten().copied()
+    }
+
+    /// Whether a host is attached to a volume.
+    pub fn is_attached(&self, id: VolumeId, host: &HostName) -> bool {
+        self.attached.get(&id).is_some_and(|hosts| hosts.contains(host))
+    }
+
+    /// Every volume that some host is attached to.
+    pub fn attached_volumes(&self) -> Vec<VolumeId> {
+        self.attached.keys().copied().collect()
+    }
+
+    /// A volume's hosts as its label remembers them.
+    pub fn label_hosts(&self, id: VolumeId) -> Vec<LabelHost> {
+        let hosts = self.hosts_of(id).filter_map(|name| Some((name, self.hosts.get(name)?)));
+        hosts.map(|(name, h)| LabelHost { name: name.clone(), nqn: h.nqn.clone() }).collect()
+    }
+
+    /// What initiators know a volume by.
+    pub fn identity(&self, id: VolumeId) -> Identity {
+        Identity::of(id, &self.prefix)
+    }
+
+    /// Every label.
+    pub fn labels(&self) -> impl Iterator<Item = &Label> {
+        self.volumes.values().map(|v| &v.label)
+    }
+
+    /// Whether some host is attached to a volume that no pool has.
+    pub fn is_orphaned(&self, id: VolumeId) -> bool {
+        self.attached.contains_key(&id) && !self.volumes.contains_key(&id)
+    }
+
+    /// How many pools, volumes, hosts and attachments.
+    pub fn counts(&self) -> (u64, u64, u64, u64) {
+        let n = |n: usize| n as u64;
+        (n(self.pools.len()), n(self.volumes.len()), n(self.hosts.len()), self.attachments)
+    }
+
+    /// What a person should look at.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.alarms.values().cloned().collect()
+    }
+
+    // ---- changes, by the engine alone
+
+    pub(super) fn put_volume(&mut self, entry: VolumeEntry) {
+        let id = entry.label.id;
+        self.remove_volume(id);
+        if let Some(pool) = self.pools.get_mut(&entry.pool) {
+            pool.provisioned += entry.label.size.0;
+            pool.volumes += 1;
+        }
+        // Two volumes of one name can only come from pools that were made apart: the first keeps the
+        // name, the other is reached by its id.
+        if entry.label.deleted {
+            self.doomed_volumes.insert(id);
+        } else {
+            self.by_name.entry((entry.label.tenant.clone(), entry.label.name.clone())).or_insert(id);
+        }
+        if let Some(snapshot) = self.lives_on(&entry) {
+            self.dependants.entry(snapshot).or_default().insert(id);
+        }
+        self.volumes.insert(id, entry);
+    }
+
+    /// The snapshot that can't go before a volume.
+    fn lives_on(&self, v: &VolumeEntry) -> Option<SnapshotId> {
+        let source = v.label.source?;
+        let features = self.pools.get(&v.pool).and_then(|p| p.features);
+        let depends = match source.mode {
+            SourceMode::Linked => features.is_none_or(|f| f.clones_depend),
+            SourceMode::Copied => v.label.copied.is_some(),
+        };
+        depends.then_some(source.snapshot.id)
+    }
+
+    pub(super) fn put_snapshot(&mut self, entry: SnapshotEntry) {
+        let SnapshotKey { volume, id } = entry.label.key;
+        self.remove_snapshot(id);
+        if entry.label.deleted {
+            self.doomed_snapshots.insert(id);
+        } else {
+            let tenant = &entry.label.tenant;
+            self.snapshots_by_name.entry((tenant.clone(), entry.label.name.clone())).or_insert(id);
+            if let Some(group) = &entry.label.group {
+                self.groups.entry((tenant.clone(), group.clone())).or_default().insert(id);
+            }
+        }
+        self.snapshots_by_volume.entry(volume).or_default().insert(id);
+        self.snapshots.insert(id, entry);
+    }
+
+    pub(super) fn remove_snapshot(&mut self, id: SnapshotId) {
+        let Some(old) = self.snapshots.remove(&id) else { return };
+        self.doomed_snapshots.remove(&id);
+        let key = (old.label.tenant.clone(), old.label.name);
+        if self.snapshots_by_name.get(&key) == Some(&id) {
+            self.snapshots_by_name.remove(&key);
+        }
+        if let Some(group) = old.label.group {
+            remove_from(&mut self.groups, &(old.label.tenant, group), &id);
+        }
+        remove_from(&mut self.snapshots_by_volume, &old.label.key.volume, &id);
+    }
+
+    pub(super) fn set_snapshot_stuck(&mut self, id: SnapshotId, reason: Option<String>) -> bool {
+        let Some(s) = self.snapshots.get_mut(&id) else { return false };
+        let changed = s.stuck != reason;
+        s.stuck = reason;
+        changed
+    }
+
+    pub(super) fn set_progress(&mut self, id: VolumeId, done: u64) {
+        if self.volumes.get(&id).is_some_and(|v| v.label.copied.is_some()) {
+            self.progress.insert(id, done);
+        }
+    }
+
+    pub(super) fn remove_volume(&mut self, id: VolumeId) {
+        let Some(old) = self.volumes.remove(&id) else { return };
+        if let Some(pool) = self.pools.get_mut(&old.pool) {
+            pool.provisioned -= old.label.size.0;
+            pool.volumes -= 1;
+        }
+        self.doomed_volumes.remove(&id);
+        self.progress.remove(&id);
+        if let Some(source) = old.label.source {
+            remove_from(&mut self.dependants, &source.snapshot.id, &id);
+        }
+        let key = (old.label.tenant, old.label.name);
+        if self.by_name.get(&key) == Some(&id) {
+            self.by_name.remove(&key);
+        }
+    }
+
+    pub(super) fn set_volume_state(
+        &mut self,
+        id: VolumeId,
+        state: VolumeState,
+        reason: Option<String>,
+    ) -> bool {
+        let Some(v) = self.volumes.get_mut(&id) else { return false };
+        let changed = v.state != state || v.reason != reason;
+        v.state = state;
+        v.reason = reason;
+        changed
+    }
+
+    pub(super) fn set_label_hosts(&mut self, id: VolumeId, hosts: Vec<LabelHost>) {
+        if let Some(v) = self.volumes.get_mut(&id) {
+            v.label.hosts = hosts;
+        }
+    }
+
+    /// Volumes whose label does not say who may use them.
+    pub(super) fn outdated_labels(&self) -> Vec<VolumeId> {
+        let outdated = |(id, v): (&VolumeId, &VolumeEntry)| {
+            // Most volumes are attached to nobody and say so: no need to build two lists for them.
+            let bare = v.label.hosts.is_empty() && !self.attached.contains_key(id);
+            (!bare && v.label.hosts != self.label_hosts(*id)).then_some(*id)
+        };
+        self.volumes.iter().filter_map(outdated).collect()
+    }
+
+    pub(super) fn put_pool(&mut self, entry: PoolEntry) {
+        self.pools.insert(entry.spec.name.clone(), entry);
+    }
+
+    /// With all that is in it.
+    pub(super) fn remove_pool(&mut self, name: &PoolName) {
+        let volumes = self.volumes.iter().filter(|(_, v)| v.pool == *name).map(|(id, _)| *id);
+        for id in volumes.collect::<Vec<_>>() {
+            self.remove_volume(id);
+        }
+        let snapshots = self.snapshots.iter().filter(|(_, s)| s.pool == *name).map(|(id, _)| *id);
+        for id in snapshots.collect::<Vec<_>>() {
+            self.remove_snapshot(id);
+        }
+        self.pools.remove(name);
+    }
+
+    /// How full the pool was, and is.
+    pub(super) fn set_capacity(
+        &mut self,
+        name: &PoolName,
+        capacity: Capacity,
+    ) -> Option<(PoolFill, PoolFill)> {
+        let pool = self.pools.get_mut(name)?;
+        let was = pool.fill;
+        pool.capacity = capacity;
+        pool.fill = self.limits.level(was, capacity);
+        pool.observed = Timestamp::now();
+        Some((was, pool.fill))
+    }
+
+    /// Notes how a pool's disks are; gives back how they were. `None`: there is no such pool.
+    pub(super) fn set_health(&mut self, name: &PoolName, health: PoolHealth) -> Option<Option<PoolHealth>> {
+        Some(self.pools.get_mut(name)?.health.replace(health))
+    }
+
+    /// A pool stands on other disks now.
+    pub(super) fn set_spec(&mut self, spec: PoolSpec) {
+        if let Some(pool) = self.pools.get_mut(&spec.name) {
+            pool.spec = spec;
+        }
+    }
+
+    pub(super) fn put_host(&mut self, name: HostName, host: HostRecord) {
+        self.hosts.insert(name, host);
+    }
+
+    pub(super) fn remove_host(&mut self, name: &HostName) {
+        self.hosts.remove(name);
+    }
+
+    pub(super) fn attach(&mut self, id: VolumeId, host: &HostName) {
+        if self.attached.entry(id).or_default().insert(host.clone()) {
+            self.attachments += 1;
+        }
+        self.attached_by_host.entry(host.clone()).or_default().insert(id);
+    }
+
+    pub(super) fn detach(&mut self, id: VolumeId, host: &HostName) {
+        if let Some(hosts) = self.attached.get_mut(&id) {
+            if hosts.remove(host) {
+                self.attachments -= 1;
+            }
+            if hosts.is_empty() {
+                self.attached.remove(&id);
+            }
+        }
+        remove_from(&mut self.attached_by_host, host, &id);
+    }
+
+    pub(super) fn raise(&mut self, subject: String, detail: String) {
+        let alarm = Alarm { subject: subject.clone(), detail, since: Timestamp::now() };
+        match self.alarms.get_mut(&subject) {
+            // An alarm that only changed its words is as old as it was.
+            Some(old) => old.detail = alarm.detail,
+            None => drop(self.alarms.insert(subject, alarm)),
+        }
+    }
+
+    pub(super) fn clear(&mut self, subject: &str) {
+        self.alarms.remove(subject);
+    }
+}
+
+/// Takes a value out of the set under a key, and the set with the last one.
+fn remove_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// The first `limit` of `items`, and where the next page starts if there are more.
+fn page<T>(mut items: impl Iterator<Item = T>, limit: usize, key: impl Fn(&T) -> String) -> Page<T> {
+    let taken: Vec<T> = items.by_ref().take(limit).collect();
+    let next = items.next().and_then(|_| taken.last().map(&key));
+    Page { items: taken, next }
+}

@@ -1,0 +1,453 @@
+//! Volumes: create, from nothing or from a source; delete, now or when nothing depends on them. What is
+//! changed in between is in `update`.
+
+use std::sync::Arc;
+
+use orlop_api::{
+    BlockSize, ByteSize, EventKind, PoolName, Properties, Property, Provisioning, SnapshotId, SourceMode,
+    VolumeCreate, VolumeId, VolumeOrigin, VolumeRef, VolumeSource, VolumeState, When,
+};
+use tokio::time::Instant;
+
+use super::action::{Outcome, Principal};
+use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
+use super::error::{Error, Result};
+use super::intent::{Intent, about_volume};
+use super::locks::{Key, Mode};
+use crate::journal::Batch;
+use crate::model::{Label, LabelSource, SnapshotKey, SnapshotLabel};
+use crate::pool::{self, Stored};
+
+impl Core {
+    pub(super) async fn create_volume(
+        self: &Arc<Self>,
+        who: &Principal,
+        ask: VolumeCreate,
+        until: Instant,
+    ) -> Result<Outcome> {
+        self.check_size(&ask.pool, ask.size, &ask.properties)?;
+        check_source(&ask)?;
+        let by_name = |intent: &Intent| match intent {
+            Intent::CreateVolume { label, .. } | Intent::AdoptVolume { label, .. } => {
+                label.tenant == who.tenant && label.name == ask.name
+            }
+            _ => false,
+        };
+        self.check_settled(by_name)?;
+        let mut wants = vec![
+            (Key::Pool(ask.pool.clone()), Mode::Shared),
+            (Key::Name(who.tenant.clone(), ask.name.clone()), Mode::Exclusive),
+        ];
+        // A source that is gone is no error yet: the volume may have been made from it before.
+        let source = ask.source.as_ref().and_then(|s| self.find_source(who, s).ok());
+        if let Some(source) = &source {
+            wants.push(match &source.of {
+                SourceOf::Snapshot(key) => (Key::Snapshot(key.id), Mode::Shared),
+                SourceOf::Volume(label) => (Key::Backing(label.id), Mode::Exclusive),
+            });
+            if source.pool != ask.pool {
+                wants.push((Key::Pool(source.pool.clone()), Mode::Shared));
+            }
+        }
+        let mut guards = self.locks.acquire(wants, until).await?;
+        self.check_settled(by_name)?;
+        let there = self.view.read().resolve(&who.tenant, &VolumeRef::Name(ask.name.clone()));
+        if let Some(id) = there {
+            return self.same_volume(who, id, &ask);
+        }
+        let pool = self.open_pool(&ask.pool)?;
+        let mut label = Label::new(VolumeId::mint(), who.tenant.clone(), &ask);
+        pool::check_properties(&pool.name, pool.pool.features(), None, &label)?;
+        // What is being made is not taken for an orphan.
+        guards.join(self.locks.acquire(vec![(Key::Backing(label.id), Mode::Exclusive)], until).await?);
+        let mut taken = None;
+        if let Some(wanted) = &ask.source {
+            // Again, now that nobody can take it away.
+            let source = self.find_source(who, wanted)?;
+            self.check_fits(&ask, wanted.mode, &source)?;
+            if wanted.mode == SourceMode::Linked {
+                // It shares them, so it has its source's, and a size that is a whole number of them.
+                label.properties.block_size = source.block_size;
+                self.check_size(&ask.pool, label.size, &label.properties)?;
+            }
+            let snapshot = match source.of {
+                SourceOf::Snapshot(key) => key,
+                SourceOf::Volume(of) => {
+                    let snapshot = snapshot_for(&of, &label)?;
+                    let key = snapshot.key;
+                    taken = Some((self.open_pool(&source.pool)?, snapshot));
+                    key
+                }
+            };
+            label.source = Some(LabelSource { snapshot, mode: wanted.mode });
+            label.copied = (wanted.mode == SourceMode::Copied).then_some(ByteSize(0));
+        }
+        if let Some((_, snapshot)) = &taken {
+            // It is deleted from the start, and nothing is seen to need it before the volume is there.
+            let wants = vec![(Key::Snapshot(snapshot.key.id), Mode::Exclusive)];
+            guards.join(self.locks.acquire(wants, until).await?);
+        }
+        let thick = if ask.provisioning == Provisioning::Thick { ask.size } else { ByteSize(0) };
+        self.check_space(&pool, thick, until).await?;
+        if let Some((from, _)) = &taken
+            && from.name != pool.name
+        {
+            self.check_space(from, ByteSize(0), until).await?;
+        }
+
+        let intent = Intent::CreateVolume { pool: ask.pool.clone(), label: label.clone() };
+        let op = self.begin(intent, guards, Batch::default()).await?;
+        let made = match taken {
+            Some((from, snapshot)) => match self.take_for_copy(&from, snapshot, until).await {
+                Ok(()) => self.make(&pool, label, until).await,
+                Err(failure) => Err(failure),
+            },
+            None => self.make(&pool, label, until).await,
+        };
+        match made {
+            Err(failure) => {
+                let error = self.fail(op, failure).await;
+                self.capacity_changed(&ask.pool);
+                Err(error)
+            }
+            Ok(label) => {
+                let id = label.id;
+                let guards = self.commit(op, Batch::default()).await?;
+                self.show_volume(ask.pool.clone(), label, EventKind::VolumeCreated);
+                let shown = self.shown(id, true);
+                // What rings below looks at what these hold.
+                drop(guards);
+                self.start_copy(id);
+                self.spent_bell.notify_one();
+                self.capacity_changed(&ask.pool);
+                shown
+            }
+        }
+    }
+
+    /// What a source is, if volumes can be made from it now.
+    fn find_source(&self, who: &Principal, ask: &VolumeSource) -> Result<Source> {
+        let view = self.view.read();
+        match (&ask.snapshot, &ask.volume) {
+            (Some(snapshot), _) => {
+                let id = view.resolve_snapshot(&who.tenant, snapshot);
+                let entry = id.and_then(|id| view.snapshot_entry(id)).filter(|s| !s.label.deleted);
+                let entry = entry.ok_or_else(|| Error::NotFound(format!("snapshot {snapshot}")))?;
+                if let Some(reason) = &entry.stuck {
+                    return Err(Error::Busy(format!("snapshot {snapshot} ({reason})")));
+                }
+                let of = SourceOf::Snapshot(entry.label.key);
+                let volume = view.entry(entry.label.key.volume);
+                Ok(Source {
+                    pool: entry.pool.clone(),
+                    size: entry.label.size,
+                    block_size: volume.and_then(|v| v.label.properties.block_size),
+                    of,
+                })
+            }
+            (None, Some(volume)) => {
+                let id = view.resolve(&who.tenant, volume).ok_or_else(|| not_found(volume))?;
+                let entry = view.entry(id).ok_or_else(|| not_found(volume))?.clone();
+                drop(view);
+                self.check_usable(id)?;
+                Ok(Source {
+                    pool: entry.pool,
+                    size: entry.label.size,
+                    block_size: entry.label.properties.block_size,
+                    of: SourceOf::Volume(Box::new(entry.label)),
+                })
+            }
+            (None, None) => Err(Error::Invalid { field: "source", reason: "must name one".into() }),
+        }
+    }
+
+    fn check_fits(&self, ask: &VolumeCreate, mode: SourceMode, source: &Source) -> Result<()> {
+        if ask.size < source.size {
+            let reason = format!("is {}, less than its source's {}", ask.size.0, source.size.0);
+            return Err(Error::Invalid { field: "size", reason });
+        }
+        if mode == SourceMode::Linked && source.pool != ask.pool {
+            let reason = format!("is in pool {}: a linked clone can't leave it, a copy can", source.pool);
+            return Err(Error::Invalid { field: "source", reason });
+        }
+        Ok(())
+    }
+
+    /// Takes the snapshot that a volume is made from when a volume was asked for as the source. It is
+    /// deleted from the start, so it goes when nothing depends on it.
+    async fn take_for_copy(
+        &self,
+        pool: &Arc<OpenPool>,
+        label: SnapshotLabel,
+        until: Instant,
+    ) -> CoreOutcome<()> {
+        let ask = label.clone();
+        let snapped = self.on_pool(pool, On::Make, until, move |p, d| p.snapshot(&[ask], d)).await?;
+        self.show_snapshot(pool.name.clone(), label, snapped.paused, EventKind::SnapshotCreated);
+        Ok(())
+    }
+
+    /// Makes a backing and reads it back from the pool (R5).
+    async fn make(&self, pool: &Arc<OpenPool>, label: Label, until: Instant) -> CoreOutcome<Label> {
+        let want = label.clone();
+        let stored = self
+            .on_pool(pool, On::Make, until, move |p, d| {
+                p.create(&label, d)?;
+                p.get(label.id, d)
+            })
+            .await?;
+        verify(&want, stored)?;
+        Ok(want)
+    }
+
+    /// The same request again gives the same answer; another specification is a conflict.
+    fn same_volume(&self, who: &Principal, id: VolumeId, ask: &VolumeCreate) -> Result<Outcome> {
+        let view = self.view.read();
+        let volume = view.volume(id).ok_or_else(|| Error::NotFound(format!("volume {id}")))?;
+        let have = volume.source.as_ref();
+        // A linked clone has the block size of its source without having asked for it.
+        let linked = have.is_some_and(|o| o.mode == SourceMode::Linked);
+        let properties = Property::ALL.iter().filter(|p| !linked || **p != Property::BlockSize).map(|p| {
+            let shown = |of: &Properties| of.get(*p).unwrap_or_else(|| "the pool's default".into());
+            (p.field(), shown(&volume.properties), shown(&ask.properties))
+        });
+        let differs = [
+            ("pool", volume.pool.to_string(), ask.pool.to_string()),
+            ("size", volume.size.0.to_string(), ask.size.0.to_string()),
+            ("provisioning", word(&volume.provisioning), word(&ask.provisioning)),
+            ("protocol", word(&volume.protocol), word(&ask.protocol)),
+            ("source", shown_origin(have), view.shown_source(&who.tenant, ask.source.as_ref(), have)),
+        ];
+        match differs.into_iter().chain(properties).find(|(_, have, want)| have != want) {
+            None => Ok(Outcome::Volume { volume, changed: false }),
+            Some((field, have, want)) => {
+                Err(Error::Conflict { object: format!("volume {}", ask.name), field, have, want })
+            }
+        }
+    }
+
+    pub(super) async fn delete_volume(
+        self: &Arc<Self>,
+        who: &Principal,
+        volume: VolumeRef,
+        when: When,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let id = self.find(who, &volume)?;
+        self.check_settled(|intent| intent.touches(id))?;
+        // Before the locks: a copy needs one of them to end.
+        self.stop_copy(id, until).await?;
+        let deleted = self.delete_stopped(&volume, id, when, until).await;
+        if deleted.is_err() {
+            self.start_copy(id);
+        }
+        deleted
+    }
+
+    /// Deletes a volume that nothing is being copied into.
+    pub(super) async fn delete_stopped(
+        self: &Arc<Self>,
+        volume: &VolumeRef,
+        id: VolumeId,
+        when: When,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let (tenant, name) = {
+            let view = self.view.read();
+            let label = &view.entry(id).ok_or_else(|| not_found(volume))?.label;
+            (label.tenant.clone(), label.name.clone())
+        };
+        let wants = vec![
+            (Key::Name(tenant, name), Mode::Exclusive),
+            (Key::Volume(id), Mode::Exclusive),
+            (Key::Backing(id), Mode::Exclusive),
+        ];
+        let guards = self.locks.acquire(wants, until).await?;
+        self.check_settled(|intent| intent.touches(id))?;
+        let (entry, hosts, dependants) = {
+            let view = self.view.read();
+            let entry = view.entry(id).ok_or_else(|| not_found(volume))?.clone();
+            let hosts: Vec<_> = view.hosts_of(id).map(ToString::to_string).collect();
+            (entry, hosts, view.dependants_of_volume(id))
+        };
+        let pool = entry.pool.clone();
+        if !hosts.is_empty() {
+            return Err(Error::Precondition {
+                object: format!("volume {volume}"),
+                reason: "is attached: detach these hosts first".into(),
+                dependants: hosts,
+            });
+        }
+        let open = self.open_pool(&pool)?;
+        if !dependants.is_empty() {
+            if when == When::Now {
+                return Err(Error::Precondition {
+                    object: format!("volume {volume}"),
+                    reason: "is needed: delete these first, or it when it is unused".into(),
+                    dependants,
+                });
+            }
+            if !entry.label.deleted {
+                let label = Label { deleted: true, ..entry.label };
+                let ask = label.clone();
+                let marked = self.on_pool(&open, On::Make, until, move |p, d| p.relabel(&ask, d)).await;
+                marked.map_err(|f| f.error)?;
+                self.show_volume(pool, label, EventKind::VolumeState);
+            }
+            return Ok(Outcome::Doomed);
+        }
+        let spent = self.view.read().spent_snapshots_of(id);
+        for key in spent {
+            self.destroy_snapshot(key, until).await?;
+        }
+
+        let intent = Intent::DeleteVolume { pool: pool.clone(), volume: id };
+        let op = self.begin(intent, guards, Batch::default()).await?;
+        let gone = self
+            .on_pool(&open, On::Make, until, move |p, d| {
+                p.destroy(id, d)?;
+                p.get(id, d)
+            })
+            .await;
+        let checked = gone.and_then(|left| match left {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::Unverified { object: format!("volume {id}"), found: "it is still there".into() }
+                    .into())
+            }
+        });
+        match checked {
+            Err(failure) => Err(self.fail(op, failure).await),
+            Ok(()) => {
+                let _guards = self.commit(op, Batch::default()).await?;
+                self.view.write().remove_volume(id);
+                self.events.publish(EventKind::VolumeDeleted, about_volume(id));
+                self.spent_bell.notify_one();
+                self.capacity_changed(&pool);
+                Ok(Outcome::Gone)
+            }
+        }
+    }
+
+    /// The id behind a reference, within the principal's tenant.
+    pub(super) fn find(&self, who: &Principal, volume: &VolumeRef) -> Result<VolumeId> {
+        self.view.read().resolve(&who.tenant, volume).ok_or_else(|| not_found(volume))
+    }
+
+    /// Refuses what a backing can't do that is missing, not whole yet, or on its way out.
+    pub(super) fn check_usable(&self, id: VolumeId) -> Result<()> {
+        let view = self.view.read();
+        let Some(v) = view.entry(id) else { return Ok(()) };
+        match v.shown_state() {
+            VolumeState::Missing => Err(Error::Unavailable(format!(
+                "volume {id} is missing: {}",
+                v.reason.as_deref().unwrap_or("its pool does not have it")
+            ))),
+            VolumeState::Deleting => Err(Error::Precondition {
+                object: format!("volume {id}"),
+                reason: "was deleted, and goes when nothing depends on it any more".into(),
+                dependants: view.dependants_of_volume(id),
+            }),
+            _ if v.label.copied.is_some() => {
+                let progress = view.volume(id).and_then(|v| v.progress);
+                let far = progress.map(|p| format!(" ({} of {})", p.done, p.total)).unwrap_or_default();
+                Err(Error::Busy(format!("volume {id}: its content is being copied{far}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A size is a whole number of the pool's granularity and of the volume's blocks.
+    pub(super) fn check_size(&self, pool: &PoolName, size: ByteSize, properties: &Properties) -> Result<()> {
+        let granularity = self.view.read().pool_entry(pool).map(|p| p.granularity);
+        let granularity = granularity.ok_or_else(|| Error::NotFound(format!("pool {pool}")))?;
+        let unit = pool::size_unit(properties, granularity);
+        let wrong = |reason| Err(Error::Invalid { field: "size", reason });
+        if size.0 == 0 {
+            return wrong("must not be 0".into());
+        }
+        if !size.is_multiple_of(unit) {
+            let whose = if unit == granularity { "the pool's granularity" } else { "its block size" };
+            return wrong(format!("is {}, not a multiple of {whose} of {}", size.0, unit.0));
+        }
+        Ok(())
+    }
+
+    pub(super) fn shown(&self, id: VolumeId, changed: bool) -> Result<Outcome> {
+        let volume = self.view.read().volume(id);
+        volume
+            .map(|volume| Outcome::Volume { volume, changed })
+            .ok_or_else(|| Error::NotFound(format!("volume {id}")))
+    }
+}
+
+/// What a volume is to be made from.
+struct Source {
+    pool: PoolName,
+    size: ByteSize,
+    /// Of its blocks, if that is not the pool's default.
+    block_size: Option<BlockSize>,
+    of: SourceOf,
+}
+
+enum SourceOf {
+    Snapshot(SnapshotKey),
+    Volume(Box<Label>),
+}
+
+fn check_source(ask: &VolumeCreate) -> Result<()> {
+    let Some(source) = &ask.source else { return Ok(()) };
+    let wrong = |field, reason: &str| Err(Error::Invalid { field, reason: reason.into() });
+    if source.snapshot.is_some() == source.volume.is_some() {
+        return wrong("source", "must be one snapshot or one volume");
+    }
+    if source.mode == SourceMode::Linked && ask.provisioning == Provisioning::Thick {
+        return wrong("provisioning", THICK_CLONE);
+    }
+    if source.mode == SourceMode::Linked && ask.properties.block_size.is_some() {
+        let reason = "is that of its source in a linked clone, which shares its blocks: copy instead";
+        return wrong(Property::BlockSize.field(), reason);
+    }
+    Ok(())
+}
+
+/// Why a clone is thin, and stays so.
+pub(super) const THICK_CLONE: &str = "is thick, and a linked clone shares its blocks: copy instead";
+
+/// The label of a snapshot that serves only to make one volume from another.
+fn snapshot_for(of: &Label, new: &Label) -> Result<SnapshotLabel> {
+    let name = format!("for-{}", new.id).parse().map_err(|_| Error::Died)?;
+    Ok(SnapshotLabel { deleted: true, ..SnapshotLabel::new(of, SnapshotId::mint(), name, None) })
+}
+
+/// A volume's origin in words, to be compared.
+pub(super) fn shown_origin(origin: Option<&VolumeOrigin>) -> String {
+    match origin {
+        None => "zeros".into(),
+        Some(o) => format!("{} from snapshot {} of volume {}", word(&o.mode), o.snapshot, o.volume),
+    }
+}
+
+pub(super) fn not_found(volume: &VolumeRef) -> Error {
+    Error::NotFound(format!("volume {volume}"))
+}
+
+/// What was read back is what was asked for.
+pub(super) fn verify(want: &Label, stored: Option<Stored>) -> Result<()> {
+    let found = match stored {
+        None => "nothing".into(),
+        Some(s) if s.label != *want => "another label".into(),
+        Some(s) if s.size != want.size => format!("{} bytes", s.size.0),
+        Some(s) if s.provisioning != want.provisioning => format!("a {} volume", word(&s.provisioning)),
+        Some(s) if s.properties != want.properties => {
+            format!("the properties {:?}", s.properties.to_string())
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Error::Unverified { object: format!("volume {}", want.id), found })
+}
+
+/// A wire enum's spelling.
+pub(super) fn word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}

@@ -1,0 +1,82 @@
+//! Who asks. Over the unix socket: the peer's uid as the kernel tells it, and whoever the socket's mode
+//! let in is an administrator. Over TLS: the bearer token of the `Authorization` header, and nothing
+//! else: a token in a URL would end up in logs and histories, so it isn't looked for there.
+//!
+//! Called by [`super::door`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, header};
+use orlop_api::ErrorKind;
+
+use super::error::{ApiError, ApiResult};
+use super::gate::Ticket;
+use super::{Api, ApiInner};
+use crate::engine::{Principal, Role};
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of this machine.
+    Process {
+        /// Its uid when it connected.
+        uid: u32,
+    },
+    /// An address, over TLS.
+    Network(IpAddr),
+}
+
+/// What a request knows of its connection: an extension of every request.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Its place in the gate.
+    pub ticket: Arc<Ticket>,
+}
+
+/// Who asks, or 401.
+pub fn principal(api: &Api, connection: &Connection, headers: &HeaderMap) -> ApiResult<Principal> {
+    match connection.peer {
+        Peer::Process { uid } => Ok(of_process(api, uid)),
+        Peer::Network(_) => bearer(headers)
+            .and_then(|token| api.engine.authenticate(token))
+            .ok_or_else(|| ApiError::new(ErrorKind::Unauthenticated, "a valid bearer token is needed")),
+    }
+}
+
+fn of_process(api: &ApiInner, uid: u32) -> Principal {
+    Principal { name: format!("uid:{uid}"), tenant: api.tenant.clone(), role: Role::Admin }
+}
+
+/// The token of the one `Authorization: Bearer` header. Two headers are none: proxies disagree about
+/// which one counts.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(one), None) = (all.next(), all.next()) else { return None };
+    let (scheme, token) = one.to_str().ok()?.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn one_bearer_header_counts() {
+        let headers = |values: &[&str]| {
+            let mut h = HeaderMap::new();
+            for v in values {
+                h.append(header::AUTHORIZATION, v.parse().unwrap());
+            }
+            h
+        };
+        assert_eq!(bearer(&headers(&["Bearer abc"])), Some("abc"));
+        assert_eq!(bearer(&headers(&["bearer abc"])), Some("abc"));
+        for bad in [&[][..], &["abc"], &["Basic abc"], &["Bearer "], &["Bearer a", "Bearer b"]] {
+            assert_eq!(bearer(&headers(bad)), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The daemon itself: how it is, its disks, its metrics and its document.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use orlop_api::{Disk, ErrorKind, Page, PoolState, Problem, System, SystemState};
+
+use crate::http::Api;
+use crate::http::error::{ApiError, ApiResult};
+use crate::telemetry::{Gauges, PoolGauges};
+
+/// Whether the process is alive. Needs no credential.
+#[utoipa::path(get, path = "/healthz", tag = "system", security(()), responses((status = 200, body = String)))]
+pub async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether the daemon takes changes. Needs no credential.
+#[utoipa::path(get, path = "/readyz", tag = "system", security(()), responses(
+    (status = 200, body = String),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn readyz(State(api): State<Api>) -> ApiResult<&'static str> {
+    match api.engine.state() {
+        SystemState::Ready => Ok("ready\n"),
+        SystemState::Starting => Err(ApiError::new(ErrorKind::Unavailable, "starting: reads work")),
+        SystemState::Draining => Err(ApiError::new(ErrorKind::Unavailable, "stopping: reads work")),
+    }
+}
+
+/// Metrics in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", tag = "system", responses(
+    (status = 200, body = String, content_type = "application/openmetrics-text"),
+))]
+pub async fn metrics(State(api): State<Api>) -> ApiResult<Response> {
+    let text = api.metrics.render(&gauges(&api));
+    let text = text.map_err(|_| ApiError::new(ErrorKind::Internal, "the metrics could not be written"))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+fn gauges(api: &Api) -> Gauges {
+    let state = api.engine.state();
+    let view = api.engine.view();
+    let (_, volumes, hosts, attachments) = view.counts();
+    let pools = view.pools().into_iter().map(|p| PoolGauges {
+        name: p.name.to_string(),
+        online: p.state == PoolState::Online,
+        total: p.total.0,
+        used: p.used.0,
+        available: p.available.0,
+        provisioned: p.provisioned.0,
+    });
+    let alarms = view.alarms().len() as u64;
+    Gauges { state, volumes, hosts, attachments, alarms, pools: pools.collect() }
+}
+
+/// How the appliance is.
+#[utoipa::path(get, path = "/v1/system", tag = "system", responses((status = 200, body = System)))]
+pub async fn system(State(api): State<Api>) -> Json<System> {
+    Json(api.engine.system())
+}
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "system", responses(
+    (status = 200, content_type = "application/json"),
+))]
+pub async fn document(State(api): State<Api>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.openapi.clone()).into_response()
+}
+
+/// The machine's disks.
+#[utoipa::path(get, path = "/v1/disks", tag = "pools", responses(
+    (status = 200, body = Page<Disk>),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn disks(State(api): State<Api>) -> ApiResult<Json<Page<Disk>>> {
+    Ok(Json(Page { items: api.engine.disks(api.settings.request).await?, next: None }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::http::routes;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_document_has_every_route() {
+        let (_, document) = routes::all();
+        let json = serde_json::to_value(&document).unwrap();
+        let mut got = BTreeSet::new();
+        for (path, item) in json["paths"].as_object().unwrap() {
+            got.extend(item.as_object().unwrap().keys().map(|m| format!("{m} {path}")));
+        }
+        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/disks|get /v1/openapi.json|\
+            get /v1/pools|post /v1/pools|get /v1/pools/{pool}|delete /v1/pools/{pool}|\
+            post /v1/pools/{pool}/export|post /v1/pools/{pool}/disks|post /v1/pools/{pool}/replace|post /v1/pools/{pool}/scrub|\
+            delete /v1/pools/{pool}/scrub|get /v1/volumes|\
+            post /v1/volumes|get /v1/volumes/{volume}|patch /v1/volumes/{volume}|\
+            delete /v1/volumes/{volume}|get /v1/snapshots|post /v1/snapshots|\
+            get /v1/snapshots/{snapshot}|delete /v1/snapshots/{snapshot}|post /v1/snapshot-groups|\
+            get /v1/snapshot-groups/{group}|get /v1/orphans|post /v1/orphans/{orphan}/adopt|\
+            delete /v1/orphans/{orphan}|get /v1/hosts|get /v1/hosts/{host}|put /v1/hosts/{host}|\
+            delete /v1/hosts/{host}|get /v1/volumes/{volume}/attachments|\
+            get /v1/volumes/{volume}/attachments/{host}|put /v1/volumes/{volume}/attachments/{host}|\
+            delete /v1/volumes/{volume}/attachments/{host}|get /v1/events";
+        assert_eq!(got, want.split('|').map(str::to_owned).collect());
+        // No other way in: every route is added by `routes!`.
+        let source = include_str!("mod.rs");
+        let added: usize = source.matches(".routes(routes!(").count();
+        assert!(added == 26 && !source.contains(".route("), "{added}");
+        for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
+            assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn every_schema_that_is_referred_to_is_there() {
+        let (_, document) = routes::all();
+        let json = serde_json::to_value(&document).unwrap();
+        let text = json.to_string();
+        for part in text.split("\"#/components/schemas/").skip(1) {
+            let name = part.split('"').next().unwrap();
+            assert!(json["components"]["schemas"][name].is_object(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::*;
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// A store that behaves like a disk: what was not synced is lost at a crash, all or nothing a batch,
+/// and a sync can fail.
+#[derive(Clone, Default)]
+struct Disk(Arc<Mutex<DiskState>>);
+
+#[derive(Default)]
+struct DiskState {
+    durable: Map,
+    applied: Map,
+    syncs: u32,
+    fail_at: Option<u32>,
+    panics: bool,
+}
+
+impl Disk {
+    fn crash(&self) {
+        let mut d = self.0.lock();
+        d.applied = d.durable.clone();
+    }
+}
+
+impl Store for Disk {
+    fn scan(&self, table: Table) -> io::Result<Vec<(String, Vec<u8>)>> {
+        let d = self.0.lock();
+        let rows = d.applied.iter().filter(|(k, _)| k[0] == table as u8);
+        Ok(rows.map(|(k, v)| (String::from_utf8_lossy(&k[1..]).into_owned(), v.clone())).collect())
+    }
+    fn apply(&mut self, batch: &Batch) -> io::Result<()> {
+        let mut d = self.0.lock();
+        for (k, v) in &batch.changes {
+            match v {
+                Some(v) => d.applied.insert(k.clone(), v.clone()),
+                None => d.applied.remove(k),
+            };
+        }
+        Ok(())
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        let mut d = self.0.lock();
+        d.syncs += 1;
+        if d.fail_at == Some(d.syncs) {
+            assert!(!d.panics, "on purpose");
+            return Err(io::Error::other("no space"));
+        }
+        d.durable = d.applied.clone();
+        Ok(())
+    }
+}
+
+fn open(disk: &Disk) -> Journal {
+    Journal::with_store(disk.clone(), Path::new("/test")).unwrap()
+}
+
+fn put(key: &str, value: u32) -> Batch {
+    let mut b = Batch::default();
+    b.put(Table::Hosts, key, &value);
+    b
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_crash() {
+    let disk = Disk::default();
+    let journal = open(&disk);
+    assert!(journal.is_fresh());
+    for i in 0..50 {
+        journal.commit(put(&format!("{i:02}"), i)).await.unwrap();
+    }
+    disk.crash();
+    let again = open(&disk);
+    assert!(!again.is_fresh());
+    assert_eq!(again.generation(), journal.generation() + 1);
+    let hosts = again.take_contents().records::<u32>(Table::Hosts).unwrap();
+    assert_eq!(hosts.iter().map(|(_, v)| *v).collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn parallel_commits_share_syncs() {
+    let disk = Disk::default();
+    let journal = Arc::new(open(&disk));
+    let tasks: Vec<_> = (0..200)
+        .map(|i| {
+            let journal = journal.clone();
+            tokio::spawn(async move { journal.commit(put(&i.to_string(), i)).await })
+        })
+        .collect();
+    for t in tasks {
+        t.await.unwrap().unwrap();
+    }
+    assert!(disk.0.lock().syncs < 150, "{} syncs for 200 commits", disk.0.lock().syncs);
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_taken() {
+    let disk = Disk::default();
+    disk.0.lock().fail_at = Some(3);
+    let journal = open(&disk); // Sync 1 counts the start.
+    journal.commit(put("a", 1)).await.unwrap();
+    assert!(matches!(journal.commit(put("b", 2)).await, Err(JournalError::Write(_))));
+    assert!(matches!(journal.commit(put("c", 3)).await, Err(JournalError::Closed)));
+    assert!(!journal.is_open());
+    disk.crash();
+    let contents = open(&disk).take_contents();
+    assert_eq!(contents.records::<u32>(Table::Hosts).unwrap(), [("a".to_string(), 1)]);
+}
+
+/// Those that commit in the moment of the failure get an answer too: once, one of them waited for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_journal_that_failed() {
+    for panics in [false, true] {
+        for round in 0..50 {
+            let disk = Disk::default();
+            {
+                let mut d = disk.0.lock();
+                d.fail_at = Some(2 + round % 5);
+                d.panics = panics;
+            }
+            let journal = Arc::new(open(&disk));
+            let tasks: Vec<_> = (0..40)
+                .map(|i| {
+                    let journal = journal.clone();
+                    tokio::spawn(async move {
+                        let mut refused = 0;
+                        while refused < 3 {
+                            refused += u32::from(journal.commit(put(&i.to_string(), i)).await.is_err());
+                        }
+                    })
+                })
+                .collect();
+            for t in tasks {
+                tokio::time::timeout(std::time::Duration::from_secs(20), t).await.unwrap().unwrap();
+            }
+            assert!(!journal.is_open());
+        }
+    }
+}
+
+#[test]
+fn a_newer_journal_is_refused() {
+    let disk = Disk::default();
+    let mut b = Batch::default();
+    b.put(Table::Meta, "version", &2);
+    disk.clone().apply(&b).unwrap();
+    let refused = Journal::with_store(disk, Path::new("/test"));
+    assert!(matches!(refused, Err(JournalError::TooNew { have: 2, known: 1 })));
+}
+
+#[tokio::test]
+async fn sled_keeps_what_was_committed_and_clears_half_made_snapshots() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    {
+        let journal = Journal::open(&path).unwrap();
+        journal.commit(put("a", 1)).await.unwrap();
+        let mut b = put("b", 2);
+        b.remove(Table::Hosts, "a");
+        journal.commit(b).await.unwrap();
+    }
+    // The committer's thread closes sled a moment after the handle is gone.
+    for _ in 0..200 {
+        std::fs::write(path.join("snap.1234.generating"), b"junk").unwrap();
+        match Journal::open(&path) {
+            Ok(journal) => {
+                let hosts = journal.take_contents().records::<u32>(Table::Hosts).unwrap();
+                assert_eq!(hosts, [("b".to_string(), 2)]);
+                return;
+            }
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
+    panic!("the journal did not open again");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever is committed or not at a crash: acknowledged batches are there in order, whole.
+    #[test]
+    fn a_crash_keeps_a_whole_prefix(batches in proptest::collection::vec(
+        proptest::collection::vec((0u8..6, proptest::option::of(0u32..100)), 1..5), 1..20),
+        crash_after in 0usize..20)
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let disk = Disk::default();
+        let mut model = BTreeMap::new();
+        runtime.block_on(async {
+            let journal = open(&disk);
+            for changes in batches.iter().take(crash_after) {
+                let mut b = Batch::default();
+                for (key, value) in changes {
+                    let key = key.to_string();
+                    match value {
+                        Some(v) => { b.put(Table::Hosts, &key, v); model.insert(key, *v); }
+                        None => { b.remove(Table::Hosts, &key); model.remove(&key); }
+                    }
+                }
+                journal.commit(b).await.unwrap();
+            }
+        });
+        disk.crash();
+        let hosts = open(&disk).take_contents().records::<u32>(Table::Hosts).unwrap();
+        prop_assert_eq!(hosts, model.into_iter().collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,165 @@
+//! The machine's disks, as sysfs tells of them.
+//!
+//! Called by the inventory that the API shows and by pools that take whole disks. Reads only.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{block, mount};
+
+/// One disk: a whole device, not a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// `vdb`.
+    pub name: String,
+    /// `/dev/vdb`.
+    pub path: PathBuf,
+    /// In bytes.
+    pub size: u64,
+    /// Whether it has moving parts.
+    pub rotational: bool,
+    /// Model, where it tells.
+    pub model: Option<String>,
+    /// Serial number, where it tells.
+    pub serial: Option<String>,
+    /// The best of its names below /dev/disk/by-id.
+    pub by_id: Option<PathBuf>,
+    /// Its partitions' names.
+    pub partitions: Vec<String>,
+    /// Who holds it or a partition of it: mount points, and devices made on top.
+    pub holders: Vec<String>,
+}
+
+impl DiskInfo {
+    /// A path that is the same after the machine was started again, where there is one.
+    pub fn lasting_path(&self) -> String {
+        self.by_id.as_ref().unwrap_or(&self.path).display().to_string()
+    }
+}
+
+/// Devices that are never disks to make a pool on: those made of files, memory or other disks (of a
+/// zvol or a mapped device we would be making a pool on a pool), and drives for removable media.
+const NOT_DISKS: [&str; 9] = ["loop", "zd", "dm-", "ram", "zram", "sr", "md", "nbd", "fd"];
+
+/// Whether something of that name may be a disk.
+pub(super) fn may_be_disk(name: &str) -> bool {
+    !NOT_DISKS.iter().any(|n| name.starts_with(n))
+}
+
+/// All of them, ordered by name. With `loops`, bound loop devices count as disks: for tests.
+pub fn all(loops: bool) -> io::Result<Vec<DiskInfo>> {
+    let sys = Path::new("/sys/block");
+    let mounts = mount::mounts()?;
+    let by_id = by_id();
+    let mut disks = Vec::new();
+    for entry in std::fs::read_dir(sys)? {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        let is_loop = name.starts_with("loop");
+        if !(may_be_disk(&name) || (is_loop && loops)) {
+            continue;
+        }
+        let dir = sys.join(&name);
+        // In sectors of 512 bytes, whatever the disk's own are.
+        let Some(size) = number(&dir.join("size")).map(|s| s.saturating_mul(512)) else { continue };
+        // An empty drive, or a path of a multipath namespace that has no node of its own.
+        if size == 0 || attribute(&dir.join("hidden")).as_deref() == Some("1") {
+            continue;
+        }
+        let partitions = partitions(&dir, &name);
+        let mut holders = Vec::new();
+        for part in std::iter::once(None).chain(partitions.iter().map(Some)) {
+            let (dir, name) = part.map_or((dir.clone(), &name), |p| (dir.join(p), p));
+            holders.extend(names(&dir.join("holders")));
+            let device = attribute(&dir.join("dev"));
+            let node = Path::new("/dev").join(name);
+            holders.extend(
+                mounts
+                    .iter()
+                    .filter(|m| {
+                        device.as_deref() == Some(&format!("{}:{}", m.device.0, m.device.1))
+                            || m.source == node
+                    })
+                    .map(|m| m.point.display().to_string()),
+            );
+        }
+        holders.dedup();
+        disks.push(DiskInfo {
+            path: Path::new("/dev").join(&name),
+            size,
+            rotational: number(&dir.join("queue/rotational")) == Some(1),
+            model: attribute(&dir.join("device/model")),
+            serial: attribute(&dir.join("device/serial")).or_else(|| attribute(&dir.join("serial"))),
+            by_id: by_id.get(&name).cloned(),
+            partitions,
+            holders,
+            name,
+        });
+    }
+    disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+    Ok(disks)
+}
+
+/// Shorter names first: `vdz` comes before `vdaa`.
+fn natural(name: &str) -> (usize, &str) {
+    (name.len(), name)
+}
+
+fn attribute(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_string())
+}
+
+fn number(path: &Path) -> Option<u64> {
+    attribute(path)?.parse().ok()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut all: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    all.sort();
+    all
+}
+
+fn partitions(dir: &Path, name: &str) -> Vec<String> {
+    let mut all = names(dir);
+    all.retain(|p| p.starts_with(name) && dir.join(p).join("partition").exists());
+    all
+}
+
+/// Kernel name of a disk to the name that identifies it best: an NVMe or SCSI identifier that the disk
+/// carries in itself (`wwn-`, `nvme-eui.`) before one made of model and serial number.
+fn by_id() -> BTreeMap<String, PathBuf> {
+    let dir = Path::new("/dev/disk/by-id");
+    let mut best: BTreeMap<String, (u8, PathBuf)> = BTreeMap::new();
+    for link in names(dir) {
+        let path = dir.join(&link);
+        let Ok(device) = std::fs::canonicalize(&path) else { continue };
+        let Some(device) = device.file_name().and_then(|d| d.to_str()) else { continue };
+        let rank = match &link {
+            l if l.starts_with("wwn-") || l.starts_with("nvme-eui.") || l.starts_with("nvme-uuid.") => 0,
+            l if l.starts_with("lvm-") || l.starts_with("dm-") || l.starts_with("md-") => 2,
+            _ => 1,
+        };
+        match best.get(device) {
+            Some((have, _)) if *have <= rank => {}
+            _ => {
+                best.insert(device.to_string(), (rank, path));
+            }
+        }
+    }
+    best.into_iter().map(|(device, (_, path))| (device, path)).collect()
+}
+
+/// The disk that a name or path stands for. `None`: there is no such disk, or it is only a part of one.
+pub fn find<'a>(disks: &'a [DiskInfo], name: &str) -> io::Result<Option<&'a DiskInfo>> {
+    let path = Path::new("/dev").join(name);
+    let wanted = match block::number(&path) {
+        Ok(n) => n,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    // By device number: a link, a node under another name and the kernel's name are all the same disk.
+    Ok(disks.iter().find(|d| block::number(&d.path).is_ok_and(|n| n == wanted)))
+}

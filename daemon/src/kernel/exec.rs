@@ -1,0 +1,353 @@
+//! Running the few commands that have no system call: zfs, zpool, mkfs, blkid.
+//!
+//! Called by pools. A tool is an absolute path, found once; no shell, no inherited environment, no
+//! input; what it says is captured up to a bound, and it is killed at the deadline. Never decides
+//! anything by the text of an error.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::{Deadline, Overrun};
+
+/// Where tools are looked for. Not `PATH`: what runs as root is not chosen by an environment.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// The most that a tool may say. A listing of 100,000 volumes with a label of 1 KiB fits.
+const MAX_OUTPUT: usize = 256 << 20;
+
+/// How long a killed process may take to die before it is left to be reaped later. One that is stuck
+/// in the kernel does not die at all, and nobody should wait for it.
+const DEATH: Duration = Duration::from_millis(500);
+
+/// Killed, and not dead when they were last looked at.
+static UNREAPED: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// Why a command did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// Not installed.
+    #[error("{0} is not installed")]
+    Missing(&'static str),
+    /// It could not be started or watched.
+    #[error("{command} could not be run")]
+    Spawn {
+        /// What was run.
+        command: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It was killed at the deadline.
+    #[error("{command} took too long and was killed")]
+    Overrun {
+        /// What was run.
+        command: String,
+        /// The marker.
+        #[source]
+        source: Overrun,
+    },
+    /// It said more than can be meant.
+    #[error("{0} said too much and was killed")]
+    TooMuch(String),
+    /// It ended with another status than 0.
+    #[error("{command} ended with {status}: {detail}")]
+    Failed {
+        /// What was run.
+        command: String,
+        /// `status 1`, `a signal`.
+        status: String,
+        /// The end of what it said, for people.
+        detail: String,
+    },
+    /// Its output is not what its manual promises.
+    #[error("{command} answered in an unknown form: {detail}")]
+    Unparsed {
+        /// What was run.
+        command: String,
+        /// What could not be read.
+        detail: String,
+    },
+}
+
+/// A command that is installed.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    name: &'static str,
+    path: PathBuf,
+}
+
+/// What a command that ended by itself left.
+#[derive(Debug)]
+pub struct Output {
+    command: String,
+    /// Its exit status; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it complained of: for people only.
+    pub stderr: Vec<u8>,
+}
+
+impl Tool {
+    /// Finds it.
+    pub fn locate(name: &'static str) -> Result<Self, ExecError> {
+        DIRECTORIES
+            .iter()
+            .map(|d| Path::new(d).join(name))
+            .find(|p| p.is_file())
+            .map(|path| Self { name, path })
+            .ok_or(ExecError::Missing(name))
+    }
+
+    /// Runs it to its end. An exit status other than 0 is not an error here: see [`Output::success`].
+    #[allow(clippy::disallowed_methods, reason = "the one place that starts processes")]
+    pub fn run<S: AsRef<OsStr>>(&self, args: &[S], deadline: &Deadline) -> Result<Output, ExecError> {
+        let command = shown(self.name, args);
+        reap();
+        let overrun = |source| ExecError::Overrun { command: command.clone(), source };
+        deadline.check().map_err(overrun)?;
+        let mut child = Command::new(&self.path)
+            .args(args.iter().map(AsRef::as_ref))
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", DIRECTORIES.join(":"))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own: killing it kills what it has started as well.
+            .process_group(0)
+            .spawn()
+            .map_err(|source| ExecError::Spawn { command: command.clone(), source })?;
+        match watch(&mut child, deadline) {
+            Ok(Watched::Ended { code, stdout, stderr }) => Ok(Output { command, code, stdout, stderr }),
+            Ok(Watched::Late) => {
+                kill(child);
+                Err(overrun(Overrun))
+            }
+            Ok(Watched::TooMuch) => {
+                kill(child);
+                Err(ExecError::TooMuch(command))
+            }
+            Err(source) => {
+                kill(child);
+                Err(ExecError::Spawn { command, source })
+            }
+        }
+    }
+}
+
+impl Output {
+    /// Itself if it ended with 0, an error otherwise.
+    pub fn success(self) -> Result<Self, ExecError> {
+        if self.code == Some(0) { Ok(self) } else { Err(self.failure()) }
+    }
+
+    /// The error that it is, where the status says so.
+    pub fn failure(&self) -> ExecError {
+        ExecError::Failed {
+            command: self.command.clone(),
+            status: self.code.map_or_else(|| "a signal".into(), |c| format!("status {c}")),
+            detail: tail(&self.stderr),
+        }
+    }
+
+    /// What it printed, as text.
+    pub fn text(&self) -> Result<&str, ExecError> {
+        std::str::from_utf8(&self.stdout).map_err(|e| self.unparsed(&e))
+    }
+
+    /// An error that says what could not be read.
+    pub fn unparsed(&self, detail: &dyn fmt::Display) -> ExecError {
+        ExecError::Unparsed { command: self.command.clone(), detail: detail.to_string() }
+    }
+}
+
+/// The command for logs and errors, short enough for a line.
+fn shown<S: AsRef<OsStr>>(name: &str, args: &[S]) -> String {
+    let mut text = name.to_string();
+    for a in args {
+        text.push(' ');
+        let arg = a.as_ref().to_string_lossy();
+        if arg.chars().count() > 80 {
+            text.extend(arg.chars().take(77));
+            text.push_str("...");
+        } else {
+            text.push_str(&arg);
+        }
+    }
+    text
+}
+
+/// The last lines, at most 400 characters.
+fn tail(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim().replace('\n', "; ");
+    let skip = text.chars().count().saturating_sub(400);
+    text.chars().skip(skip).collect()
+}
+
+enum Watched {
+    Ended { code: Option<i32>, stdout: Vec<u8>, stderr: Vec<u8> },
+    Late,
+    TooMuch,
+}
+
+/// One pipe of the child, and what came through it.
+struct Pipe<R> {
+    from: Option<R>,
+    bytes: Vec<u8>,
+}
+
+impl<R: Read + AsFd> Pipe<R> {
+    fn new(from: Option<R>) -> io::Result<Self> {
+        if let Some(f) = &from {
+            rustix::io::ioctl_fionbio(f, true)?;
+        }
+        Ok(Self { from, bytes: Vec::new() })
+    }
+
+    /// Takes what is there, without waiting.
+    fn drain(&mut self) -> io::Result<()> {
+        let mut chunk = [0u8; 16 << 10];
+        while let Some(from) = &mut self.from {
+            match from.read(&mut chunk) {
+                Ok(0) => self.from = None,
+                Ok(n) => self.bytes.extend_from_slice(&chunk[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+            if self.bytes.len() > MAX_OUTPUT {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the end of the process and takes what it says meanwhile. A grandchild that keeps the
+/// pipes open is not waited for: the command has ended when its process has.
+fn watch(child: &mut Child, deadline: &Deadline) -> io::Result<Watched> {
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut out = Pipe::new(child.stdout.take())?;
+    let mut err = Pipe::new(child.stderr.take())?;
+    loop {
+        let left = deadline.remaining();
+        if left.is_zero() {
+            return Ok(Watched::Late);
+        }
+        let ended = {
+            let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
+            fds.extend(out.from.as_ref().map(|f| PollFd::new(f, PollFlags::IN)));
+            fds.extend(err.from.as_ref().map(|f| PollFd::new(f, PollFlags::IN)));
+            match poll(&mut fds, Some(&timespec(left))) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            !fds[0].revents().is_empty()
+        };
+        out.drain()?;
+        err.drain()?;
+        if out.bytes.len() > MAX_OUTPUT || err.bytes.len() > MAX_OUTPUT {
+            return Ok(Watched::TooMuch);
+        }
+        if ended {
+            let code = child.wait()?.code();
+            return Ok(Watched::Ended { code, stdout: out.bytes, stderr: err.bytes });
+        }
+    }
+}
+
+/// Kills a child with its group; reaps it now if it dies at once, later if not.
+fn kill(mut child: Child) {
+    let pid = Pid::from_child(&child);
+    // It has not been reaped, so the number is still its own. Failing means that it has just ended.
+    let _ = kill_process_group(pid, Signal::KILL);
+    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timespec(DEATH)));
+    }
+    if !matches!(child.try_wait(), Ok(Some(_))) {
+        UNREAPED.lock().push(child);
+    }
+}
+
+/// Reaps those that have died since.
+fn reap() {
+    UNREAPED.lock().retain_mut(|c| matches!(c.try_wait(), Ok(None)));
+}
+
+/// A duration as the kernel takes it.
+pub(super) fn timespec(d: Duration) -> Timespec {
+    Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(d.subsec_nanos()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::time::Instant;
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(10))
+    }
+
+    #[test]
+    fn captures_output_and_status() {
+        let sh = Tool::locate("sh").unwrap();
+        let o = sh.run(&["-c", "echo out; echo err >&2; exit 3"], &soon()).unwrap();
+        assert_eq!((o.code, &o.stdout[..], &o.stderr[..]), (Some(3), &b"out\n"[..], &b"err\n"[..]));
+        let e = o.success().unwrap_err().to_string();
+        assert!(e.ends_with("ended with status 3: err"), "{e}");
+    }
+
+    #[test]
+    fn the_environment_is_ours() {
+        let o = Tool::locate("env").unwrap().run::<&str>(&[], &soon()).unwrap();
+        let mut lines: Vec<&str> = o.text().unwrap().lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
+    }
+
+    #[test]
+    fn takes_more_than_a_pipe_holds() {
+        let o = Tool::locate("head").unwrap().run(&["-c", "3000000", "/dev/zero"], &soon()).unwrap();
+        assert_eq!(o.stdout.len(), 3_000_000);
+    }
+
+    #[test]
+    fn is_killed_at_the_deadline_with_what_it_started() {
+        let start = Instant::now();
+        let late = Deadline::after(Duration::from_millis(200));
+        let sh = Tool::locate("sh").unwrap();
+        let e = sh.run(&["-c", "sleep 30 & sleep 30; true"], &late).unwrap_err();
+        assert!(matches!(e, ExecError::Overrun { .. }), "{e}");
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(matches!(sh.run(&["-c", "true"], &late), Err(ExecError::Overrun { .. })));
+    }
+
+    #[test]
+    fn does_not_wait_for_what_it_left_running() {
+        let start = Instant::now();
+        let sh = Tool::locate("sh").unwrap();
+        let o = sh.run(&["-c", "sleep 20 & echo started"], &soon()).unwrap();
+        assert_eq!(o.text().unwrap(), "started\n");
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_missing_tool_is_named() {
+        assert_eq!(Tool::locate("orlop-none").unwrap_err().to_string(), "orlop-none is not installed");
+    }
+}

@@ -1,0 +1,20 @@
+//! Every system call, ioctl, process and kernel file, and all of the `unsafe` there is.
+//!
+//! Called by pools, targets, journal and `main`; blocking, so only from lanes and start-up.
+//! Knows nothing of volumes: it takes paths, names and sizes.
+
+pub mod block;
+pub mod configfs;
+pub mod deadline;
+pub mod disks;
+pub mod dm;
+pub mod exec;
+pub mod fs;
+pub mod holders;
+pub mod loopdev;
+pub mod lzc;
+pub mod mount;
+pub mod net;
+pub mod uevent;
+
+pub use deadline::{Deadline, Overrun};

@@ -1,0 +1,24 @@
+//! The daemon's own vocabulary: what is stored, and the rules between the words of `orlop-api`.
+//!
+//! Called by everything above. Pure: no I/O, no async, no logging.
+
+mod identity;
+mod label;
+mod pool_spec;
+
+pub use identity::{Identity, NqnPrefix};
+pub use label::{
+    Document, Label, LabelError, LabelHost, LabelSource, SnapshotKey, SnapshotLabel, VolumeKind,
+};
+pub use pool_spec::{PoolChange, PoolMedium, PoolSpec, PoolSpecError, ThinPool, check_disk};
+
+pub use orlop_api::{
+    ByteSize, HostName, Nqn, PoolName, Provisioning, Tenant, VolumeId, VolumeName, VolumeRef,
+};
+
+/// What is known of an initiator.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HostRecord {
+    /// Its NQN.
+    pub nqn: Nqn,
+}

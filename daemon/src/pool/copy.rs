@@ -1,0 +1,163 @@
+//! Copying the content of a snapshot into a new backing, block by block.
+//!
+//! Called by the engine, on a thread of its own: a copy takes as long as it takes and must not hold a
+//! lane. It knows two open files and nothing of pools.
+//!
+//! Direct I/O, so that a copy does not push out of memory what others use. Blocks of zeros are not
+//! written: the new backing reads as zeros there already, and stays thin. Holes of a file are not even
+//! read.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+/// What is read and written at a time: large enough that the cost of a request does not count.
+const BLOCK: usize = 1 << 20;
+
+/// The start of a buffer for direct I/O: no device has larger logical blocks.
+const ALIGN: usize = 4096;
+
+/// How far a copy is, and whether it should stop: shared with whoever looks on.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Bytes from the start that are copied.
+    pub done: AtomicU64,
+    /// Set to end the copy at its next block.
+    pub stop: AtomicBool,
+}
+
+/// A buffer that starts at a multiple of `ALIGN`.
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let bytes = vec![0; BLOCK + ALIGN];
+        let start = bytes.as_ptr().align_offset(ALIGN);
+        Self { bytes, start }
+    }
+
+    fn first(&mut self, len: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + len]
+    }
+}
+
+/// Copies `from..to` bytes, and gives back where it stopped: `to`, or before that if `watch` said so or
+/// `pause` has passed. What it wrote is durable then. Blocks of zeros are left out.
+pub fn copy(
+    source: &File,
+    target: &File,
+    from: u64,
+    to: u64,
+    watch: &Watch,
+    pause: Duration,
+) -> io::Result<u64> {
+    let at = blocks(source, target, from, to, watch, Some(Instant::now() + pause))?;
+    target.sync_all()?;
+    watch.done.store(at, Ordering::Release);
+    Ok(at)
+}
+
+/// [`copy`] without the last word: nothing is synced.
+pub(super) fn blocks(
+    source: &File,
+    target: &File,
+    from: u64,
+    to: u64,
+    watch: &Watch,
+    end: Option<Instant>,
+) -> io::Result<u64> {
+    let mut buffer = Buffer::new();
+    let mut at = from;
+    while at < to {
+        if watch.stop.load(Ordering::Acquire) || end.is_some_and(|end| Instant::now() >= end) {
+            break;
+        }
+        match next_data(source, at)? {
+            Some(data) if data >= to => at = to,
+            // Down to the grid, which the data's start need not be on.
+            Some(data) => at = at.max(data / BLOCK as u64 * BLOCK as u64),
+            None => at = to,
+        }
+        if at >= to {
+            break;
+        }
+        let len = usize::try_from(to - at).map_or(BLOCK, |left| left.min(BLOCK));
+        let block = buffer.first(len);
+        source.read_exact_at(block, at)?;
+        if block.iter().any(|b| *b != 0) {
+            target.write_all_at(block, at)?;
+        }
+        at += len as u64;
+        watch.done.store(at, Ordering::Release);
+    }
+    Ok(at)
+}
+
+/// Where data is, at or after `at`. `None`: nowhere. A device has it everywhere.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Ok(Some(data)),
+        Err(Errno::NXIO) => Ok(None),
+        // Block devices of kernels before 6.12 don't seek for data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(at)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn file(len: u64) -> File {
+        let f = tempfile::tempfile().unwrap();
+        f.set_len(len).unwrap();
+        f
+    }
+
+    #[test]
+    fn what_is_there_is_copied_and_holes_stay_holes() {
+        let len = (40 << 20) + 4096;
+        let (a, b) = (file(len), file(len));
+        for at in [0, (7 << 20) - 3, len - 5] {
+            a.write_all_at(b"hello", at).unwrap();
+        }
+        a.write_all_at(&[0; 4 << 20], 20 << 20).unwrap();
+        let watch = Watch::default();
+        assert_eq!(copy(&a, &b, 0, len, &watch, LONG).unwrap(), len);
+        assert_eq!(watch.done.load(Ordering::Acquire), len);
+        let read = |f: &File| {
+            let mut bytes = vec![0; usize::try_from(len).unwrap()];
+            f.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        assert!(read(&a) == read(&b));
+        assert!(b.metadata().unwrap().blocks() * 512 <= 5 << 20);
+    }
+
+    #[test]
+    fn it_stops_when_told_and_goes_on_from_there() {
+        let (a, b) = (file(8 << 20), file(8 << 20));
+        a.write_all_at(&[7; 8 << 20], 0).unwrap();
+        let watch = Watch::default();
+        assert_eq!(copy(&a, &b, 0, 8 << 20, &watch, Duration::ZERO).unwrap(), 0);
+        watch.stop.store(true, Ordering::Release);
+        assert_eq!(copy(&a, &b, 3 << 20, 8 << 20, &watch, LONG).unwrap(), 3 << 20);
+        watch.stop.store(false, Ordering::Release);
+        assert_eq!(copy(&a, &b, 3 << 20, 8 << 20, &watch, LONG).unwrap(), 8 << 20);
+        let mut bytes = [1; 2];
+        b.read_exact_at(&mut bytes, (3 << 20) - 1).unwrap();
+        assert_eq!(bytes, [0, 7], "nothing before where it began");
+    }
+}

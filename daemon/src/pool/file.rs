@@ -1,0 +1,310 @@
+//! `file` pools: images on btrfs or XFS, each behind a loop device with direct I/O while it is open.
+//!
+//! Called by the engine through [`Pool`]. The directory is one that someone else mounts, or is on a
+//! disk of its own (`file_disk`). A loop device that an earlier daemon made is found again and used on:
+//! a restart does not disturb who is connected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, VolumeId};
+use parking_lot::Mutex;
+
+use super::context::Context;
+use super::file_disk::OwnDisk;
+use super::images::{GRANULARITY, Images, image_name};
+use super::{Capacity, Change, Listing, Opened, Pool, PoolError, Result, Snapped, Stored, check_properties};
+use crate::kernel::fs::{self, FsKind};
+use crate::kernel::loopdev::{self, Behind};
+use crate::kernel::{Deadline, block};
+use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct FilePool {
+    ctx: Context,
+    images: Images,
+    /// Where the pool is on a disk of its own.
+    disk: Option<OwnDisk>,
+    /// Loop devices by volume: a hint, examined before each use.
+    loops: Mutex<BTreeMap<VolumeId, u32>>,
+}
+
+impl FilePool {
+    /// In a directory that someone else mounts.
+    pub fn create(spec: &PoolSpec, directory: &Path) -> Result<Self> {
+        let pool = Self::at(spec, directory, None).map_err(|e| match e {
+            // To make one, its directory must be there first.
+            PoolError::NotFound { pool, object } => {
+                PoolError::Precondition { pool, detail: format!("{object} does not exist") }
+            }
+            other => other,
+        })?;
+        pool.images.adopt()?;
+        pool.recall()?;
+        Ok(pool)
+    }
+
+    /// Opens one.
+    pub fn open(spec: &PoolSpec, directory: &Path) -> Result<Self> {
+        let pool = Self::at(spec, directory, None)?;
+        pool.images.open()?;
+        pool.recall()?;
+        Ok(pool)
+    }
+
+    /// On a disk that has been formatted and mounted.
+    pub fn create_on(spec: &PoolSpec, disk: OwnDisk) -> Result<Self> {
+        let point = disk.point().to_owned();
+        let pool = Self::at(spec, &point, Some(disk))?;
+        pool.images.adopt()?;
+        pool.recall()?;
+        Ok(pool)
+    }
+
+    /// Opens one that has been mounted.
+    pub fn open_on(spec: &PoolSpec, disk: OwnDisk) -> Result<Self> {
+        let point = disk.point().to_owned();
+        let pool = Self::at(spec, &point, Some(disk))?;
+        pool.images.open()?;
+        pool.recall()?;
+        Ok(pool)
+    }
+
+    fn at(spec: &PoolSpec, directory: &Path, disk: Option<OwnDisk>) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        let kind = match fs::kind(directory) {
+            Ok(k) => k,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(ctx.not_found(format!("directory {}", directory.display())));
+            }
+            Err(e) => return Err(ctx.io(format!("looking at {}", directory.display()))(e)),
+        };
+        if let FsKind::Other(magic) = kind {
+            return Err(ctx.unsupported(format!(
+                "{} is on a file system of another kind (0x{magic:x}) than btrfs or XFS",
+                directory.display()
+            )));
+        }
+        let images = Images::new(&ctx, directory, true, kind == FsKind::Btrfs);
+        Ok(Self { ctx, images, disk, loops: Mutex::default() })
+    }
+
+    /// Fills the hints once, so that opening many volumes after a restart does not look at every loop
+    /// device for each.
+    fn recall(&self) -> Result<()> {
+        let listing = |e| self.ctx.io("listing loop devices")(e);
+        let bound = loopdev::scan(&BTreeSet::new(), |f| f.ends_with(".img")).map_err(listing)?;
+        let mut loops = self.loops.lock();
+        for (number, file) in bound {
+            if let Some(id) = file.strip_suffix(".img").and_then(|f| f.parse().ok()) {
+                loops.insert(id, number);
+            }
+        }
+        Ok(())
+    }
+
+    /// The loop device of a volume that has an image.
+    fn attached(&self, id: VolumeId, key: &loopdev::Key) -> Result<Option<u32>> {
+        let hint = self.loops.lock().get(&id).copied();
+        if let Some(number) = hint {
+            match loopdev::behind(number, key).map_err(self.ctx.io(format!("looking at loop{number}")))? {
+                Behind::Ours => return Ok(Some(number)),
+                Behind::Foreign | Behind::Other | Behind::Nothing => {
+                    self.loops.lock().remove(&id);
+                }
+            }
+        }
+        // Those that other volumes have need not be looked at again.
+        let skip: BTreeSet<u32> = self.loops.lock().values().copied().collect();
+        let found = loopdev::find(key, &image_name(id), &skip)
+            .map_err(self.ctx.loop_device(format!("the image of {id}")))?;
+        if let Some(number) = found {
+            self.loops.lock().insert(id, number);
+        }
+        Ok(found)
+    }
+
+    fn detach(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        // A device that is bound to a deleted image is not found here; destroy detaches first.
+        let Some(key) = self.images.key(id)? else { return Ok(()) };
+        if let Some(number) = self.attached(id, &key)? {
+            loopdev::detach(number, &key, deadline)
+                .map_err(self.ctx.loop_device(format!("the device of {id}")))?;
+        }
+        self.loops.lock().remove(&id);
+        Ok(())
+    }
+}
+
+impl Pool for FilePool {
+    fn kind(&self) -> PoolKind {
+        PoolKind::File
+    }
+
+    fn name(&self) -> &PoolName {
+        &self.ctx.pool
+    }
+
+    fn granularity(&self) -> ByteSize {
+        GRANULARITY
+    }
+
+    fn capacity(&self, _: &Deadline) -> Result<Capacity> {
+        self.images.capacity()
+    }
+
+    fn create(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        check_properties(&self.ctx.pool, self.features(), None, label)?;
+        self.images.create(label, deadline)
+    }
+
+    fn grow(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        let change = self.images.grow(label, deadline)?;
+        // Also when unchanged: an earlier attempt may have been stopped just before this.
+        if let Some(key) = self.images.key(label.id)?
+            && let Some(number) = self.attached(label.id, &key)?
+        {
+            loopdev::refresh_size(number).map_err(self.ctx.io(format!("growing loop{number}")))?;
+        }
+        Ok(change)
+    }
+
+    fn set(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        let have = self.images.get(label.id)?.map(|s| s.label);
+        check_properties(&self.ctx.pool, self.features(), have.as_ref(), label)?;
+        self.images.set(label, deadline)
+    }
+
+    fn relabel(&self, label: &Label, _: &Deadline) -> Result<()> {
+        self.images.relabel(label)
+    }
+
+    fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        self.detach(id, deadline)?;
+        self.images.destroy(id, deadline)
+    }
+
+    fn get(&self, id: VolumeId, _: &Deadline) -> Result<Option<Stored>> {
+        self.images.get(id)
+    }
+
+    fn list(&self, deadline: &Deadline) -> Result<Listing> {
+        self.images.list(deadline)
+    }
+
+    fn adopt(&self, stray: &str, label: &Label, deadline: &Deadline) -> Result<Change> {
+        self.images.adopt_stray(stray, label, deadline)
+    }
+
+    fn release(&self, stray: &str, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        self.detach(id, deadline)?;
+        self.images.release(stray, id, deadline)
+    }
+
+    fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
+        let (file, label) = self.images.file(id)?;
+        // Before anyone writes: see docs/adr/0006.
+        fs::set_synchronous(&file)
+            .map_err(self.ctx.io(format!("making writes to the image of {id} synchronous")))?;
+        let file_size = block::size(&file).map_err(self.ctx.io(format!("measuring the image of {id}")))?;
+        let key = loopdev::Key {
+            name: format!("orlop:{id}"),
+            file: loopdev::file_identity(&file)
+                .map_err(self.ctx.io(format!("looking at the image of {id}")))?,
+        };
+        let number = match self.attached(id, &key)? {
+            Some(number) => {
+                loopdev::keep(number).map_err(self.ctx.io(format!("keeping loop{number}")))?;
+                number
+            }
+            None => {
+                let number = loopdev::attach(&file, &key, deadline)
+                    .map_err(self.ctx.loop_device(format!("the image of {id}")))?;
+                self.loops.lock().insert(id, number);
+                number
+            }
+        };
+        if label.provisioning == Provisioning::Thick {
+            loopdev::forbid_discard(number)
+                .map_err(self.ctx.io(format!("forbidding discards on loop{number}")))?;
+        }
+        let device = loopdev::device(number);
+        let measure = || -> io::Result<u64> { block::size(&File::open(&device)?) };
+        let action = || format!("opening {}", device.display());
+        let mut size = measure().map_err(self.ctx.io(action()))?;
+        if size < file_size {
+            // The image has grown and the daemon was stopped before it told the device.
+            loopdev::refresh_size(number).map_err(self.ctx.io(action()))?;
+            size = measure().map_err(self.ctx.io(action()))?;
+        }
+        Ok(Opened { device, size: ByteSize(size) })
+    }
+
+    fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        self.detach(id, deadline)
+    }
+
+    fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
+        let mut devices = Vec::new();
+        if labels.len() > 1 {
+            for id in labels.iter().map(|l| l.key.volume) {
+                if let Some(key) = self.images.key(id)?
+                    && let Some(number) = self.attached(id, &key)?
+                {
+                    devices.push(number);
+                }
+            }
+        }
+        self.images.snapshot(labels, deadline, || {
+            let counters =
+                devices.iter().map(|n| block::writes(&format!("loop{n}"))).collect::<io::Result<Vec<_>>>();
+            let counters = counters.map_err(self.ctx.io("reading the statistics of loop devices"))?;
+            Ok(counters.into_iter().collect::<Option<Vec<u64>>>())
+        })
+    }
+
+    fn get_snapshot(&self, key: SnapshotKey, _: &Deadline) -> Result<Option<SnapshotLabel>> {
+        self.images.get_snapshot(key)
+    }
+
+    fn relabel_snapshot(&self, label: &SnapshotLabel, _: &Deadline) -> Result<()> {
+        self.images.relabel_snapshot(label)
+    }
+
+    fn destroy_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Change> {
+        self.images.destroy_snapshot(key, deadline)
+    }
+
+    fn read(&self, key: SnapshotKey, _: &Deadline) -> Result<File> {
+        let file = self.images.snapshot_file(key)?;
+        fs::set_direct(&file).map_err(self.ctx.io(format!("opening the image of {key} for direct I/O")))?;
+        Ok(file)
+    }
+
+    fn done_reading(&self, _: SnapshotKey, _: &Deadline) -> Result<()> {
+        Ok(())
+    }
+
+    fn fill(&self, id: VolumeId, _: &Deadline) -> Result<File> {
+        // The image itself, which is not open through a loop device and whose writes are not
+        // synchronous before it was.
+        let (file, _) = self.images.file(id)?;
+        fs::set_direct(&file).map_err(self.ctx.io(format!("opening the image of {id} for direct I/O")))?;
+        Ok(file)
+    }
+
+    fn export(&self, _: &Deadline) -> Result<()> {
+        self.disk.as_ref().map_or(Ok(()), |disk| disk.unmount())
+    }
+
+    fn remove(&self, deadline: &Deadline) -> Result<()> {
+        self.images.remove(deadline)?;
+        match &self.disk {
+            Some(disk) => disk.release(deadline),
+            None => Ok(()),
+        }
+    }
+}

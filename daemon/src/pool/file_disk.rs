@@ -1,0 +1,225 @@
+//! A disk of a `file` pool's own: formatted, mounted, found again by the UUID of its file system.
+//!
+//! Called by `file` pools. The UUID was minted with the pool's specification, before anything was
+//! formatted, so a disk that carries it is this pool's and no other's. Formats nothing that has not
+//! been proven blank (R1).
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use orlop_api::Filesystem;
+use uuid::Uuid;
+
+use super::context::Context;
+use super::{PoolEnv, PoolError, Result, disks};
+use crate::kernel::block::{self, Superblock};
+use crate::kernel::disks::DiskInfo;
+use crate::kernel::exec::Tool;
+use crate::kernel::mount::{self, Mount};
+use crate::kernel::{Deadline, disks as kernel_disks, fs};
+use crate::model::PoolSpec;
+
+/// How long a blank disk may be open elsewhere, and how often it is tried meanwhile.
+const BUSY: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A mounted disk.
+#[derive(Debug)]
+pub(super) struct OwnDisk {
+    ctx: Context,
+    uuid: Uuid,
+    point: PathBuf,
+    device: PathBuf,
+}
+
+impl OwnDisk {
+    /// Formats a blank disk and mounts it; mounts one that carries this UUID already.
+    pub fn create(
+        spec: &PoolSpec,
+        env: &PoolEnv,
+        asked: &str,
+        filesystem: Filesystem,
+        uuid: Uuid,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        if find(&ctx, env, uuid)?.is_none() {
+            format_blank(&ctx, env, asked, filesystem, uuid, deadline)?;
+        }
+        Self::open(spec, env, uuid, deadline)
+    }
+
+    /// Finds it by UUID and mounts it if it is not mounted.
+    pub fn open(spec: &PoolSpec, env: &PoolEnv, uuid: Uuid, deadline: &Deadline) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        let Some((disk, superblock)) = find(&ctx, env, uuid)? else {
+            return Err(ctx.not_found(format!("a disk with file system {uuid}")));
+        };
+        let point = env.mounts.join(spec.name.as_str());
+        let own = Self { ctx, uuid, point, device: disk.path };
+        own.mount(superblock.fstype, deadline)?;
+        Ok(own)
+    }
+
+    /// Where it is mounted.
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    fn mounted(&self) -> Result<Option<Mount>> {
+        mount::at(&self.point).map_err(self.ctx.io("reading what is mounted"))
+    }
+
+    fn mount(&self, fstype: &str, deadline: &Deadline) -> Result<()> {
+        let shown = self.point.display();
+        match self.mounted()? {
+            // XFS is mounted under its device's number, btrfs under one of its own with the device's
+            // path as its source.
+            Some(m) => {
+                let number = block::number(&self.device)
+                    .map_err(self.ctx.io(format!("looking at {}", self.device.display())))?;
+                if m.device == number || block::number(&m.source).is_ok_and(|n| n == number) {
+                    return Ok(());
+                }
+                Err(self.ctx.precondition(format!(
+                    "{} is mounted at {shown}, where this pool's disk belongs",
+                    m.source.display()
+                )))
+            }
+            None => {
+                fs::make_dirs(&self.point).map_err(self.ctx.io(format!("making {shown}")))?;
+                self.ctx.check(deadline, "mounting the pool's disk")?;
+                mount::mount(&self.device, &self.point, fstype)
+                    .map_err(self.ctx.io(format!("mounting {} at {shown}", self.device.display())))
+            }
+        }
+    }
+
+    /// Unmounts it. It stays as it is.
+    pub fn unmount(&self) -> Result<()> {
+        let shown = self.point.display();
+        if self.mounted()?.is_some() {
+            mount::unmount(&self.point).map_err(self.ctx.io(format!("unmounting {shown}")))?;
+        }
+        let _ = std::fs::remove_dir(&self.point);
+        Ok(())
+    }
+
+    /// Unmounts it and makes the disk blank again, as it was before the pool. The pool's own directory
+    /// on it has been found empty and removed.
+    pub fn release(&self, deadline: &Deadline) -> Result<()> {
+        let shown = self.point.display();
+        if self.mounted()?.is_some() {
+            // `remove` left nothing of ours on it. What else is there is not ours to wipe.
+            let dir = fs::Dir::open(&self.point).map_err(self.ctx.io(format!("opening {shown}")))?;
+            let names = dir.names().map_err(self.ctx.io(format!("reading {shown}")))?;
+            if let Some(other) = names.first() {
+                return Err(self.ctx.precondition(format!(
+                    "there is something else on its disk: {}",
+                    self.point.join(other).display()
+                )));
+            }
+            drop(dir);
+            mount::unmount(&self.point).map_err(self.ctx.io(format!("unmounting {shown}")))?;
+        }
+        let _ = std::fs::remove_dir(&self.point);
+        self.ctx.check(deadline, "wiping the pool's disk")?;
+        let action = || format!("wiping {}", self.device.display());
+        // Looked at again: the name of a disk can have passed to another one.
+        match block::superblock(&self.device).map_err(self.ctx.io(action()))? {
+            Some(s) if s.uuid == *self.uuid.as_bytes() => {
+                block::wipe(&self.device, deadline).map_err(self.ctx.io(action()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a disk that was a pool's is formatted with, and its UUID.
+pub(super) fn recognize(spec: &PoolSpec, env: &PoolEnv, asked: &str) -> Result<(Filesystem, Uuid)> {
+    let ctx = Context::new(&spec.name);
+    let disk = disks::resolve(&ctx, env, asked)?;
+    let superblock =
+        block::superblock(&disk.path).map_err(ctx.io(format!("reading {}", disk.path.display())))?;
+    let filesystem = superblock.as_ref().and_then(|s| match s.fstype {
+        "xfs" => Some(Filesystem::Xfs),
+        "btrfs" => Some(Filesystem::Btrfs),
+        _ => None,
+    });
+    match (filesystem, superblock) {
+        (Some(filesystem), Some(s)) => Ok((filesystem, Uuid::from_bytes(s.uuid))),
+        _ => Err(ctx.not_found(format!("a pool on disk {asked}"))),
+    }
+}
+
+/// The disk that carries a file system of that UUID.
+fn find(ctx: &Context, env: &PoolEnv, uuid: Uuid) -> Result<Option<(DiskInfo, Superblock)>> {
+    let all = kernel_disks::all(env.loops_as_disks).map_err(ctx.io("listing disks"))?;
+    let mut found: Vec<(DiskInfo, Superblock)> = Vec::new();
+    for disk in all {
+        match block::superblock(&disk.path) {
+            Ok(Some(s)) if s.uuid == *uuid.as_bytes() => found.push((disk, s)),
+            Ok(_) => {}
+            // One broken disk must not keep the pools on the others from being opened.
+            Err(error) => tracing::warn!(disk = disk.name, %error, "a disk can't be read"),
+        }
+    }
+    if found.len() > 1 {
+        let names: Vec<&str> = found.iter().map(|(d, _)| d.name.as_str()).collect();
+        return Err(ctx.precondition(format!(
+            "file system {uuid} is on several disks, one a copy of the other: {}",
+            names.join(", ")
+        )));
+    }
+    Ok(found.pop())
+}
+
+/// Formats a disk that is proven blank. Where the tool fails and the disk is blank still, somebody had it
+/// open for a moment: an inventory of disks looks at each alone. So it is tried again.
+fn format_blank(
+    ctx: &Context,
+    env: &PoolEnv,
+    asked: &str,
+    filesystem: Filesystem,
+    uuid: Uuid,
+    deadline: &Deadline,
+) -> Result<()> {
+    let patience = deadline.at_most(BUSY);
+    let mut failed = None;
+    loop {
+        let disk = match disks::prove_blank(ctx, env, &[asked.to_string()], deadline) {
+            Ok(blank) => blank.into_iter().next(),
+            // What is on it now is what the tool left, or its reason to fail.
+            Err(not_blank) => return Err(failed.unwrap_or(not_blank)),
+        };
+        let Some(disk) = disk else { return Err(ctx.precondition("names no disk")) };
+        match format(ctx, &disk.path, filesystem, uuid, deadline) {
+            Err(error @ PoolError::Command { .. }) if patience.pause(PAUSE).is_ok() => failed = Some(error),
+            result => return result,
+        }
+    }
+}
+
+/// Makes the file system. Neither tool is told to force anything: both look for signatures themselves,
+/// which is a second pair of eyes.
+fn format(ctx: &Context, path: &Path, filesystem: Filesystem, uuid: Uuid, deadline: &Deadline) -> Result<()> {
+    let uuid = uuid.hyphenated().to_string();
+    let pool = ctx.pool.as_str();
+    let (tool, mut args): (&'static str, Vec<OsString>) = match filesystem {
+        Filesystem::Xfs => {
+            // XFS has room for 12 bytes: the label is for people, nothing is found by it.
+            let label: String = format!("orlop-{pool}").chars().take(12).collect();
+            let uuid = format!("uuid={uuid}");
+            ("mkfs.xfs", ["-q", "-L", &label, "-m", &uuid, "-m", "reflink=1"].map(Into::into).to_vec())
+        }
+        Filesystem::Btrfs => {
+            let label = format!("orlop-{pool}");
+            ("mkfs.btrfs", ["-q", "-L", &label, "-U", &uuid].map(Into::into).to_vec())
+        }
+    };
+    args.push(path.into());
+    let tool = Tool::locate(tool).map_err(|e| ctx.exec(e))?;
+    tool.run(&args, deadline).and_then(|o| o.success()).map_err(|e| ctx.exec(e))?;
+    Ok(())
+}

@@ -1,0 +1,404 @@
+//! The volume group itself: made, recognized, removed; and how LVM's commands are run.
+//!
+//! Called by the pool. A group is ours if it carries the tag `orlop.pool.<name>`, which is set by the very
+//! command that makes it. A group of that name without it is foreign and is never changed.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use orlop_api::{ByteSize, Provisioning};
+use parking_lot::Mutex;
+
+use super::metadata::{self, Section};
+use super::report;
+use crate::kernel::block;
+use crate::kernel::exec::{Output, Tool};
+use crate::kernel::{Deadline, disks as kernel_disks, dm};
+use crate::model::ThinPool;
+use crate::pool::context::Context;
+use crate::pool::rules::adoptable;
+use crate::pool::{Capacity, PoolEnv, PoolError, Result, disks};
+
+/// The thin pool's name. No volume has it: theirs are UUIDs.
+pub(super) const THIN: &str = "thin";
+
+/// The unit of all sizes.
+pub(super) const EXTENT: ByteSize = ByteSize::MIB;
+
+/// Settings that concern this machine alone, given with every command: no daemon that watches pools is
+/// started (this one does), every disk is looked at, and a full thin pool is an error at once instead of a
+/// minute's wait that ends in one.
+const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } devices { use_devicesfile=0 }";
+
+/// LVM's commands on one volume group, one at a time: they take a lock of the whole group in any case,
+/// and one that waits for it in a process of its own costs more than one that waits here.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub ctx: Context,
+    lvm: Tool,
+    turn: Mutex<()>,
+    /// Its disks, where its metadata is read. Empty: not known yet.
+    disks: Mutex<Vec<PathBuf>>,
+}
+
+/// One logical volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Row {
+    pub lv_name: String,
+    /// Bytes.
+    pub lv_size: u64,
+    pub lv_tags: Vec<String>,
+    /// The type of its segments (lvmthin(7)): `thin`, `thin-pool`, `striped`..., or several of them.
+    pub lv_type: String,
+    /// Whether it may be written to.
+    pub writable: bool,
+    /// Whether it is one half of a snapshot that is not a thin one.
+    pub in_snapshot: bool,
+}
+
+impl Row {
+    pub fn is_thin(&self) -> bool {
+        self.lv_type == "thin"
+    }
+
+    /// All of its extents are its own, on disks: it stands in no relation to any other.
+    pub fn is_plain(&self) -> bool {
+        self.lv_type == "striped" && !self.in_snapshot
+    }
+
+    /// How its space is reserved, if it can become a volume; otherwise why it can't.
+    pub fn adoptable(&self) -> std::result::Result<Provisioning, String> {
+        if !self.writable {
+            return Err("it is read-only".into());
+        }
+        let provisioning = match (self.is_thin(), self.is_plain()) {
+            (true, _) => Provisioning::Thin,
+            (_, true) => Provisioning::Thick,
+            _ => return Err(format!("it is neither thin nor plain ({})", self.lv_type)),
+        };
+        adoptable(ByteSize(self.lv_size), EXTENT, provisioning)
+    }
+}
+
+/// Whose a volume group is.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    Absent,
+    Ours,
+    Foreign,
+}
+
+impl Group {
+    pub fn new(ctx: Context) -> Result<Self> {
+        let lvm = Tool::locate("lvm").map_err(|e| ctx.exec(e))?;
+        // What activation calls to check a thin pool: without it the pool would not come up again.
+        Tool::locate("thin_check").map_err(|e| ctx.exec(e))?;
+        Ok(Self { ctx, lvm, turn: Mutex::default(), disks: Mutex::default() })
+    }
+
+    pub fn name(&self) -> &str {
+        self.ctx.pool.as_str()
+    }
+
+    /// The group's or a logical volume's full name.
+    pub fn path(&self, lv: &str) -> String {
+        format!("{}/{lv}", self.name())
+    }
+
+    /// Runs `lvm <command>`. Its status is for the caller to judge.
+    pub fn run(&self, command: &str, args: &[&str], deadline: &Deadline) -> Result<Output> {
+        let turn = self.turn.try_lock_for(deadline.remaining());
+        let Some(_turn) = turn else { return Err(self.ctx.late("waiting for LVM", crate::kernel::Overrun)) };
+        let args: Vec<&str> = [command, "--config", CONFIG].into_iter().chain(args.iter().copied()).collect();
+        self.lvm.run(&args, deadline).map_err(|e| self.ctx.exec(e))
+    }
+
+    /// Runs it, and it must succeed.
+    pub fn must(&self, command: &str, args: &[&str], deadline: &Deadline) -> Result<Output> {
+        self.run(command, args, deadline)?.success().map_err(|e| self.ctx.exec(e))
+    }
+
+    /// All logical volumes of the group that are not LVM's own parts of others, by name.
+    pub fn rows(&self, deadline: &Deadline) -> Result<Vec<Row>> {
+        Ok(rows(&self.metadata(deadline)?))
+    }
+
+    /// The newest state of the group's metadata on its disks.
+    fn metadata(&self, deadline: &Deadline) -> Result<Section> {
+        let known = self.disks.lock().clone();
+        if let Some(found) = self.newest(&known)? {
+            return Ok(found);
+        }
+        // Not looked for yet, or the disks have other names now.
+        let disks = self.find_disks(deadline)?;
+        let found = self.newest(&disks)?;
+        *self.disks.lock() = disks;
+        found.ok_or_else(|| self.ctx.not_found(format!("volume group {}", self.name())))
+    }
+
+    fn find_disks(&self, deadline: &Deadline) -> Result<Vec<PathBuf>> {
+        let args = ["--reportformat", "json", "-o", "pv_name,vg_name"];
+        let devices = report::devices(&self.ctx, &self.must("pvs", &args, deadline)?)?;
+        Ok(devices.into_iter().filter(|d| d.vg_name == self.name()).map(|d| d.pv_name.into()).collect())
+    }
+
+    fn newest(&self, disks: &[PathBuf]) -> Result<Option<Section>> {
+        let (mut newest, mut failed): (Option<Section>, _) = (None, None);
+        for disk in disks {
+            match metadata::read(disk, self.name()) {
+                Ok(Some(found)) => {
+                    if newest.as_ref().is_none_or(|n| n.number("seqno") < found.number("seqno")) {
+                        newest = Some(found);
+                    }
+                }
+                Ok(None) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => failed = Some((disk, e)),
+            }
+        }
+        match (newest, failed) {
+            (None, Some((disk, e))) => {
+                Err(self.ctx.io(format!("reading the metadata on {}", disk.display()))(e))
+            }
+            (newest, _) => Ok(newest),
+        }
+    }
+
+    /// Space of the thin pool, as its device tells it.
+    pub fn capacity(&self, deadline: &Deadline) -> Result<Capacity> {
+        let group = self.metadata(deadline)?;
+        let thin = group.section("logical_volumes").and_then(|l| l.section(THIN));
+        let chunk = thin.and_then(|t| t.section("segment1")).and_then(|s| s.number("chunk_size"));
+        let Some(chunk) = chunk else { return Err(self.ctx.not_found("its thin pool")) };
+        let device = format!("{}-{THIN}-tpool", escape(self.name()));
+        // One in which no volume was ever made has its name without the suffix.
+        let plain = device.trim_end_matches("-tpool");
+        let status = || -> Result<Option<dm::ThinStatus>> {
+            let ask = |name: &str| dm::thin_status(name).map_err(self.ctx.io(format!("asking {name}")));
+            Ok(match ask(&device)? {
+                None => ask(plain)?,
+                found => found,
+            })
+        };
+        let status = match status()? {
+            Some(status) => Some(status),
+            // Nothing has been opened since the machine started.
+            None => {
+                self.must("lvchange", &["-q", "-ay", "-K", &self.path(THIN)], deadline)?;
+                status()?
+            }
+        };
+        let Some(status) = status else { return Err(self.ctx.not_found(format!("device {device}"))) };
+        let bytes = |blocks: u64| blocks.saturating_mul(chunk).saturating_mul(512);
+        let total = bytes(status.data.1);
+        // Rounded up to whole extents, so that what is said to be available is.
+        let used = bytes(status.data.0).next_multiple_of(EXTENT.bytes()).min(total);
+        let (taken, all) = status.metadata;
+        Ok(Capacity {
+            total: ByteSize(total),
+            used: ByteSize(used),
+            available: ByteSize(total - used),
+            metadata_percent: (taken.saturating_mul(100).div_ceil(all.max(1))).try_into().ok(),
+        })
+    }
+
+    fn owner(&self, deadline: &Deadline) -> Result<Owner> {
+        // All of them, and looked through here: "no such group" and "failed" have the same status.
+        let args = ["--reportformat", "json", "-o", "vg_name,vg_tags"];
+        let groups = report::groups(&self.ctx, &self.must("vgs", &args, deadline)?)?;
+        Ok(match groups.iter().find(|g| g.vg_name == self.name()) {
+            None => Owner::Absent,
+            Some(g) if g.vg_tags.split(',').any(|t| t == self.mark()) => Owner::Ours,
+            Some(_) => Owner::Foreign,
+        })
+    }
+
+    fn mark(&self) -> String {
+        format!("orlop.pool.{}", self.name())
+    }
+
+    fn refuse(&self) -> PoolError {
+        self.ctx
+            .precondition("there is a volume group of that name that is not ours: it carries no mark of ours")
+    }
+
+    /// Finds the group to be ours.
+    pub fn find(&self, deadline: &Deadline) -> Result<()> {
+        match self.owner(deadline)? {
+            Owner::Ours => match self.rows(deadline)?.iter().any(|r| r.lv_name == THIN) {
+                true => Ok(()),
+                false => Err(self.ctx.precondition("its volume group has no thin pool: make the pool again")),
+            },
+            Owner::Foreign => Err(self.refuse()),
+            Owner::Absent => Err(self.ctx.not_found(format!("volume group {}", self.name()))),
+        }
+    }
+
+    /// Makes the group on blank disks with its thin pool, or what a crash left out of that.
+    pub fn ensure(&self, env: &PoolEnv, asked: &[String], thin: ThinPool, deadline: &Deadline) -> Result<()> {
+        match self.owner(deadline)? {
+            Owner::Ours => {}
+            Owner::Foreign => return Err(self.refuse()),
+            Owner::Absent => {
+                let blank = disks::prove_blank(&self.ctx, env, asked, deadline)?;
+                let paths: Vec<PathBuf> = blank.into_iter().map(|d| d.path).collect();
+                let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+                let mark = self.mark();
+                // Labels are tags, and tags are kept in the group's own metadata: room for many.
+                let mut args = vec!["-q", "-y", "--metadatasize", "64m", "-s", "1m", "--addtag", &mark];
+                args.extend(["--setautoactivation", "n", self.name()]);
+                args.extend(names.iter().map(String::as_str));
+                let made = self.must("vgcreate", &args, deadline);
+                if made.is_err() && self.owner(deadline)? != Owner::Ours {
+                    // Proven blank above: what is on them now is this attempt's.
+                    self.clear(&paths, deadline);
+                    return made.map(drop);
+                }
+            }
+        }
+        if self.rows(deadline)?.iter().any(|r| r.lv_name == THIN) {
+            return Ok(());
+        }
+        let size = thin.size.map(|s| format!("{}b", s.bytes()));
+        let metadata = thin.metadata.map(|s| format!("{}b", s.bytes()));
+        let mut args = vec!["-q", "-y", "--type", "thin-pool", "-n", THIN, "-Zy", "--discards", "passdown"];
+        match &size {
+            Some(size) => args.extend(["-L", size]),
+            // The rest is for metadata that grows, and for LVM to repair it in.
+            None => args.extend(["-l", "95%FREE"]),
+        }
+        if let Some(metadata) = &metadata {
+            args.extend(["--poolmetadatasize", metadata]);
+        }
+        args.push(self.name());
+        let made = self.must("lvcreate", &args, deadline);
+        if let Err(error) = made {
+            if self.rows(deadline)?.iter().any(|r| r.lv_name == THIN) {
+                return Ok(());
+            }
+            // Nothing is in it: leave the disks as they were.
+            if let Err(e) = self.remove(deadline) {
+                tracing::warn!(pool = self.name(), error = %e, "a new volume group was not removed");
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Removes a group that has nothing in it but its thin pool, and makes its disks blank again.
+    pub fn remove(&self, deadline: &Deadline) -> Result<()> {
+        match self.owner(deadline)? {
+            Owner::Absent => return Ok(()),
+            Owner::Foreign => return Err(self.refuse()),
+            Owner::Ours => {}
+        }
+        let others: Vec<String> =
+            self.rows(deadline)?.into_iter().map(|r| r.lv_name).filter(|n| n != THIN).collect();
+        if let Some(first) = others.first() {
+            let count = others.len();
+            return Err(self
+                .ctx
+                .precondition(format!("it still has {count} logical volumes in it: {first}")));
+        }
+        let paths = self.find_disks(deadline)?;
+        self.must("vgremove", &["-q", "-y", self.name()], deadline)?;
+        self.disks.lock().clear();
+        if self.owner(deadline)? != Owner::Absent {
+            return Err(self.ctx.conflict(format!("volume group {}", self.name()), "it is still there"));
+        }
+        self.clear(&paths, deadline);
+        Ok(())
+    }
+
+    /// The group is gone already, so a disk that can't be cleared is a warning: it shows as not blank.
+    fn clear(&self, paths: &[PathBuf], deadline: &Deadline) {
+        let all = kernel_disks::all(true).unwrap_or_default();
+        for path in paths {
+            let name = path.display().to_string();
+            if let Err(error) = self.run("pvremove", &["-q", "-y", &name], deadline) {
+                tracing::warn!(pool = self.name(), device = name, %error, "a disk was not wiped");
+            }
+            // Only whole disks: nothing else is given to a group.
+            if let Ok(real) = std::fs::canonicalize(path)
+                && all.iter().any(|d| d.path == real)
+                && let Err(error) = block::wipe(&real, deadline)
+            {
+                tracing::warn!(pool = self.name(), device = name, %error, "a disk was not wiped");
+            }
+        }
+    }
+}
+
+/// A name as it is part of a device mapper's name.
+pub(super) fn escape(name: &str) -> String {
+    name.replace('-', "--")
+}
+
+fn rows(group: &Section) -> Vec<Row> {
+    let extent = group.number("extent_size").unwrap_or(0).saturating_mul(512);
+    let volumes: Vec<(&str, &Section)> =
+        group.section("logical_volumes").into_iter().flat_map(Section::sections).collect();
+    let segments = volumes.iter().flat_map(|(_, lv)| lv.sections());
+    let snapshots: Vec<&Section> =
+        segments.map(|(_, s)| s).filter(|s| s.text("type") == Some("snapshot")).collect();
+    let row = |(name, lv): (&str, &Section)| {
+        let segments = || lv.sections().map(|(_, s)| s);
+        let extents: u64 = segments().filter_map(|s| s.number("extent_count")).sum();
+        let types: BTreeSet<&str> = segments().filter_map(|s| s.text("type")).collect();
+        let halves = |s: &&Section| [s.text("origin"), s.text("cow_store")].contains(&Some(name));
+        Row {
+            lv_name: name.to_string(),
+            lv_size: extents.saturating_mul(extent),
+            lv_tags: lv.texts("tags").map(str::to_string).collect(),
+            lv_type: types.into_iter().collect::<Vec<_>>().join(","),
+            writable: lv.texts("status").any(|s| s == "WRITE"),
+            in_snapshot: snapshots.iter().any(halves),
+        }
+    };
+    let visible = volumes.iter().filter(|(_, lv)| lv.texts("status").any(|s| s == "VISIBLE"));
+    visible.map(|v| row(*v)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A group with one logical volume `x` of that many extents and these segments, beside those of `more`.
+    fn row(extents: u64, types: &[&str], status: &str, more: &str) -> Row {
+        let segments: String = types
+            .iter()
+            .enumerate()
+            .map(|(n, t)| format!("segment{} {{ extent_count = {extents} type = \"{t}\" }}\n", n + 1))
+            .collect();
+        let text = format!(
+            "g {{ extent_size = 2048 logical_volumes {{ x {{ status = [{status}] {segments} }} {more} }} }}"
+        );
+        let all = metadata::parse(&text).unwrap();
+        let mut rows = rows(all.section("g").unwrap());
+        rows.retain(|r| r.lv_name == "x");
+        rows.remove(0)
+    }
+
+    #[test]
+    fn thin_and_plain_ones_can_be_adopted() {
+        const RW: &str = r#""READ", "WRITE", "VISIBLE""#;
+        let can = |types: &[&str]| row(4, types, RW, "").adoptable();
+        assert_eq!(can(&["thin"]), Ok(Provisioning::Thin));
+        assert_eq!(can(&["striped", "striped"]), Ok(Provisioning::Thick));
+        assert_eq!(row(4, &["striped", "striped"], RW, "").lv_size, 8 << 20);
+        for types in [&["thin-pool"] as &[&str], &["raid1"], &["striped", "mirror"], &[]] {
+            assert!(can(types).is_err(), "{types:?}");
+        }
+        // Both halves of a snapshot that is not a thin one.
+        for half in ["origin", "cow_store"] {
+            let other = if half == "origin" { "cow_store" } else { "origin" };
+            let more = format!(
+                r#"snapshot0 {{ status = ["READ"] segment1 {{ extent_count = 4 type = "snapshot" {half} = "x" {other} = "y" }} }}"#
+            );
+            assert!(row(4, &["striped"], RW, &more).adoptable().is_err(), "{half}");
+        }
+        assert!(row(0, &["striped"], RW, "").adoptable().is_err());
+        assert!(row(4, &["striped"], r#""READ", "VISIBLE""#, "").adoptable().is_err());
+    }
+}

@@ -1,0 +1,686 @@
+//! `lvm` pools: a volume is a thin logical volume `<pool>/<id>` in one thin pool, with its label in tags
+//! that are set by the command that creates it. A snapshot is another thin volume, `<volume>.<id>`.
+//!
+//! Called by the engine through [`Pool`]. Thin snapshots share blocks that dm-thin counts: nothing depends
+//! on anything. A thick volume is a thin one all of whose blocks were written with zeros when it was made.
+//! What is not whole yet (a thick volume that is being written, the snapshots of a group that are not
+//! known to be of one instant) carries the tag `orlop.new`.
+//!
+//! Nothing is decided by what a command says on stderr: state is read before and after.
+
+mod adopt;
+mod group;
+mod metadata;
+mod report;
+mod tags;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, SourceMode, VolumeId};
+
+use super::context::Context;
+use super::rules::{check_properties, check_room, check_same, check_size};
+use super::{Capacity, Change, Listing, Opened, Pool, PoolEnv, Result, Snapped, Stored, Stray};
+use crate::kernel::{Deadline, block, fs};
+use crate::model::{Document, Label, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
+use group::{EXTENT, Group, Row, THIN, escape};
+use tags::{NEW, Told};
+
+/// How long someone else may hold a volume that is to be destroyed: udev probes every new one, and lags
+/// behind on a slow machine.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// How long a moment is looked for in which no volume of a group is written to. Each try starts a process
+/// or two a volume, so this is longer than images take.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct LvmPool {
+    ctx: Context,
+    group: Group,
+}
+
+/// The name of a logical volume. `@` is no character of one, and `_` begins names that LVM keeps.
+trait Named: Copy {
+    fn lv(self) -> String;
+}
+
+impl Named for VolumeId {
+    fn lv(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Named for SnapshotKey {
+    fn lv(self) -> String {
+        format!("{}.{}", self.volume, self.id)
+    }
+}
+
+/// What the name of a logical volume says that it is.
+enum Name {
+    Volume(VolumeId),
+    Snapshot(SnapshotKey),
+}
+
+fn name_of(lv: &str) -> Option<Name> {
+    match lv.split_once('.') {
+        None => Some(Name::Volume(lv.parse().ok()?)),
+        Some((volume, id)) => {
+            Some(Name::Snapshot(SnapshotKey { volume: volume.parse().ok()?, id: id.parse().ok()? }))
+        }
+    }
+}
+
+/// What is there of one volume or snapshot.
+enum Found<L> {
+    Nothing,
+    Partial,
+    Whole { label: L, size: ByteSize, told: Told },
+}
+
+/// The label of a row, if it is the one of that key.
+fn found<L: Document>(row: &Row, key: L::Key) -> std::result::Result<Found<L>, String> {
+    if !row.is_thin() && !row.is_plain() {
+        return Err("is neither a thin nor a plain volume".into());
+    }
+    let told = tags::read(&row.lv_tags);
+    match told.label.as_deref().map(L::from_json) {
+        // It has our tag, so it is ours, and half made.
+        _ if told.new => Ok(Found::Partial),
+        None => Err("has no label".into()),
+        Some(Ok(label)) if label.key() == key => {
+            Ok(Found::Whole { label, size: ByteSize(row.lv_size), told })
+        }
+        Some(Ok(label)) => Err(format!("has the label of {}", label.key())),
+        Some(Err(e)) => Err(format!("has a label that {e}")),
+    }
+}
+
+/// One that is not a volume or a snapshot of ours.
+fn stray(row: Row, what: String) -> Stray {
+    let size = Some(ByteSize(row.lv_size));
+    if tags::read(&row.lv_tags).is_ours() {
+        return Stray::labelled(row.lv_name, what, size);
+    }
+    let can = row.adoptable();
+    Stray::foreign(row.lv_name, what, size, can)
+}
+
+impl LvmPool {
+    pub fn create(
+        spec: &PoolSpec,
+        env: &PoolEnv,
+        disks: &[String],
+        thin: ThinPool,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let pool = Self::at(spec)?;
+        pool.group.ensure(env, disks, thin, deadline)?;
+        Ok(pool)
+    }
+
+    pub fn open(spec: &PoolSpec, deadline: &Deadline) -> Result<Self> {
+        let pool = Self::at(spec)?;
+        pool.group.find(deadline)?;
+        Ok(pool)
+    }
+
+    fn at(spec: &PoolSpec) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        Ok(Self { group: Group::new(ctx.clone())?, ctx })
+    }
+
+    fn look<L: Document>(&self, key: L::Key, deadline: &Deadline) -> Result<Found<L>>
+    where
+        L::Key: Named,
+    {
+        self.ctx.check(deadline, "reading a label")?;
+        self.look_in::<L>(&self.group.rows(deadline)?, key)
+    }
+
+    fn look_in<L: Document>(&self, rows: &[Row], key: L::Key) -> Result<Found<L>>
+    where
+        L::Key: Named,
+    {
+        let lv = key.lv();
+        match rows.iter().find(|r| r.lv_name == lv) {
+            None => Ok(Found::Nothing),
+            Some(row) => {
+                found(row, key).map_err(|what| self.ctx.conflict(lv, format!("{what}; it is left alone")))
+            }
+        }
+    }
+
+    fn existing<L: Document>(&self, key: L::Key, deadline: &Deadline) -> Result<(L, ByteSize, Told)>
+    where
+        L::Key: Named,
+    {
+        match self.look::<L>(key, deadline)? {
+            Found::Whole { label, size, told } => Ok((label, size, told)),
+            Found::Nothing | Found::Partial => Err(self.ctx.not_found(format!("volume or snapshot {key}"))),
+        }
+    }
+
+    fn spell<L: Document>(&self, label: &L, set: u32) -> Result<Vec<String>> {
+        tags::spell(&label.to_json(), set)
+            .ok_or_else(|| self.ctx.exhausted(format!("the label of {} is too long for tags", label.key())))
+    }
+
+    /// Replaces the label by another, in one change of the group's metadata.
+    fn set_label<L: Document>(&self, label: &L, told: &Told, deadline: &Deadline) -> Result<()>
+    where
+        L::Key: Named,
+    {
+        self.set_label_on(&label.key().lv(), label, told, deadline)
+    }
+
+    fn set_label_on<L: Document>(&self, lv: &str, label: &L, told: &Told, deadline: &Deadline) -> Result<()> {
+        let spelled = self.spell(label, told.set.wrapping_add(1))?;
+        let mut args = vec!["-q"];
+        for tag in &spelled {
+            args.extend(["--addtag", tag]);
+        }
+        for tag in &told.parts {
+            args.extend(["--deltag", tag]);
+        }
+        let path = self.group.path(lv);
+        args.push(&path);
+        self.group.must("lvchange", &args, deadline).map(drop)
+    }
+
+    /// The device of an active volume: the kernel's name, not a link to it. `None`: it is not active.
+    fn device(&self, lv: &str) -> Result<Option<PathBuf>> {
+        let name = format!("{}-{}", escape(self.group.name()), escape(lv));
+        let link = Path::new("/dev/mapper").join(&name);
+        let device = match std::fs::canonicalize(&link) {
+            Ok(device) => device,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(self.ctx.io(format!("looking at {}", link.display()))(e)),
+        };
+        let kernel = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        // A link can be old: the device itself says whose it is.
+        match std::fs::read_to_string(format!("/sys/block/{kernel}/dm/name")) {
+            Ok(told) if told.trim_end() == name => Ok(Some(device)),
+            _ => Ok(None),
+        }
+    }
+
+    fn activate(&self, lv: &str, deadline: &Deadline) -> Result<PathBuf> {
+        if let Some(device) = self.device(lv)? {
+            return Ok(device);
+        }
+        self.group.must("lvchange", &["-q", "-ay", "-K", &self.group.path(lv)], deadline)?;
+        self.device(lv)?.ok_or_else(|| self.ctx.not_found(format!("the device of {lv}")))
+    }
+
+    fn deactivate(&self, lv: &str, deadline: &Deadline) -> Result<()> {
+        let patience = deadline.at_most(BUSY);
+        let mut pause = Duration::from_millis(20);
+        loop {
+            if self.device(lv)?.is_none() {
+                return Ok(());
+            }
+            let Err(error) = self.group.must("lvchange", &["-q", "-an", &self.group.path(lv)], deadline)
+            else {
+                return Ok(());
+            };
+            // Open: by udev for a moment, or by someone for good. LVM has nothing to wait on for that.
+            if patience.pause(pause).is_err() {
+                return Err(error);
+            }
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    fn erase(&self, lv: &str, deadline: &Deadline) -> Result<()> {
+        self.deactivate(lv, deadline)?;
+        self.group.must("lvremove", &["-q", "-y", &self.group.path(lv)], deadline).map(drop)
+    }
+
+    /// A thin snapshot of a volume or a snapshot. lvm2 suspends an origin that is active meanwhile.
+    fn thin_snapshot(&self, of: &str, new: &str, tags: &[String], deadline: &Deadline) -> Result<()> {
+        let origin = self.group.path(of);
+        // -kn: no flag that keeps it from being activated.
+        let mut args = vec!["-q", "-y", "-s", "-kn", "-an", "-n", new];
+        for tag in tags {
+            args.extend(["--addtag", tag]);
+        }
+        args.push(&origin);
+        self.group.must("lvcreate", &args, deadline).map(drop)
+    }
+
+    /// Writes zeros to what a thick volume is to have for sure.
+    fn provision(&self, lv: &str, from: u64, to: u64, deadline: &Deadline) -> Result<()> {
+        let device = self.activate(lv, deadline)?;
+        let action = format!("writing zeros to {}", device.display());
+        let file = File::options().write(true).open(&device).map_err(self.ctx.io(action.clone()))?;
+        let mut at = from;
+        while at < to {
+            self.ctx.check(deadline, "writing zeros to a thick volume")?;
+            let len = (to - at).min(64 << 20);
+            block::write_zeros(&file, at, len).map_err(self.ctx.io(action.clone()))?;
+            at += len;
+        }
+        file.sync_all().map_err(self.ctx.io(action))?;
+        drop(file);
+        self.deactivate(lv, deadline)
+    }
+
+    fn make(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        let lv = label.id.lv();
+        let mut spelled = self.spell(label, 1)?;
+        let size = format!("{}b", label.size.bytes());
+        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
+            self.thin_snapshot(&source.snapshot.lv(), &lv, &spelled, deadline)?;
+            return self.lengthen(label, deadline);
+        }
+        let thick = label.provisioning == Provisioning::Thick;
+        if thick {
+            spelled.push(NEW.into());
+        }
+        let pool = self.group.path(THIN);
+        let mut args = vec!["-q", "-y", "--type", "thin", "-an", "-kn", "-V", &size, "-n", &lv];
+        for tag in &spelled {
+            args.extend(["--addtag", tag]);
+        }
+        args.extend(["--thinpool", &pool]);
+        self.group.must("lvcreate", &args, deadline)?;
+        if thick {
+            self.provision(&lv, 0, label.size.bytes(), deadline)?;
+            self.group.must("lvchange", &["-q", "--deltag", NEW, &self.group.path(&lv)], deadline)?;
+        }
+        Ok(())
+    }
+
+    /// A clone has its snapshot's size at first, and the label of the size that it is to have.
+    fn lengthen(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        let (_, have, _) = self.existing::<Label>(label.id, deadline)?;
+        if have < label.size {
+            self.resize(label, deadline)?;
+        }
+        Ok(())
+    }
+
+    fn resize(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        let size = format!("{}b", label.size.bytes());
+        let path = self.group.path(&label.id.lv());
+        self.group.must("lvextend", &["-q", "-y", "-L", &size, &path], deadline).map(drop)
+    }
+
+    fn known(&self, have: &Label, size: ByteSize, label: &Label, deadline: &Deadline) -> Result<Change> {
+        check_same(&self.ctx, have, label)?;
+        if size < label.size && label.source.is_some() {
+            return self.lengthen(label, deadline).map(|()| Change::Unchanged);
+        }
+        if size != label.size {
+            let detail = format!("the logical volume has {size}, not {}", label.size);
+            return Err(self.ctx.conflict(label.id.to_string(), detail));
+        }
+        Ok(Change::Unchanged)
+    }
+
+    /// How many writes each volume has ended; `None` while one is under way.
+    fn writes(&self, labels: &[SnapshotLabel]) -> Result<Option<Vec<u64>>> {
+        let mut all = Vec::new();
+        for label in labels {
+            let Some(device) = self.device(&label.key.volume.lv())? else { continue };
+            let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let action = format!("reading the statistics of {name}");
+            match block::writes(name).map_err(self.ctx.io(action))? {
+                Some(writes) => all.push(writes),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<()> {
+        let patience = deadline.at_most(QUIET);
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let before = self.writes(labels)?;
+            for label in labels {
+                self.ctx.check(deadline, "taking snapshots")?;
+                let mut spelled = self.spell(label, 1)?;
+                if labels.len() > 1 {
+                    spelled.push(NEW.into());
+                }
+                self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
+            }
+            // One alone is of one instant by itself: its origin was suspended.
+            if labels.len() == 1 {
+                return Ok(());
+            }
+            if before.is_some() && self.writes(labels)? == before {
+                break;
+            }
+            for label in labels {
+                self.erase(&label.key.lv(), deadline)?;
+            }
+            if patience.pause(pause).is_err() {
+                return Err(self.ctx.precondition(
+                    "its volumes are written to all the time, so that no instant was found for all of \
+                     them: let their writers rest for a moment",
+                ));
+            }
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
+        for label in labels {
+            let path = self.group.path(&label.key.lv());
+            self.group.must("lvchange", &["-q", "--deltag", NEW, &path], deadline)?;
+        }
+        Ok(())
+    }
+
+    /// What an attempt left, after an error that its caller hears.
+    fn tidy(&self, lvs: impl Iterator<Item = String>, deadline: &Deadline) {
+        if deadline.remaining().is_zero() {
+            return;
+        }
+        for lv in lvs {
+            let there = self.group.rows(deadline).map(|rows| rows.iter().any(|r| r.lv_name == lv));
+            if there.unwrap_or(false)
+                && let Err(error) = self.erase(&lv, deadline)
+            {
+                tracing::warn!(pool = %self.ctx.pool, lv, %error, "half made, and still there");
+            }
+        }
+    }
+}
+
+/// Replaces the label of a logical volume by any text, as the contract does to damage it.
+#[cfg(any(test, feature = "contract"))]
+pub(super) fn write_raw_label(spec: &PoolSpec, lv: &str, text: &str, deadline: &Deadline) -> Result<()> {
+    let pool = LvmPool::at(spec)?;
+    let rows = pool.group.rows(deadline)?;
+    let row = rows.iter().find(|r| r.lv_name == lv);
+    let told = row.map(|r| tags::read(&r.lv_tags)).unwrap_or_default();
+    let new = tags::spell(text, told.set.wrapping_add(1)).unwrap_or_default();
+    let path = pool.group.path(lv);
+    let mut args = vec!["-q"];
+    for tag in &new {
+        args.extend(["--addtag", tag]);
+    }
+    for tag in &told.parts {
+        args.extend(["--deltag", tag]);
+    }
+    args.push(&path);
+    pool.group.must("lvchange", &args, deadline).map(drop)
+}
+
+impl Pool for LvmPool {
+    fn kind(&self) -> PoolKind {
+        PoolKind::Lvm
+    }
+
+    fn name(&self) -> &PoolName {
+        &self.ctx.pool
+    }
+
+    fn granularity(&self) -> ByteSize {
+        EXTENT
+    }
+
+    fn capacity(&self, deadline: &Deadline) -> Result<Capacity> {
+        self.group.capacity(deadline)
+    }
+
+    fn create(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        check_size(&self.ctx, label, EXTENT)?;
+        check_properties(&self.ctx.pool, self.features(), None, label)?;
+        self.ctx.check(deadline, "reading a label")?;
+        let rows = self.group.rows(deadline)?;
+        match self.look_in::<Label>(&rows, label.id)? {
+            Found::Whole { label: have, size, .. } => return self.known(&have, size, label, deadline),
+            // Ids are never used twice, so it was left by this very request.
+            Found::Partial => self.erase(&label.id.lv(), deadline)?,
+            Found::Nothing => {}
+        }
+        check_room(&self.ctx, label, label.size.bytes(), self.capacity(deadline)?)?;
+        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked)
+            && !matches!(self.look_in::<SnapshotLabel>(&rows, source.snapshot)?, Found::Whole { .. })
+        {
+            return Err(self.ctx.not_found(format!("snapshot {}", source.snapshot)));
+        }
+        match self.make(label, deadline) {
+            Ok(()) => Ok(Change::Done),
+            Err(error) => match self.look::<Label>(label.id, deadline) {
+                Ok(Found::Whole { label: have, size, .. }) => self.known(&have, size, label, deadline),
+                _ => {
+                    self.tidy(std::iter::once(label.id.lv()), deadline);
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    fn grow(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        check_size(&self.ctx, label, EXTENT)?;
+        let (old, have, told) = self.existing::<Label>(label.id, deadline)?;
+        if label.size < have {
+            return Err(self.ctx.conflict(
+                label.id.to_string(),
+                format!("it has {have} and can't be made smaller ({})", label.size),
+            ));
+        }
+        if label.size == have {
+            if old != *label {
+                self.set_label(label, &told, deadline)?;
+            }
+            return Ok(Change::Unchanged);
+        }
+        let more = label.size.bytes() - have.bytes();
+        let rows = self.group.rows(deadline)?;
+        // A plain one grows into what the thin pool does not have, and there lvextend says if there is room.
+        if rows.iter().any(|r| r.lv_name == label.id.lv() && r.is_thin()) {
+            check_room(&self.ctx, label, more, self.capacity(deadline)?)?;
+        }
+        // The label first: a crash leaves a volume smaller than its label says, a grow that has not ended.
+        self.set_label(label, &told, deadline)?;
+        if let Err(error) = self.resize(label, deadline) {
+            let (_, now, told) = self.existing::<Label>(label.id, deadline)?;
+            if now != label.size {
+                self.set_label(&old, &told, deadline)?;
+                return Err(error);
+            }
+        }
+        if label.provisioning == Provisioning::Thick {
+            let open = self.device(&label.id.lv())?.is_some();
+            let lv = label.id.lv();
+            let device = self.activate(&lv, deadline)?;
+            let action = format!("writing zeros to {}", device.display());
+            let file = File::options().write(true).open(&device).map_err(self.ctx.io(action.clone()))?;
+            block::write_zeros(&file, have.bytes(), more).map_err(self.ctx.io(action))?;
+            drop(file);
+            if !open {
+                self.deactivate(&lv, deadline)?;
+            }
+        }
+        Ok(Change::Done)
+    }
+
+    fn set(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        let (old, _, told) = self.existing::<Label>(label.id, deadline)?;
+        check_properties(&self.ctx.pool, self.features(), Some(&old), label)?;
+        if old == *label {
+            return Ok(Change::Unchanged);
+        }
+        self.set_label(label, &told, deadline).map(|()| Change::Done)
+    }
+
+    fn relabel(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        let (_, _, told) = self.existing::<Label>(label.id, deadline)?;
+        self.set_label(label, &told, deadline)
+    }
+
+    fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        match self.look::<Label>(id, deadline)? {
+            Found::Nothing => Ok(Change::Unchanged),
+            Found::Partial | Found::Whole { .. } => self.erase(&id.lv(), deadline).map(|()| Change::Done),
+        }
+    }
+
+    fn get(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>> {
+        Ok(match self.look::<Label>(id, deadline)? {
+            Found::Whole { label, size, .. } => Some(Stored::of(label, size)),
+            Found::Nothing | Found::Partial => None,
+        })
+    }
+
+    fn list(&self, deadline: &Deadline) -> Result<Listing> {
+        self.ctx.check(deadline, "reading labels")?;
+        let mut listing = Listing::default();
+        for row in self.group.rows(deadline)?.into_iter().filter(|r| r.lv_name != THIN) {
+            let damaged = match name_of(&row.lv_name) {
+                None => Err("does not have the name of a volume".to_string()),
+                Some(Name::Volume(id)) => found::<Label>(&row, id).map(|f| match f {
+                    Found::Whole { label, size, .. } => listing.volumes.push(Stored::of(label, size)),
+                    Found::Partial => listing.partial.push(id),
+                    Found::Nothing => {}
+                }),
+                Some(Name::Snapshot(key)) => found::<SnapshotLabel>(&row, key).map(|f| match f {
+                    Found::Whole { label, .. } => listing.snapshots.push(label),
+                    Found::Partial => listing.partial_snapshots.push(key),
+                    Found::Nothing => {}
+                }),
+            };
+            if let Err(what) = damaged {
+                listing.strays.push(stray(row, what));
+            }
+        }
+        listing.volumes.sort_by_key(|s| s.label.id);
+        listing.snapshots.sort_by_key(|s| s.key);
+        listing.partial.sort();
+        listing.partial_snapshots.sort();
+        listing.strays.sort();
+        Ok(listing)
+    }
+
+    fn adopt(&self, stray: &str, label: &Label, deadline: &Deadline) -> Result<Change> {
+        self.adopt_lv(stray, label, deadline)
+    }
+
+    fn release(&self, stray: &str, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        self.release_lv(stray, id, deadline)
+    }
+
+    fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
+        let (label, stored, _) = self.existing::<Label>(id, deadline)?;
+        let device = self.activate(&id.lv(), deadline)?;
+        let action = format!("opening {}", device.display());
+        if label.provisioning == Provisioning::Thick {
+            let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            block::forbid_discard(name).map_err(self.ctx.io(action.clone()))?;
+        }
+        let size = File::open(&device).and_then(|f| block::size(&f)).map_err(self.ctx.io(action))?;
+        if size != stored.bytes() {
+            return Err(self.ctx.conflict(
+                device.display().to_string(),
+                format!("it has {} where LVM says {stored}", ByteSize(size)),
+            ));
+        }
+        Ok(Opened { device, size: ByteSize(size) })
+    }
+
+    fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        self.deactivate(&id.lv(), deadline)
+    }
+
+    fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
+        let mut there = 0;
+        for label in labels {
+            match self.look::<SnapshotLabel>(label.key, deadline)? {
+                Found::Whole { label: have, .. } if have == *label => there += 1,
+                Found::Whole { .. } => {
+                    return Err(self.ctx.conflict(label.key.to_string(), "it exists with another label"));
+                }
+                Found::Partial => self.erase(&label.key.lv(), deadline)?,
+                Found::Nothing => {}
+            }
+        }
+        if there == labels.len() {
+            return Ok(Snapped { change: Change::Unchanged, paused: None });
+        }
+        if there > 0 {
+            return Err(self.ctx.conflict(labels[0].key.to_string(), "a part of its group exists already"));
+        }
+        let rows = self.group.rows(deadline)?;
+        for label in labels {
+            let volume = label.key.volume;
+            let Found::Whole { size, .. } = self.look_in::<Label>(&rows, volume)? else {
+                return Err(self.ctx.not_found(format!("volume {volume}")));
+            };
+            if size != label.size {
+                let detail = format!("its volume has {size}, not {}", label.size);
+                return Err(self.ctx.conflict(label.key.to_string(), detail));
+            }
+            if rows.iter().any(|r| r.lv_name == volume.lv() && !r.is_thin()) {
+                return Err(self.ctx.unsupported(format!(
+                    "volume {volume} was adopted and is no thin volume, and LVM takes snapshots of thin ones"
+                )));
+            }
+        }
+        match self.take(labels, deadline) {
+            Ok(()) => Ok(Snapped { change: Change::Done, paused: None }),
+            Err(error) => {
+                self.tidy(labels.iter().map(|l| l.key.lv()), deadline);
+                Err(error)
+            }
+        }
+    }
+
+    fn get_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Option<SnapshotLabel>> {
+        Ok(match self.look::<SnapshotLabel>(key, deadline)? {
+            Found::Whole { label, .. } => Some(label),
+            Found::Nothing | Found::Partial => None,
+        })
+    }
+
+    fn relabel_snapshot(&self, label: &SnapshotLabel, deadline: &Deadline) -> Result<()> {
+        let (_, _, told) = self.existing::<SnapshotLabel>(label.key, deadline)?;
+        self.set_label(label, &told, deadline)
+    }
+
+    fn destroy_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Change> {
+        match self.look::<SnapshotLabel>(key, deadline)? {
+            Found::Nothing => Ok(Change::Unchanged),
+            Found::Partial | Found::Whole { .. } => self.erase(&key.lv(), deadline).map(|()| Change::Done),
+        }
+    }
+
+    fn read(&self, key: SnapshotKey, deadline: &Deadline) -> Result<File> {
+        self.existing::<SnapshotLabel>(key, deadline)?;
+        let device = self.activate(&key.lv(), deadline)?;
+        let opened = File::open(&device).and_then(|f| fs::set_direct(&f).map(|()| f));
+        opened.map_err(self.ctx.io(format!("opening {}", device.display())))
+    }
+
+    fn done_reading(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()> {
+        if self.device(&key.lv())?.is_some() {
+            // Fails while another reader has it open, and that is as it should be: the last one takes it
+            // down.
+            self.group.run("lvchange", &["-q", "-an", &self.group.path(&key.lv())], deadline)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
+        self.existing::<Label>(id, deadline)?;
+        let device = self.activate(&id.lv(), deadline)?;
+        let opened = File::options().read(true).write(true).open(&device);
+        let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
+        opened.map_err(self.ctx.io(format!("opening {}", device.display())))
+    }
+
+    fn export(&self, deadline: &Deadline) -> Result<()> {
+        self.group.must("vgchange", &["-q", "-an", self.group.name()], deadline).map(drop)
+    }
+
+    fn remove(&self, deadline: &Deadline) -> Result<()> {
+        self.group.remove(deadline)
+    }
+}

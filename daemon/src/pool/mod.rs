@@ -1,0 +1,596 @@
+//! Pools: where backings are made. One trait, a folder for each kind, and one contract suite
+//! (`contract`) that is the trait's specification and runs against every kind.
+//!
+//! Called by the engine, from the pool's own lane. A pool never decides what should exist: it makes,
+//! lists and destroys what it is told, and it never touches what carries no label of ours (R14).
+
+mod context;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+pub mod copy;
+pub mod disks;
+mod file;
+mod file_disk;
+mod images;
+mod lvm;
+mod rules;
+mod sim;
+mod zfs;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use orlop_api::{
+    ByteSize, ErrorKind, PoolHealth, PoolKind, PoolName, Properties, Property, Provisioning, VolumeId,
+};
+
+pub use rules::{check_properties, size_unit};
+
+use crate::kernel::{Deadline, Overrun};
+use crate::model::{Label, PoolChange, PoolMedium, PoolSpec, SnapshotKey, SnapshotLabel};
+
+/// What `create`, `grow` and `destroy` found to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was done now.
+    Done,
+    /// It was so already.
+    Unchanged,
+}
+
+/// Space, as the pool tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capacity {
+    /// User data that it could hold when empty.
+    pub total: ByteSize,
+    /// Taken, reservations included.
+    pub used: ByteSize,
+    /// Can still be written or reserved.
+    pub available: ByteSize,
+    /// How full what it keeps of its own is, in percent, where that has room of its own: of a thin pool, the
+    /// metadata, which are as deadly to run out of as the data.
+    pub metadata_percent: Option<u8>,
+}
+
+/// A backing as it was read back from the pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// What is written on it.
+    pub label: Label,
+    /// How large the backing is. `label.size` after a completed create or grow.
+    pub size: ByteSize,
+    /// Whether its space is reserved. `label.provisioning` after a completed create or set.
+    pub provisioning: Provisioning,
+    /// What those properties are that the label sets, in so far as they have a value that it could set.
+    /// `label.properties` after a completed create or set.
+    pub properties: Properties,
+}
+
+impl Stored {
+    /// A backing whose label is all there is to know, but for its size.
+    pub fn of(label: Label, size: ByteSize) -> Self {
+        Self { size, provisioning: label.provisioning, properties: label.properties, label }
+    }
+
+    /// The label that says what the backing is.
+    pub fn as_it_is(self) -> Label {
+        let Self { label, size, provisioning, properties } = self;
+        Label { size, provisioning, properties, ..label }
+    }
+
+    /// Whether the backing is what its label says.
+    pub fn is_whole(&self) -> bool {
+        let Self { label, size, provisioning, properties } = self;
+        *size == label.size && *provisioning == label.provisioning && *properties == label.properties
+    }
+}
+
+/// Everything in a pool that is ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Whole backings, ordered by id.
+    pub volumes: Vec<Stored>,
+    /// Whole snapshots, ordered by volume and id.
+    pub snapshots: Vec<SnapshotLabel>,
+    /// What a crash left of a create or destroy: carries our name, has no whole backing. `destroy`
+    /// removes it.
+    pub partial: Vec<VolumeId>,
+    /// The same of snapshots, for `destroy_snapshot`.
+    pub partial_snapshots: Vec<SnapshotKey>,
+    /// What is there besides and is left alone, ordered by name.
+    pub strays: Vec<Stray>,
+}
+
+impl Listing {
+    /// What a crash left, of volumes and of snapshots.
+    pub fn leftovers(&self) -> impl Iterator<Item = Leftover> {
+        let volumes = self.partial.iter().copied().map(Leftover::Volume);
+        volumes.chain(self.partial_snapshots.iter().copied().map(Leftover::Snapshot))
+    }
+}
+
+/// What a crash left of a volume or of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftover {
+    /// For `destroy`.
+    Volume(VolumeId),
+    /// For `destroy_snapshot`.
+    Snapshot(SnapshotKey),
+}
+
+impl std::fmt::Display for Leftover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Volume(id) => id.fmt(f),
+            Self::Snapshot(key) => key.fmt(f),
+        }
+    }
+}
+
+/// Something in a pool that is not a volume or a snapshot of ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stray {
+    /// What the pool calls it, and what `adopt` takes: a dataset's whole name, a logical volume's, a
+    /// file's.
+    pub name: String,
+    /// Whether it carries a label of ours: one that is damaged, or is another volume's.
+    pub labelled: bool,
+    /// What it is, or what is wrong with it.
+    pub what: String,
+    /// How large it is, where it has a size.
+    pub size: Option<ByteSize>,
+    /// How its space is reserved, if it can become a volume; otherwise why it can't.
+    pub adoptable: std::result::Result<Provisioning, String>,
+}
+
+impl Stray {
+    /// Something that carries our label and is left for a person to look at.
+    fn labelled(name: impl Into<String>, what: impl Into<String>, size: Option<ByteSize>) -> Self {
+        let adoptable = Err("it carries our label: put that right first".into());
+        Self { name: name.into(), labelled: true, what: what.into(), size, adoptable }
+    }
+
+    /// Something without a label of ours.
+    fn foreign(
+        name: impl Into<String>,
+        what: impl Into<String>,
+        size: Option<ByteSize>,
+        adoptable: std::result::Result<Provisioning, String>,
+    ) -> Self {
+        Self { name: name.into(), labelled: false, what: what.into(), size, adoptable }
+    }
+}
+
+/// What a kind of pool can do, as it says itself. The table in docs/pools.md is made from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// A linked clone lives on the snapshot that it was made from, which can't go before it. Where it
+    /// does not, both only share blocks that the pool counts.
+    pub clones_depend: bool,
+    /// Snapshots of several volumes are taken at one instant by the pool itself, whatever is written
+    /// meanwhile. Where they are not, they are taken one after another, again and again until nothing was
+    /// written between the first and the last.
+    pub groups_under_writes: bool,
+    /// It knows its disks: health, redundancy, scrub, replacing and adding them.
+    pub minds_disks: bool,
+    /// Whether a snapshot of a thick volume leaves its reservation whole: every block of the volume
+    /// can still be overwritten, however full the pool is.
+    pub thick_with_snapshots: bool,
+    /// Whether a thin volume can be made thick, and a thick one thin.
+    pub reprovision: bool,
+    /// The properties that volumes can have.
+    pub properties: &'static [Property],
+}
+
+/// What each kind of pool can do: pools answer with it, and docs/pools.md is held to it by a test.
+pub const fn features(kind: PoolKind) -> Features {
+    match kind {
+        // A reservation grows by what a snapshot holds, or the snapshot is refused.
+        PoolKind::Zfs => Features {
+            clones_depend: true,
+            groups_under_writes: true,
+            minds_disks: true,
+            thick_with_snapshots: true,
+            reprovision: true,
+            properties: Property::ALL,
+        },
+        // What shares blocks knows nothing of each other: dm-thin or the file system counts who uses one.
+        PoolKind::Lvm | PoolKind::File => Features {
+            clones_depend: false,
+            groups_under_writes: false,
+            minds_disks: false,
+            thick_with_snapshots: false,
+            reprovision: false,
+            properties: &[],
+        },
+        // Properties are kept and shown, and nothing comes of them: without ZFS nobody could try that part
+        // of the API otherwise, nor put a client to the test.
+        PoolKind::Sim => Features {
+            clones_depend: false,
+            groups_under_writes: false,
+            minds_disks: false,
+            thick_with_snapshots: false,
+            reprovision: true,
+            properties: Property::ALL,
+        },
+    }
+}
+
+/// What taking snapshots came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapped {
+    /// Whether anything was done.
+    pub change: Change,
+    /// How long writers had to wait at most, where that was measured.
+    pub paused: Option<Duration>,
+}
+
+/// A backing that is ready to be given to a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// A block device (a plain file in a `sim` pool).
+    pub device: PathBuf,
+    /// Its size as the device tells it.
+    pub size: ByteSize,
+}
+
+/// Why a pool could not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The pool or the backing is not there.
+    #[error("{object} does not exist in pool {pool}")]
+    NotFound {
+        /// The pool.
+        pool: PoolName,
+        /// What was looked for.
+        object: String,
+    },
+    /// Space or a limit ran out; nothing was made.
+    #[error("pool {pool} has no room: {detail}")]
+    Exhausted {
+        /// The pool.
+        pool: PoolName,
+        /// What was needed and what there is.
+        detail: String,
+    },
+    /// Something of that name is there and is not what was asked for, or is not ours.
+    #[error("{object} in pool {pool}: {detail}")]
+    Conflict {
+        /// The pool.
+        pool: PoolName,
+        /// What is in the way.
+        object: String,
+        /// How it differs.
+        detail: String,
+    },
+    /// Something must be done by a person first; nothing was changed.
+    #[error("pool {pool}: {detail}")]
+    Precondition {
+        /// The pool.
+        pool: PoolName,
+        /// What.
+        detail: String,
+    },
+    /// This kind of pool, or this machine, can't do it.
+    #[error("pool {pool}: {detail}")]
+    Unsupported {
+        /// The pool.
+        pool: PoolName,
+        /// What is missing.
+        detail: String,
+    },
+    /// This kind of pool can't give a volume this, or not any more; nothing was made or changed.
+    #[error("pool {pool}: {field} {reason}")]
+    Property {
+        /// The pool.
+        pool: PoolName,
+        /// The field of the request.
+        field: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A system call failed.
+    #[error("pool {pool}: {action}")]
+    Io {
+        /// The pool.
+        pool: PoolName,
+        /// What was being done, with the path.
+        action: String,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A command failed.
+    #[error("pool {pool}: {command} failed: {detail}")]
+    Command {
+        /// The pool.
+        pool: PoolName,
+        /// The command without its arguments' secrets.
+        command: String,
+        /// The last lines of what it said, for people: nothing is decided by them.
+        detail: String,
+    },
+    /// It took too long.
+    #[error("pool {pool}: {action} took too long")]
+    Deadline {
+        /// The pool.
+        pool: PoolName,
+        /// What was being done.
+        action: String,
+        /// The marker.
+        #[source]
+        source: Overrun,
+    },
+}
+
+impl PoolError {
+    /// The kind that a caller hears.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::Exhausted { .. } => ErrorKind::Exhausted,
+            Self::Conflict { .. } => ErrorKind::Conflict,
+            Self::Precondition { .. } => ErrorKind::Precondition,
+            Self::Unsupported { .. } | Self::Property { .. } => ErrorKind::Unsupported,
+            Self::Io { .. } | Self::Command { .. } => ErrorKind::Internal,
+            Self::Deadline { .. } => ErrorKind::Deadline,
+        }
+    }
+}
+
+/// Result of a pool operation.
+pub type Result<T> = std::result::Result<T, PoolError>;
+
+/// A pool that has been opened (imported, mounted).
+///
+/// Every method blocks, may be called from several threads at once for different volumes, and is
+/// idempotent by id: doing it again after a crash at any point ends in the same state. The caller
+/// never runs two methods for one volume at the same time.
+pub trait Pool: Send + Sync {
+    /// Its kind.
+    fn kind(&self) -> PoolKind;
+
+    /// Its name.
+    fn name(&self) -> &PoolName;
+
+    /// Sizes are whole numbers of this.
+    fn granularity(&self) -> ByteSize;
+
+    /// What it can do.
+    fn features(&self) -> Features {
+        features(self.kind())
+    }
+
+    /// What it was made from, with what is known only now that it is there. Kept, and given to [`open`].
+    fn known_as(&self, spec: &PoolSpec, deadline: &Deadline) -> Result<PoolSpec> {
+        let _ = deadline;
+        Ok(spec.clone())
+    }
+
+    /// Space as it is now.
+    fn capacity(&self, deadline: &Deadline) -> Result<Capacity>;
+
+    /// Makes a backing of `label.size` with `label` written on it in the same operation. It exists
+    /// when this returns: it survives a power cut. On error nothing is left but, at worst, what `list`
+    /// shows as `partial`.
+    ///
+    /// Its properties are those that `label` sets, and the pool's defaults: `Property` if the pool can't
+    /// give them. A linked clone has the block size of its source, and `label` must say so if that was set.
+    ///
+    /// A new backing reads as zeros, or, with a linked `source`, as that snapshot and zeros behind it.
+    /// With a copied one it also reads as zeros: its content is written into `fill`.
+    fn create(&self, label: &Label, deadline: &Deadline) -> Result<Change>;
+
+    /// Makes a backing as large as `label.size`, and writes `label` on it. Never makes it smaller:
+    /// that is `Conflict`.
+    fn grow(&self, label: &Label, deadline: &Deadline) -> Result<Change>;
+
+    /// Gives a backing the provisioning and the properties of `label`, and writes `label` on it. A
+    /// property that it does not set goes back to the pool's default. On error everything is as it was but,
+    /// at worst, a part of what was asked for, which shows in `get`. Its size stays: `label` has the
+    /// backing's own.
+    ///
+    /// `Property` if the pool can't do it, or can't do it any more (`block_size`). Nothing is changed then.
+    fn set(&self, label: &Label, deadline: &Deadline) -> Result<Change>;
+
+    /// Writes `label` on an existing backing, replacing the old one atomically. What it says of the
+    /// backing is true already.
+    fn relabel(&self, label: &Label, deadline: &Deadline) -> Result<()>;
+
+    /// Removes a backing or what is left of one. It is gone when this returns, for ever.
+    fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change>;
+
+    /// Reads one backing back from the pool, not from memory. `None` also for a partial one.
+    fn get(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>>;
+
+    /// Reads all of them back, in a number of calls that does not grow with their number where the
+    /// pool's tools allow that.
+    fn list(&self, deadline: &Deadline) -> Result<Listing>;
+
+    /// What lies in the same pool outside our own place in it and could be adopted: strays that `list` does
+    /// not look for, because nobody but a person who asks wants to know of them.
+    fn elsewhere(&self, _: &Deadline) -> Result<Vec<Stray>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes a stray of this pool that carries no label a volume, as it is: with `label` on it, under the
+    /// name that `label.id` gives it, and without touching its content. `label.size` is its size and
+    /// `label.provisioning` what the stray said, else `Conflict`. `Precondition` while anyone uses it. On
+    /// error it is as it was but, at worst, for what `release` undoes.
+    fn adopt(&self, stray: &str, label: &Label, deadline: &Deadline) -> Result<Change>;
+
+    /// Undoes an `adopt` wherever it stopped: the stray has its old name and no label of that id. Never
+    /// touches its content. Fine if nothing was done.
+    fn release(&self, stray: &str, id: VolumeId, deadline: &Deadline) -> Result<Change>;
+
+    /// Brings a backing to where a target can use it (a loop device; a device node that has appeared)
+    /// and opens it once, so that a device that hangs does so here and not under the kernel target's
+    /// lock (R12). Opening an open one gives the same device.
+    fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened>;
+
+    /// Undoes `open`. The target no longer uses the device. Fine if it is not open or does not exist.
+    fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()>;
+
+    /// Takes a snapshot of each label's volume, all at one instant, open and written to or not, with
+    /// the label on each in the same operation. They exist when this returns. On error none is left
+    /// but, at worst, what `list` shows as partial. Unchanged if all are there already. The caller sees
+    /// to it that nothing else is done to these volumes meanwhile.
+    fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped>;
+
+    /// Reads one snapshot back from the pool. `None` also for a partial one.
+    fn get_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Option<SnapshotLabel>>;
+
+    /// Writes `label` on an existing snapshot, replacing the old one atomically.
+    fn relabel_snapshot(&self, label: &SnapshotLabel, deadline: &Deadline) -> Result<()>;
+
+    /// Removes a snapshot or what is left of one. `Precondition` while a clone depends on it.
+    fn destroy_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Change>;
+
+    /// Opens a snapshot's content for reading with direct I/O. `done_reading` follows.
+    fn read(&self, key: SnapshotKey, deadline: &Deadline) -> Result<File>;
+
+    /// Undoes `read`, after the file was closed. Fine if nothing was open or the snapshot is gone.
+    fn done_reading(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()>;
+
+    /// Opens a backing that no target uses, for writing its content with direct I/O. What was written
+    /// is durable after an fsync of the file. The caller closes it.
+    fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File>;
+
+    /// How its disks are. `None`: this kind of pool can't tell. Where all is well it costs a file that is
+    /// read; where something is not, or was not when `last` was read, it may start a process.
+    fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<Option<PoolHealth>> {
+        let _ = (last, deadline);
+        Ok(None)
+    }
+
+    /// Disks of its own that were lost and are there again are taken back.
+    fn take_back(&self, deadline: &Deadline) -> Result<Change> {
+        let _ = deadline;
+        Ok(Change::Unchanged)
+    }
+
+    /// Changes its disks while it is in use, or starts or stops a pass over them. Unchanged if it is so
+    /// already; on error the pool is as it was.
+    fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {
+        let _ = deadline;
+        let (pool, kind) = (self.name().clone(), self.kind().as_str());
+        Err(PoolError::Unsupported { pool, detail: format!("{change}: a {kind} pool has no such thing") })
+    }
+
+    /// Lets go of the pool, with all that is in it, so that another machine may open it. None of its volumes
+    /// is open. What was let go of is opened again as any pool is.
+    fn export(&self, deadline: &Deadline) -> Result<()> {
+        let _ = deadline;
+        Ok(())
+    }
+
+    /// Removes the pool itself, which has no volumes: the engine holds it exclusively and has looked.
+    /// `Precondition` if there is anything in it that is not ours. What was there before the pool (a
+    /// directory, disks) stays.
+    fn remove(&self, deadline: &Deadline) -> Result<()>;
+}
+
+/// What pools need to know of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolEnv {
+    /// The directory below which disks of `file` pools are mounted.
+    pub mounts: PathBuf,
+    /// Whether loop devices count as disks: for tests on a machine that has no disk to spare.
+    pub loops_as_disks: bool,
+}
+
+impl Default for PoolEnv {
+    fn default() -> Self {
+        Self { mounts: PathBuf::from("/var/lib/orlop/pools"), loops_as_disks: false }
+    }
+}
+
+/// Makes a pool, or adopts what is this pool already: doing it again after a crash at any point ends in
+/// the same state. Disks are proven blank first, a directory must be empty: otherwise `Precondition`,
+/// with what was found. Blocking: from a lane.
+pub fn create(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<dyn Pool>> {
+    Ok(match &spec.medium {
+        PoolMedium::Sim { directory } => Box::new(sim::SimPool::create(spec, directory)?),
+        PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::create(spec, directory)?),
+        PoolMedium::FileDisk { disk, filesystem, uuid } => {
+            let own = file_disk::OwnDisk::create(spec, env, disk, *filesystem, *uuid, deadline)?;
+            Box::new(file::FilePool::create_on(spec, own)?)
+        }
+        PoolMedium::Zfs { disks, layout, spares, .. } => {
+            let on = zfs::Disks { disks, layout: *layout, spares };
+            Box::new(zfs::ZfsPool::create(spec, env, on, deadline)?)
+        }
+        PoolMedium::Lvm { disks, thin } => Box::new(lvm::LvmPool::create(spec, env, disks, *thin, deadline)?),
+    })
+}
+
+/// Opens a pool that exists: imports or mounts it where that has not been done since the machine
+/// started. `NotFound` if it is not there. Makes nothing. Blocking: from a lane.
+pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<dyn Pool>> {
+    Ok(match &spec.medium {
+        PoolMedium::Sim { directory } => Box::new(sim::SimPool::open(spec, directory)?),
+        PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::open(spec, directory)?),
+        PoolMedium::FileDisk { uuid, .. } => {
+            let own = file_disk::OwnDisk::open(spec, env, *uuid, deadline)?;
+            Box::new(file::FilePool::open_on(spec, own)?)
+        }
+        PoolMedium::Zfs { .. } => Box::new(zfs::ZfsPool::open(spec, env, deadline)?),
+        PoolMedium::Lvm { .. } => Box::new(lvm::LvmPool::open(spec, deadline)?),
+    })
+}
+
+/// A pool that is to be imported, with what only its medium can tell. Reads. Blocking: from a lane.
+pub fn recognize(spec: &PoolSpec, env: &PoolEnv) -> Result<PoolSpec> {
+    let mut found = spec.clone();
+    if let PoolMedium::FileDisk { disk, filesystem, uuid } = &mut found.medium {
+        (*filesystem, *uuid) = file_disk::recognize(spec, env, disk)?;
+    }
+    Ok(found)
+}
+
+/// Opens a pool that another machine may have had. `force`: even if that one did not let go of it, which its
+/// owner has been asked about. Blocking: from a lane.
+pub fn import(spec: &PoolSpec, env: &PoolEnv, force: bool, deadline: &Deadline) -> Result<Box<dyn Pool>> {
+    match &spec.medium {
+        PoolMedium::Zfs { .. } if force => Ok(Box::new(zfs::ZfsPool::take(spec, env, deadline)?)),
+        // Another pool's, by its marker: that is known only when it is mounted.
+        PoolMedium::FileDisk { uuid, .. } => open(spec, env, deadline).inspect_err(|_| {
+            let away = file_disk::OwnDisk::open(spec, env, *uuid, deadline).and_then(|own| own.unmount());
+            if let Err(error) = away {
+                tracing::warn!(pool = %spec.name, %error, "a disk that was not taken in is still mounted");
+            }
+        }),
+        _ => open(spec, env, deadline),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const KINDS: [PoolKind; 4] = [PoolKind::Zfs, PoolKind::Lvm, PoolKind::File, PoolKind::Sim];
+
+    /// docs/pools.md says what the pools say: a row for each capability, a column for each kind.
+    #[test]
+    fn the_document_says_what_the_pools_say() {
+        let all = KINDS.map(features);
+        let mut rows = vec![
+            ("a linked clone lives on its snapshot", all.map(|f| f.clones_depend)),
+            ("a group is of one instant whatever is written", all.map(|f| f.groups_under_writes)),
+            ("redundancy, health, scrub, replacing and adding disks", all.map(|f| f.minds_disks)),
+            ("a thick volume stays thick with snapshots", all.map(|f| f.thick_with_snapshots)),
+            ("thin is made thick later, and thick thin", all.map(|f| f.reprovision)),
+        ];
+        let names: Vec<_> = Property::ALL.iter().map(|p| (format!("property `{p}`"), *p)).collect();
+        rows.extend(names.iter().map(|(n, p)| (n.as_str(), all.map(|f| f.properties.contains(p)))));
+        let document =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pools.md")).unwrap();
+        for (name, says) in rows {
+            let cells = says.map(|yes| if yes { "yes" } else { "no" });
+            let row = format!("| {name} | {} |", cells.join(" | "));
+            assert!(document.lines().any(|l| l == row), "docs/pools.md lacks: {row}");
+        }
+    }
+}

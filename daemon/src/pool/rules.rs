@@ -1,0 +1,146 @@
+//! The rules about labels and sizes that every kind of pool has. Pure.
+
+use std::time::Duration;
+
+use orlop_api::{ByteSize, PoolName, Properties, Property, Provisioning};
+
+use super::context::Context;
+use super::{Capacity, Features, PoolError, Result};
+use crate::model::Label;
+
+/// Refuses a size that no caller should have let through.
+pub(super) fn check_size(ctx: &Context, label: &Label, granularity: ByteSize) -> Result<()> {
+    let unit = size_unit(&label.properties, granularity);
+    if label.size.bytes() == 0 || !label.size.is_multiple_of(unit) {
+        return Err(ctx.precondition(format!(
+            "a size of {} bytes is not a whole number of {unit}",
+            label.size.bytes()
+        )));
+    }
+    Ok(())
+}
+
+/// What a volume's size is a whole number of: both are powers of two, so the larger one will do.
+pub fn size_unit(properties: &Properties, granularity: ByteSize) -> ByteSize {
+    granularity.max(ByteSize(properties.block_size.map_or(0, |b| b.bytes())))
+}
+
+/// Refuses what a pool can't give a volume that is to be made, or to one that was made as `have`. Asked
+/// by the engine before anything is recorded, and by every pool before anything is changed.
+pub fn check_properties(
+    pool: &PoolName,
+    features: Features,
+    have: Option<&Label>,
+    want: &Label,
+) -> Result<()> {
+    let refuse =
+        |field, reason: &str| Err(PoolError::Property { pool: pool.clone(), field, reason: reason.into() });
+    for (property, value) in want.properties.iter() {
+        if !features.properties.contains(&property) {
+            return refuse(
+                property.field(),
+                &format!("can't be set ({value}): this kind of pool has no such property"),
+            );
+        }
+    }
+    let Some(have) = have else { return Ok(()) };
+    if have.properties.block_size != want.properties.block_size {
+        let reason = "can't be changed any more: blocks keep the size that the volume was made with";
+        return refuse(Property::BlockSize.field(), reason);
+    }
+    if have.provisioning != want.provisioning && !features.reprovision {
+        return refuse("provisioning", "can't be changed any more in this kind of pool");
+    }
+    Ok(())
+}
+
+/// How long something that is to be adopted may be open before it is said to be in use: udev looks at
+/// what was just closed.
+pub(super) const IN_USE: Duration = Duration::from_secs(10);
+
+/// Why a stray of that size can't become a volume; otherwise that it can, reserved in that way.
+pub(super) fn adoptable(
+    size: ByteSize,
+    granularity: ByteSize,
+    provisioning: Provisioning,
+) -> std::result::Result<Provisioning, String> {
+    if size.bytes() == 0 || !size.is_multiple_of(granularity) {
+        return Err(format!("its size of {} bytes is not a whole number of {granularity}", size.bytes()));
+    }
+    Ok(provisioning)
+}
+
+/// Refuses to adopt what is not as large as it is said to be.
+pub(super) fn check_stray_size(ctx: &Context, stray: &str, have: ByteSize, label: &Label) -> Result<()> {
+    if have == label.size {
+        return Ok(());
+    }
+    Err(ctx.conflict(stray, format!("it has {} bytes, not {}", have.bytes(), label.size.bytes())))
+}
+
+/// Refuses what can't fit: more than the pool could ever hold, thin or not, and a thick volume of which
+/// `more` bytes are still to be reserved.
+pub(super) fn check_room(ctx: &Context, label: &Label, more: u64, have: Capacity) -> Result<()> {
+    if label.size > have.total {
+        return Err(ctx.exhausted(format!("{} is more than all of its {}", label.size, have.total)));
+    }
+    if label.provisioning == Provisioning::Thick && more > have.available.bytes() {
+        return Err(ctx.exhausted(format!("{} is needed, {} is free", ByteSize(more), have.available)));
+    }
+    Ok(())
+}
+
+/// Refuses a linked clone with other blocks than those that it shares with its source.
+pub(super) fn check_clone(ctx: &Context, source: &Label, clone: &Label) -> Result<()> {
+    if source.properties.block_size == clone.properties.block_size {
+        return Ok(());
+    }
+    Err(PoolError::Property {
+        pool: ctx.pool.clone(),
+        field: Property::BlockSize.field(),
+        reason: "can't differ from that of the source, whose blocks a linked clone shares".into(),
+    })
+}
+
+/// Refuses to take a backing for the one that is asked for when it is another. Hosts, time of
+/// birth and how far a copy is may differ: a request that is replayed need not know them.
+pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()> {
+    let differs = |field: &str, have: String, wanted: String| {
+        Err(ctx.conflict(
+            want.id.to_string(),
+            format!("it exists with another {field}: it has {have}, not {wanted}"),
+        ))
+    };
+    let Label { v: _, id, name, tenant, kind, size, provisioning, protocol, source, properties, .. } = have;
+    if *id != want.id {
+        return differs("id", id.to_string(), want.id.to_string());
+    }
+    if *name != want.name {
+        return differs("name", name.to_string(), want.name.to_string());
+    }
+    if *tenant != want.tenant {
+        return differs("tenant", tenant.to_string(), want.tenant.to_string());
+    }
+    if *kind != want.kind {
+        return differs("kind", format!("{kind:?}"), format!("{:?}", want.kind));
+    }
+    if *size != want.size {
+        return differs("size", size.to_string(), want.size.to_string());
+    }
+    if *provisioning != want.provisioning {
+        return differs("provisioning", format!("{provisioning:?}"), format!("{:?}", want.provisioning));
+    }
+    if *protocol != want.protocol {
+        return differs("protocol", format!("{protocol:?}"), format!("{:?}", want.protocol));
+    }
+    if *source != want.source {
+        return differs("source", format!("{source:?}"), format!("{:?}", want.source));
+    }
+    for property in Property::ALL {
+        let shown = |p: &Properties| p.get(*property).unwrap_or_else(|| "the pool's default".into());
+        if properties.get(*property) != want.properties.get(*property) {
+            return differs(property.field(), shown(properties), shown(&want.properties));
+        }
+    }
+    Ok(())
+}

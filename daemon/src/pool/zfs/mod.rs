@@ -1,0 +1,647 @@
+//! `zfs` pools: a volume is a zvol `<pool>/orlop/<id>` with its label in the user property
+//! `dev.orlop:label`, which is set by the ioctl that creates it. So there are no partial volumes. A
+//! snapshot is `<pool>/orlop/<volume>@<id>` with its label in `dev.orlop:snapshot`, set in the same
+//! transaction group.
+//!
+//! Called by the engine through [`Pool`]. Nothing is decided by what a command says on stderr: state is
+//! read before and after. What is done often (thin creates, destroys) goes through libzfs_core, because
+//! starting a process costs more than the work; the commands do the same where it is absent.
+
+mod adopt;
+mod dataset;
+mod device;
+mod status;
+mod zpool;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use orlop_api::{ByteSize, PoolHealth, PoolKind, PoolName, Properties, Provisioning, SourceMode, VolumeId};
+use parking_lot::Mutex;
+
+use super::context::Context;
+use super::rules::{check_clone, check_properties, check_room, check_same, check_size};
+use super::{Capacity, Change, Listing, Opened, Pool, PoolEnv, Result, Snapped, Stored, Stray};
+use crate::kernel::exec::Tool;
+use crate::kernel::{Deadline, fs, lzc};
+use crate::model::{Document, Label, PoolChange, PoolMedium, PoolSpec, SnapshotKey, SnapshotLabel};
+use dataset::{LABEL, Row, SNAPSHOT};
+use device::Devices;
+use status::Vdevs;
+pub(super) use zpool::Disks;
+
+/// The block size of zvols unless another is given, and so the unit of their sizes. It is what OpenZFS
+/// 2.2 and later choose; set all the same, because a pool's granularity must not change with a version.
+const VOLBLOCKSIZE: u64 = 16 << 10;
+
+/// The longest value of a user property (ZAP_MAXVALUELEN of OpenZFS, less the final zero).
+const MAX_LABEL: usize = 8191;
+
+/// How long someone else may hold a zvol that is to be destroyed: udev probes every new one, and lags
+/// behind where many are made at once on a slow machine.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct ZfsPool {
+    ctx: Context,
+    zfs: Tool,
+    vdevs: Vdevs,
+    devices: Devices,
+    /// All of its space in bytes, when it was last asked; 0 before that.
+    total: AtomicU64,
+    /// Volumes whose snapshots have devices at present, and for how many readers.
+    readers: Mutex<BTreeMap<VolumeId, usize>>,
+}
+
+/// The zpool's number, where it is known.
+fn guid(spec: &PoolSpec) -> Option<u64> {
+    match &spec.medium {
+        PoolMedium::Zfs { guid, .. } => *guid,
+        _ => None,
+    }
+}
+
+impl ZfsPool {
+    pub fn create(spec: &PoolSpec, env: &PoolEnv, on: Disks<'_>, deadline: &Deadline) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        zpool::ensure(&ctx, env, on, deadline)?;
+        Self::opened(ctx, env)
+    }
+
+    pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        zpool::import(&ctx, guid(spec), false, deadline)?;
+        Self::opened(ctx, env)
+    }
+
+    /// As `open`, from a machine that did not let go of it.
+    pub fn take(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
+        let ctx = Context::new(&spec.name);
+        zpool::import(&ctx, guid(spec), true, deadline)?;
+        Self::opened(ctx, env)
+    }
+
+    fn opened(ctx: Context, env: &PoolEnv) -> Result<Self> {
+        let zfs = Tool::locate("zfs").map_err(|e| ctx.exec(e))?;
+        Ok(Self {
+            vdevs: Vdevs::new(&ctx, env)?,
+            ctx,
+            zfs,
+            devices: Devices::default(),
+            total: AtomicU64::new(0),
+            readers: Mutex::default(),
+        })
+    }
+
+    fn parent(&self) -> String {
+        parent(&self.ctx.pool)
+    }
+
+    /// The name of a volume or a snapshot.
+    fn dataset(&self, key: impl std::fmt::Display) -> String {
+        format!("{}/{key}", self.parent())
+    }
+
+    /// One row, straight from ZFS. `None`: there is no dataset of that name.
+    fn row(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Row>> {
+        self.row_of(self.dataset(id), LABEL, deadline)
+    }
+
+    /// One row, with one of the two labels.
+    fn row_of(&self, name: String, property: &str, deadline: &Deadline) -> Result<Option<Row>> {
+        self.ctx.check(deadline, "reading a label")?;
+        if let Some(lzc) = lzc::get() {
+            // Where the library can't answer, the command still may.
+            match lzc.read(self.ctx.pool.as_str(), &name, property, &dataset::natives()) {
+                Ok(found) => {
+                    return Ok(found.map(|d| {
+                        let (volume, volsize, native) = (d.volsize.is_some(), d.volsize, d.native);
+                        let (label, snapshot) =
+                            if property == LABEL { (d.text, None) } else { (None, d.text) };
+                        Row { name, volume, volsize, label, snapshot, native }
+                    }));
+                }
+                Err(error) => tracing::debug!(name, %error, "reading through libzfs_core failed"),
+            }
+        }
+        dataset::one(&self.ctx, &self.zfs, &self.parent(), &name, deadline)
+    }
+
+    /// The snapshot of that key; an error if there is one of its name that is not ours.
+    fn look_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Option<SnapshotLabel>> {
+        match self.row_of(self.dataset(key), SNAPSHOT, deadline)? {
+            None => Ok(None),
+            Some(row) => match dataset::snapshot_label(row.snapshot.as_deref(), key) {
+                Ok(label) => Ok(Some(label)),
+                Err(what) => Err(self.ctx.conflict(row.name, format!("{what}; it is left alone"))),
+            },
+        }
+    }
+
+    /// The volume of that id; `None` if there is no dataset; an error if there is one that is not ours.
+    fn look(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>> {
+        match self.row(id, deadline)? {
+            None => Ok(None),
+            Some(row) => match row.stored(id) {
+                Ok(stored) => Ok(Some(stored)),
+                Err(what) => Err(self.ctx.conflict(row.name, format!("{what}; it is left alone"))),
+            },
+        }
+    }
+
+    fn existing(&self, id: VolumeId, deadline: &Deadline) -> Result<Stored> {
+        self.look(id, deadline)?.ok_or_else(|| self.ctx.not_found(format!("volume {id}")))
+    }
+
+    fn label_text<L: Document>(&self, label: &L) -> Result<String> {
+        let text = label.to_json();
+        if text.len() > MAX_LABEL {
+            // Too many hosts on one volume, most likely.
+            return Err(self.ctx.exhausted(format!(
+                "the label of {} would have {} bytes, and ZFS keeps {MAX_LABEL}",
+                label.key(),
+                text.len()
+            )));
+        }
+        Ok(text)
+    }
+
+    fn zfs(&self, args: &[&str], deadline: &Deadline) -> Result<()> {
+        self.zfs.run(args, deadline).and_then(|o| o.success()).map(drop).map_err(|e| self.ctx.exec(e))
+    }
+
+    fn set_label<L: Document>(&self, label: &L, property: &str, deadline: &Deadline) -> Result<()> {
+        self.set_label_on(&self.dataset(label.key()), label, property, deadline)
+    }
+
+    fn set_label_on<L: Document>(
+        &self,
+        name: &str,
+        label: &L,
+        property: &str,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let text = self.label_text(label)?;
+        self.ctx.check(deadline, "writing a label")?;
+        if let Some(lzc) = lzc::get() {
+            match lzc.set_text(self.ctx.pool.as_str(), name, property, &text) {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::debug!(name, %error, "writing through libzfs_core failed"),
+            }
+        }
+        self.zfs(&["set", &format!("{property}={text}"), name], deadline)
+    }
+
+    fn set_size(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        let size = format!("volsize={}", label.size.bytes());
+        self.zfs(&["set", &size, &self.dataset(label.id)], deadline)
+    }
+
+    /// The creation itself. What came of it is read back by the caller.
+    fn make(&self, label: &Label, text: &str, deadline: &Deadline) -> Result<()> {
+        let name = self.dataset(label.id);
+        // The kernel knows the values of these by numbers of its own, and libzfs has the table: volumes
+        // that set any take the command.
+        let settings: Vec<String> = dataset::settings(&label.properties).collect();
+        let fast = if settings.is_empty() { lzc::get() } else { None };
+        let mut options = Vec::new();
+        for setting in settings.into_iter().chain([format!("{LABEL}={text}")]) {
+            options.extend(["-o".into(), setting]);
+        }
+        let run = |args: Vec<String>| {
+            let done = self.zfs.run(&args, deadline).and_then(|o| o.success());
+            done.map(drop).map_err(|e| self.ctx.exec(e))
+        };
+        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
+            let snapshot = self.dataset(source.snapshot);
+            self.ctx.check(deadline, "cloning a snapshot")?;
+            match fast {
+                Some(lzc) => lzc
+                    .clone_snapshot(&snapshot, &name, &[(LABEL, text)])
+                    .map_err(self.ctx.io(format!("cloning {snapshot}")))?,
+                None => run([vec!["clone".into()], options, vec![snapshot, name]].concat())?,
+            }
+            return self.lengthen(label, deadline);
+        }
+        let thin = label.provisioning == Provisioning::Thin;
+        let block_size = label.properties.block_size.map_or(VOLBLOCKSIZE, |b| b.bytes());
+        // A reservation is computed by libzfs from the pool's layout, so thick ones take the command too.
+        if thin && let Some(lzc) = fast {
+            self.ctx.check(deadline, "creating a zvol")?;
+            let numbers = [("volsize", label.size.bytes()), ("volblocksize", block_size)];
+            return lzc
+                .create_zvol(&name, &numbers, &[(LABEL, text)])
+                .map_err(self.ctx.io(format!("creating {name}")));
+        }
+        let mut args: Vec<String> = vec!["create".into()];
+        if thin {
+            args.push("-s".into());
+        }
+        args.extend(["-b".into(), block_size.to_string()]);
+        args.extend(["-V".into(), label.size.bytes().to_string()]);
+        run([args, options, vec![name]].concat())
+    }
+
+    /// Makes a zvol what `label` says. It was read as `old`, and may have any of `local` set on it.
+    ///
+    /// All properties and the label change in one transaction group, but for two things. A reservation is
+    /// a change of its own: it comes first where it can be refused. And what goes back to the default takes
+    /// another command: it goes before the label, which says until then that it is to be done.
+    fn apply(&self, old: &Stored, local: &Properties, label: &Label, deadline: &Deadline) -> Result<()> {
+        let name = self.dataset(label.id);
+        let text = self.label_text(label)?;
+        self.ctx.check(deadline, "setting properties")?;
+        let (was, is) = (old.provisioning, label.provisioning);
+        if (was, is) == (Provisioning::Thin, Provisioning::Thick) {
+            self.zfs(&["set", "refreservation=auto", &name], deadline)?;
+        }
+        for property in dataset::unset(local, &label.properties) {
+            self.zfs(&["inherit", property, &name], deadline)?;
+        }
+        let mut settings: Vec<String> = dataset::settings(&label.properties).collect();
+        if (was, is) == (Provisioning::Thick, Provisioning::Thin) {
+            settings.push("refreservation=none".into());
+        }
+        settings.push(format!("{LABEL}={text}"));
+        let mut args = vec!["set"];
+        args.extend(settings.iter().map(String::as_str));
+        args.push(&name);
+        self.zfs(&args, deadline)
+    }
+
+    /// A clone has its snapshot's size at first. Its label has the size that it is to have, so a crash
+    /// in between is seen.
+    fn lengthen(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        match self.look(label.id, deadline)? {
+            Some(have) if have.size < label.size => self.set_size(label, deadline),
+            _ => Ok(()),
+        }
+    }
+
+    /// After a failed reservation: says so if space is what was missing, judged by the space there is.
+    fn blame_space(&self, error: super::PoolError, more: u64, deadline: &Deadline) -> super::PoolError {
+        let super::PoolError::Command { .. } = error else { return error };
+        match self.capacity(deadline) {
+            // A reservation is a little larger than the volume: it covers the metadata as well.
+            Ok(have) if have.available.bytes() < more.saturating_add(more / 16).saturating_add(8 << 20) => {
+                self.ctx.exhausted(format!(
+                    "{} with its metadata is needed, {} is free",
+                    ByteSize(more),
+                    have.available
+                ))
+            }
+            _ => error,
+        }
+    }
+
+    fn unmake(&self, name: &str, deadline: &Deadline) -> Result<()> {
+        match lzc::get() {
+            Some(lzc) => lzc.destroy(name).map_err(self.ctx.io(format!("destroying {name}"))),
+            None => {
+                let done = self.zfs.run(&["destroy", name], deadline).and_then(|o| o.success());
+                done.map(drop).map_err(|e| self.ctx.exec(e))
+            }
+        }
+    }
+}
+
+impl ZfsPool {
+    /// Destroys a volume or a snapshot, waiting for those who look at it only for a moment.
+    fn unmake_patiently(&self, name: &str, property: &str, deadline: &Deadline) -> Result<()> {
+        let patience = deadline.at_most(BUSY);
+        let mut pause = Duration::from_millis(20);
+        loop {
+            self.ctx.check(deadline, "destroying a zvol")?;
+            let Err(error) = self.unmake(name, deadline) else { return Ok(()) };
+            if self.row_of(name.to_string(), property, deadline)?.is_none() {
+                return Ok(());
+            }
+            let dependants = dataset::dependants(&self.ctx, &self.zfs, name, deadline)?;
+            if !dependants.is_empty() {
+                return Err(self.ctx.precondition(format!("{name} has {}", dependants.join(", "))));
+            }
+            // Nothing depends on it, so someone has it open: udev for a moment, or someone for good.
+            // ZFS has nothing to wait on for that.
+            if patience.remaining().is_zero() {
+                return Err(match error {
+                    super::PoolError::Deadline { .. } => error,
+                    _ => self.ctx.precondition(format!("{name} is still in use: {error}")),
+                });
+            }
+            // An end of patience shows in the next round.
+            let _ = patience.pause(pause);
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+}
+
+/// The dataset that all volumes are below.
+fn parent(pool: &PoolName) -> String {
+    format!("{pool}/orlop")
+}
+
+impl Pool for ZfsPool {
+    fn kind(&self) -> PoolKind {
+        PoolKind::Zfs
+    }
+
+    fn name(&self) -> &PoolName {
+        &self.ctx.pool
+    }
+
+    fn granularity(&self) -> ByteSize {
+        ByteSize(VOLBLOCKSIZE)
+    }
+
+    fn known_as(&self, spec: &PoolSpec, deadline: &Deadline) -> Result<PoolSpec> {
+        let mut known = spec.clone();
+        if let PoolMedium::Zfs { guid, .. } = &mut known.medium {
+            *guid = Some(zpool::guid(&self.ctx, deadline)?);
+        }
+        Ok(known)
+    }
+
+    fn capacity(&self, deadline: &Deadline) -> Result<Capacity> {
+        let capacity = dataset::capacity(&self.ctx, &self.zfs, deadline)?;
+        self.total.store(capacity.total.bytes(), Ordering::Relaxed);
+        Ok(capacity)
+    }
+
+    fn create(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        check_size(&self.ctx, label, self.granularity())?;
+        check_properties(&self.ctx.pool, self.features(), None, label)?;
+        let text = self.label_text(label)?;
+        let known = |have: &Stored| -> Result<Change> {
+            check_same(&self.ctx, &have.label, label)?;
+            if have.size < label.size && label.source.is_some() {
+                // What made it was stopped before it had its size.
+                return self.lengthen(label, deadline).map(|()| Change::Unchanged);
+            }
+            if have.size != label.size {
+                let detail = format!("the zvol has {}, not {}", have.size, label.size);
+                return Err(self.ctx.conflict(label.id.to_string(), detail));
+            }
+            Ok(Change::Unchanged)
+        };
+        if let Some(have) = self.look(label.id, deadline)? {
+            return known(&have);
+        }
+        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
+            if self.look_snapshot(source.snapshot, deadline)?.is_none() {
+                return Err(self.ctx.not_found(format!("snapshot {}", source.snapshot)));
+            }
+            check_clone(&self.ctx, &self.existing(source.snapshot.volume, deadline)?.label, label)?;
+        }
+        // For a thin one only the total matters, and that changes when disks are added: asked again
+        // only if the one that was seen last would not do.
+        let seen = Capacity { total: ByteSize(self.total.load(Ordering::Relaxed)), ..Capacity::default() };
+        if label.provisioning == Provisioning::Thick || label.size > seen.total {
+            check_room(&self.ctx, label, label.size.bytes(), self.capacity(deadline)?)?;
+        }
+        match self.make(label, &text, deadline) {
+            Ok(()) => Ok(Change::Done),
+            Err(error) => match self.look(label.id, deadline)? {
+                // It failed because it was there.
+                Some(have) => known(&have),
+                None => Err(self.blame_space(error, label.size.bytes(), deadline)),
+            },
+        }
+    }
+
+    fn grow(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        check_size(&self.ctx, label, self.granularity())?;
+        let old = self.existing(label.id, deadline)?;
+        if label.size < old.size {
+            return Err(self.ctx.conflict(
+                label.id.to_string(),
+                format!("it has {} and can't be made smaller ({})", old.size, label.size),
+            ));
+        }
+        if label.size == old.size {
+            if old.label != *label {
+                self.set_label(label, LABEL, deadline)?;
+            }
+            return Ok(Change::Unchanged);
+        }
+        let more = label.size.bytes() - old.size.bytes();
+        check_room(&self.ctx, label, more, self.capacity(deadline)?)?;
+        // The label first: a crash leaves a zvol smaller than its label says, a grow that has not ended.
+        self.set_label(label, LABEL, deadline)?;
+        // libzfs raises the reservation of a thick one along with it.
+        if let Err(error) = self.set_size(label, deadline) {
+            if self.existing(label.id, deadline)?.size == label.size {
+                return Ok(Change::Done);
+            }
+            self.set_label(&old.label, LABEL, deadline)?;
+            return Err(self.blame_space(error, more, deadline));
+        }
+        Ok(Change::Done)
+    }
+
+    fn set(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
+        let old = self.existing(label.id, deadline)?;
+        check_properties(&self.ctx.pool, self.features(), Some(&old.label), label)?;
+        let done = |now: &Stored| now.label == *label && now.is_whole();
+        if done(&old) {
+            return Ok(Change::Unchanged);
+        }
+        let Err(error) = self.apply(&old, &old.label.properties, label, deadline) else {
+            return Ok(Change::Done);
+        };
+        let now = self.existing(label.id, deadline)?;
+        if done(&now) {
+            return Ok(Change::Done);
+        }
+        // Where ZFS refuses one property it sets the others all the same.
+        if let Err(error) = self.apply(&now, &label.properties, &old.label, deadline) {
+            tracing::warn!(volume = %label.id, %error, "a part of a change could not be put back");
+        }
+        Err(self.blame_space(error, label.size.bytes(), deadline))
+    }
+
+    fn relabel(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        self.existing(label.id, deadline)?;
+        self.set_label(label, LABEL, deadline)
+    }
+
+    fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        if self.look(id, deadline)?.is_none() {
+            return Ok(Change::Unchanged);
+        }
+        let name = self.dataset(id);
+        self.devices.close(&name);
+        self.unmake_patiently(&name, LABEL, deadline)?;
+        self.devices.forget(&name);
+        Ok(Change::Done)
+    }
+
+    fn get(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>> {
+        self.look(id, deadline)
+    }
+
+    fn list(&self, deadline: &Deadline) -> Result<Listing> {
+        dataset::list(&self.ctx, &self.zfs, &self.parent(), deadline)
+    }
+
+    fn elsewhere(&self, deadline: &Deadline) -> Result<Vec<Stray>> {
+        dataset::elsewhere(&self.ctx, &self.zfs, &self.parent(), deadline)
+    }
+
+    fn adopt(&self, stray: &str, label: &Label, deadline: &Deadline) -> Result<Change> {
+        self.adopt_zvol(stray, label, deadline)
+    }
+
+    fn release(&self, stray: &str, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        self.release_zvol(stray, id, deadline)
+    }
+
+    fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
+        let stored = self.existing(id, deadline)?;
+        let opened = self.devices.open(&self.ctx, &self.dataset(id), deadline)?;
+        if opened.size != stored.size {
+            return Err(self.ctx.conflict(
+                opened.device.display().to_string(),
+                format!("it has {} where ZFS says {}", opened.size, stored.size),
+            ));
+        }
+        Ok(opened)
+    }
+
+    fn close(&self, id: VolumeId, _: &Deadline) -> Result<()> {
+        self.devices.close(&self.dataset(id));
+        Ok(())
+    }
+
+    fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
+        let mut there = 0;
+        let mut wanted = Vec::with_capacity(labels.len());
+        for label in labels {
+            match self.look_snapshot(label.key, deadline)? {
+                Some(have) if have == *label => there += 1,
+                Some(_) => {
+                    return Err(self.ctx.conflict(label.key.to_string(), "it exists with another label"));
+                }
+                None => {}
+            }
+            let volume = self.existing(label.key.volume, deadline)?;
+            if there == 0 && volume.size != label.size {
+                let detail = format!("its volume has {}, not {}", volume.size, label.size);
+                return Err(self.ctx.conflict(label.key.to_string(), detail));
+            }
+            wanted.push((self.dataset(label.key), self.label_text(label)?));
+        }
+        if there == labels.len() {
+            return Ok(Snapped { change: Change::Unchanged, paused: None });
+        }
+        if there > 0 {
+            return Err(self.ctx.conflict(labels[0].key.to_string(), "a part of its group exists already"));
+        }
+        self.ctx.check(deadline, "taking snapshots")?;
+        match (lzc::get(), wanted.as_slice()) {
+            (Some(lzc), _) => lzc
+                .snapshot(self.ctx.pool.as_str(), SNAPSHOT, &wanted)
+                .map_err(self.ctx.io("taking snapshots"))?,
+            (None, [(name, text)]) => {
+                self.zfs(&["snapshot", "-o", &format!("{SNAPSHOT}={text}"), name], deadline)?;
+            }
+            // The command sets one value for all of them.
+            (None, _) => return Err(self.ctx.unsupported("snapshots of a group need libzfs_core")),
+        }
+        Ok(Snapped { change: Change::Done, paused: None })
+    }
+
+    fn get_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Option<SnapshotLabel>> {
+        self.look_snapshot(key, deadline)
+    }
+
+    fn relabel_snapshot(&self, label: &SnapshotLabel, deadline: &Deadline) -> Result<()> {
+        match self.look_snapshot(label.key, deadline)? {
+            Some(_) => self.set_label(label, SNAPSHOT, deadline),
+            None => Err(self.ctx.not_found(format!("snapshot {}", label.key))),
+        }
+    }
+
+    fn destroy_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Change> {
+        if self.look_snapshot(key, deadline)?.is_none() {
+            return Ok(Change::Unchanged);
+        }
+        let name = self.dataset(key);
+        self.devices.close(&name);
+        self.unmake_patiently(&name, SNAPSHOT, deadline)?;
+        self.devices.forget(&name);
+        Ok(Change::Done)
+    }
+
+    fn read(&self, key: SnapshotKey, deadline: &Deadline) -> Result<File> {
+        if self.look_snapshot(key, deadline)?.is_none() {
+            return Err(self.ctx.not_found(format!("snapshot {key}")));
+        }
+        // Devices of snapshots exist only while somebody reads one: a volume may have a thousand.
+        *self.readers.lock().entry(key.volume).or_default() += 1;
+        let open = || {
+            self.zfs(&["set", "snapdev=visible", &self.dataset(key.volume)], deadline)?;
+            let name = self.dataset(key);
+            let device = self.devices.open(&self.ctx, &name, deadline)?.device;
+            let opened = File::open(&device).and_then(|f| fs::set_direct(&f).map(|()| f));
+            self.devices.close(&name);
+            opened.map_err(self.ctx.io(format!("opening {}", device.display())))
+        };
+        open().inspect_err(|_| {
+            if let Err(error) = self.done_reading(key, deadline) {
+                tracing::warn!(snapshot = %key, %error, "its device stays");
+            }
+        })
+    }
+
+    fn done_reading(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()> {
+        let last = {
+            let mut readers = self.readers.lock();
+            match readers.get_mut(&key.volume) {
+                Some(n) if *n > 1 => {
+                    *n -= 1;
+                    false
+                }
+                _ => {
+                    readers.remove(&key.volume);
+                    true
+                }
+            }
+        };
+        if last && self.look(key.volume, deadline)?.is_some() {
+            self.zfs(&["inherit", "snapdev", &self.dataset(key.volume)], deadline)?;
+        }
+        self.devices.forget(&self.dataset(key));
+        Ok(())
+    }
+
+    fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
+        let device = self.open(id, deadline)?.device;
+        self.devices.close(&self.dataset(id));
+        let opened = File::options().read(true).write(true).open(&device);
+        let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
+        opened.map_err(self.ctx.io(format!("opening {}", device.display())))
+    }
+
+    fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<Option<PoolHealth>> {
+        self.vdevs.health(last, deadline).map(Some)
+    }
+
+    fn take_back(&self, deadline: &Deadline) -> Result<Change> {
+        self.vdevs.take_back(deadline)
+    }
+
+    fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {
+        self.vdevs.change(change, deadline)
+    }
+
+    fn export(&self, deadline: &Deadline) -> Result<()> {
+        zpool::export(&self.ctx, deadline)
+    }
+
+    fn remove(&self, deadline: &Deadline) -> Result<()> {
+        zpool::remove(&self.ctx, deadline)
+    }
+}

@@ -1,0 +1,492 @@
+//! How a zpool's disks are, and what is done to them.
+//!
+//! Called by the pool. That all is well is read from a file that the module keeps (`kstat`); details come
+//! from `zpool status -j`, whose form zpool-status(8) promises. Nothing is decided by what a command says on
+//! stderr.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use orlop_api::{PoolDisk, PoolHealth, PoolHealthState, PoolLayout, PoolScan, PoolScanKind, PoolScanState};
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer};
+
+use crate::kernel::Deadline;
+use crate::kernel::disks::{self, DiskInfo};
+use crate::kernel::exec::Tool;
+use crate::model::PoolChange;
+use crate::pool::context::Context;
+use crate::pool::disks::prove_blank;
+use crate::pool::{Change, PoolEnv, Result};
+
+/// How long a zpool that says it is online is believed: one with errors on a disk says so too.
+const DETAILS: Duration = Duration::from_secs(300);
+
+/// What `zpool status -j --json-int` says, as far as it is asked.
+#[derive(Debug, Deserialize)]
+struct Status {
+    pools: HashMap<String, Zpool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Zpool {
+    state: String,
+    #[serde(default)]
+    status: Option<String>,
+    #[serde(default)]
+    action: Option<String>,
+    #[serde(default, deserialize_with = "count")]
+    error_count: u64,
+    #[serde(default)]
+    scan_stats: Option<Scan>,
+    #[serde(default)]
+    vdevs: HashMap<String, Vdev>,
+    #[serde(default)]
+    spares: HashMap<String, Vdev>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Scan {
+    function: String,
+    state: String,
+    #[serde(default, deserialize_with = "count")]
+    end_time: u64,
+    #[serde(default, deserialize_with = "count")]
+    to_examine: u64,
+    #[serde(default, deserialize_with = "count")]
+    issued: u64,
+    #[serde(default, deserialize_with = "count")]
+    errors: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Vdev {
+    name: String,
+    vdev_type: String,
+    state: String,
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default, deserialize_with = "count")]
+    guid: u64,
+    #[serde(default, deserialize_with = "count")]
+    read_errors: u64,
+    #[serde(default, deserialize_with = "count")]
+    write_errors: u64,
+    #[serde(default, deserialize_with = "count")]
+    checksum_errors: u64,
+    #[serde(default)]
+    vdevs: HashMap<String, Vdev>,
+}
+
+/// A number, or a text that is one: it depends on the version which of them is said.
+fn count<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    Ok(match Either::deserialize(from)? {
+        Either::Number(n) => n,
+        Either::Text(t) => t.parse().unwrap_or(0),
+    })
+}
+
+/// One disk as the zpool knows it.
+#[derive(Debug)]
+struct Leaf {
+    guid: u64,
+    /// Of the partition that the zpool made on it.
+    path: String,
+    /// Where it is being rebuilt: `replacing-0`.
+    replacing: Option<String>,
+    shown: PoolDisk,
+}
+
+impl Vdev {
+    fn leaves(&self, part: Option<&str>, all: &[DiskInfo], found: &mut Vec<Leaf>) {
+        if self.vdevs.is_empty() && self.vdev_type != "root" {
+            if self.vdev_type != "dspare" {
+                found.push(self.leaf(part, all));
+            }
+            return;
+        }
+        // `replacing-0` and `spare-0` are inside of the part whose disk is being replaced.
+        let inner = if self.vdev_type == "root" || part.is_some() { part } else { Some(self.name.as_str()) };
+        let first = found.len();
+        let mut children: Vec<&Vdev> = self.vdevs.values().collect();
+        children.sort_by(|a, b| a.name.cmp(&b.name));
+        for child in children {
+            child.leaves(inner, all, found);
+        }
+        if self.vdev_type == "replacing" {
+            found[first..].iter_mut().for_each(|l| l.replacing = Some(self.name.clone()));
+        }
+    }
+
+    fn leaf(&self, part: Option<&str>, all: &[DiskInfo]) -> Leaf {
+        let path = self.path.clone().unwrap_or_else(|| self.name.clone());
+        let state = self.state.to_lowercase();
+        // A path that was another disk's once says nothing of what is there now.
+        let there = !["unavail", "removed", "faulted", "cant_open"].contains(&state.as_str());
+        let disk = disk_of(&path, all).filter(|_| there);
+        let name = match disk {
+            Some(d) => d.lasting_path(),
+            None if self.guid != 0 => self.guid.to_string(),
+            None => path.clone(),
+        };
+        let shown = PoolDisk {
+            name,
+            was: disk.is_none().then(|| path.clone()),
+            part: part.map(str::to_string),
+            state,
+            read_errors: self.read_errors,
+            write_errors: self.write_errors,
+            checksum_errors: self.checksum_errors,
+        };
+        Leaf { guid: self.guid, path, replacing: None, shown }
+    }
+}
+
+/// How a zpool is laid out, by the names of its parts: `mirror-0`, `raidz2-0`, `draid1:2d:4c:0s-0`.
+fn layout(leaves: &[Leaf]) -> PoolLayout {
+    let parts = leaves.iter().filter_map(|l| l.shown.part.as_deref()).filter(|p| *p != "spares");
+    let mut found = parts.filter_map(|part| {
+        let kind = part.split(['-', ':']).next()?;
+        PoolLayout::ALL.into_iter().find(|l| l.as_str() == kind)
+    });
+    found.next_back().unwrap_or_default()
+}
+
+/// The whole disk that a path or a partition's path is on.
+fn disk_of<'a>(path: &str, all: &'a [DiskInfo]) -> Option<&'a DiskInfo> {
+    let real = std::fs::canonicalize(path).ok()?;
+    let name = real.file_name()?.to_str()?;
+    all.iter().find(|d| d.name == name || d.partitions.iter().any(|p| p == name))
+}
+
+impl Zpool {
+    fn leaves(&self, all: &[DiskInfo]) -> Vec<Leaf> {
+        let mut found = Vec::new();
+        for vdev in self.vdevs.values() {
+            vdev.leaves(None, all, &mut found);
+        }
+        let mut spares: Vec<&Vdev> = self.spares.values().collect();
+        spares.sort_by(|a, b| a.name.cmp(&b.name));
+        found.extend(spares.into_iter().map(|s| s.leaf(Some("spares"), all)));
+        found
+    }
+
+    fn scan(&self) -> Option<PoolScan> {
+        let scan = self.scan_stats.as_ref()?;
+        let kind = match scan.function.as_str() {
+            "SCRUB" => PoolScanKind::Scrub,
+            "RESILVER" => PoolScanKind::Rebuild,
+            _ => return None,
+        };
+        let state = match scan.state.as_str() {
+            "SCANNING" => PoolScanState::Running,
+            "FINISHED" => PoolScanState::Finished,
+            _ => PoolScanState::Stopped,
+        };
+        let running = state == PoolScanState::Running;
+        let percent = (u128::from(scan.issued.min(scan.to_examine)) * 100)
+            .checked_div(u128::from(scan.to_examine))
+            .and_then(|p| u8::try_from(p).ok());
+        let ended = i64::try_from(scan.end_time).ok().filter(|t| *t > 0 && !running);
+        Some(PoolScan {
+            kind,
+            state,
+            percent: percent.filter(|_| running),
+            errors: scan.errors,
+            ended: ended.and_then(|t| Timestamp::from_second(t).ok()),
+        })
+    }
+
+    fn health(&self, all: &[DiskInfo]) -> PoolHealth {
+        let disks: Vec<PoolDisk> = self.leaves(all).into_iter().map(|l| l.shown).collect();
+        let wrong = |d: &PoolDisk| {
+            !["online", "avail", "inuse"].contains(&d.state.as_str())
+                || d.read_errors + d.write_errors + d.checksum_errors > 0
+        };
+        let scan = self.scan();
+        let rebuilding = scan
+            .as_ref()
+            .is_some_and(|s| s.kind == PoolScanKind::Rebuild && s.state == PoolScanState::Running);
+        let state = match self.state.as_str() {
+            "ONLINE" if self.error_count > 0 => PoolHealthState::Failed,
+            // Until it is rebuilt, a disk does not have what it should.
+            "ONLINE" if rebuilding || disks.iter().any(wrong) => PoolHealthState::Degraded,
+            "ONLINE" => PoolHealthState::Ok,
+            "DEGRADED" if self.error_count == 0 => PoolHealthState::Degraded,
+            _ => PoolHealthState::Failed,
+        };
+        let mut bad: Vec<String> = disks.iter().filter(|d| wrong(d)).map(describe).collect();
+        if rebuilding {
+            bad.push("a disk is being rebuilt".into());
+        }
+        let words =
+            [(!bad.is_empty()).then(|| bad.join("; ")), one_line(&self.status), one_line(&self.action)];
+        let reason = words.into_iter().flatten().collect::<Vec<_>>().join(". ");
+        PoolHealth {
+            state,
+            reason: (state != PoolHealthState::Ok).then_some(reason),
+            errors: self.error_count,
+            scan,
+            disks,
+        }
+    }
+}
+
+fn describe(d: &PoolDisk) -> String {
+    let errors = d.read_errors + d.write_errors + d.checksum_errors;
+    let was = d.was.as_ref().map(|w| format!(" (was {w})")).unwrap_or_default();
+    let with = if errors > 0 { format!(" with {errors} errors") } else { String::new() };
+    format!("disk {}{was} is {}{with}", d.name, d.state)
+}
+
+fn one_line(text: &Option<String>) -> Option<String> {
+    let text = text.as_ref()?.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = text.trim_end_matches('.');
+    (!text.is_empty()).then(|| text.to_string())
+}
+
+/// How the disks of a zpool are, and how they are changed.
+#[derive(Debug)]
+pub(super) struct Vdevs {
+    ctx: Context,
+    env: PoolEnv,
+    zpool: Tool,
+    /// When details were read last.
+    read: Mutex<Option<Instant>>,
+}
+
+impl Vdevs {
+    pub fn new(ctx: &Context, env: &PoolEnv) -> Result<Self> {
+        let zpool = Tool::locate("zpool").map_err(|e| ctx.exec(e))?;
+        Ok(Self { ctx: ctx.clone(), env: env.clone(), zpool, read: Mutex::default() })
+    }
+
+    fn disks(&self) -> Result<Vec<DiskInfo>> {
+        disks::all(self.env.loops_as_disks).map_err(self.ctx.io("listing disks"))
+    }
+
+    fn status(&self, deadline: &Deadline) -> Result<Zpool> {
+        let name = self.ctx.pool.as_str();
+        let args = ["status", "-j", "--json-int", "-P", "-p", name];
+        let output = self.zpool.run(&args, deadline).and_then(|o| o.success());
+        let output = output.map_err(|e| self.ctx.exec(e))?;
+        let text = output.text().map_err(|e| self.ctx.exec(e))?;
+        let mut status: Status =
+            serde_json::from_str(text).map_err(|e| self.ctx.exec(output.unparsed(&e)))?;
+        status.pools.remove(name).ok_or_else(|| self.ctx.not_found(format!("zpool {name}")))
+    }
+
+    /// Its state in one word. `None`: the module does not say.
+    fn word(&self) -> Option<String> {
+        let path = Path::new("/proc/spl/kstat/zfs").join(self.ctx.pool.as_str()).join("state");
+        Some(std::fs::read_to_string(path).ok()?.trim().to_string())
+    }
+
+    pub fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<PoolHealth> {
+        if let Some(last) = last
+            && last.state == PoolHealthState::Ok
+            && last.scan.as_ref().is_none_or(|s| s.state != PoolScanState::Running)
+            && self.read.lock().is_some_and(|at| at.elapsed() < DETAILS)
+            && self.word().as_deref() == Some("ONLINE")
+        {
+            return Ok(last.clone());
+        }
+        let health = self.status(deadline)?.health(&self.disks()?);
+        *self.read.lock() = Some(Instant::now());
+        Ok(health)
+    }
+
+    pub fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {
+        match change {
+            PoolChange::Expand { disks } => self.expand(disks, deadline),
+            PoolChange::Replace { disk, with } => self.replace(disk, with, deadline),
+            PoolChange::Scrub => self.scrub(true, deadline),
+            PoolChange::StopScrub => self.scrub(false, deadline),
+        }
+    }
+
+    /// Which of the zpool's disks a name means: as health shows it, or any name of the disk itself.
+    fn find<'a>(&self, leaves: &'a [Leaf], all: &[DiskInfo], name: &str) -> Option<&'a Leaf> {
+        let exact = |l: &&Leaf| l.shown.name == name || l.path == name || l.guid.to_string() == name;
+        leaves.iter().find(exact).or_else(|| {
+            let disk = disks::find(all, name).ok().flatten()?;
+            leaves
+                .iter()
+                .find(|l| l.shown.was.is_none() && disk_of(&l.path, all).is_some_and(|d| d.name == disk.name))
+        })
+    }
+
+    fn run(&self, args: &[&str], deadline: &Deadline) -> Result<()> {
+        self.zpool.run(args, deadline).and_then(|o| o.success()).map(drop).map_err(|e| self.ctx.exec(e))
+    }
+
+    fn expand(&self, asked: &[String], deadline: &Deadline) -> Result<Change> {
+        let all = self.disks()?;
+        let leaves = self.status(deadline)?.leaves(&all);
+        let layout = layout(&leaves);
+        if asked.len() < layout.least() {
+            return Err(self.ctx.precondition(format!(
+                "its layout is {}: it grows by at least {} disks at a time",
+                layout.as_str(),
+                layout.least()
+            )));
+        }
+        let there = asked.iter().filter(|name| self.find(&leaves, &all, name).is_some()).count();
+        if there == asked.len() {
+            return Ok(Change::Unchanged);
+        }
+        let blank = prove_blank(&self.ctx, &self.env, asked, deadline)?;
+        let names: Vec<String> = blank.iter().map(DiskInfo::lasting_path).collect();
+        let mut args = vec!["add", self.ctx.pool.as_str()];
+        if layout != PoolLayout::Stripe {
+            args.push(layout.as_str());
+        }
+        args.extend(names.iter().map(String::as_str));
+        let done = self.run(&args, deadline);
+        // What it says is for people; what is in the zpool now is what counts.
+        let all = self.disks()?;
+        let leaves = self.status(deadline)?.leaves(&all);
+        let whole = asked.iter().all(|name| self.find(&leaves, &all, name).is_some());
+        if whole { Ok(Change::Done) } else { Err(self.failed(done, "the zpool does not have them")) }
+    }
+
+    fn failed(&self, done: Result<()>, otherwise: &str) -> crate::pool::PoolError {
+        done.err().unwrap_or_else(|| self.ctx.conflict(format!("zpool {}", self.ctx.pool), otherwise))
+    }
+
+    fn replace(&self, old: &str, new: &str, deadline: &Deadline) -> Result<Change> {
+        let all = self.disks()?;
+        let leaves = self.status(deadline)?.leaves(&all);
+        let found = self.find(&leaves, &all, new);
+        if let Some(new_leaf) = found.filter(|l| l.shown.part.as_deref() != Some("spares")) {
+            return match self.find(&leaves, &all, old) {
+                // Both are there while it is rebuilt; only the new one is when that has ended.
+                None => Ok(Change::Unchanged),
+                Some(l) if l.replacing.is_some() && l.replacing == new_leaf.replacing => {
+                    Ok(Change::Unchanged)
+                }
+                Some(_) => Err(self.ctx.precondition(format!("{new} is a disk of this pool already"))),
+            };
+        }
+        let Some(leaf) = self.find(&leaves, &all, old) else {
+            let names: Vec<&str> = leaves.iter().map(|l| l.shown.name.as_str()).collect();
+            let detail = format!("it has no disk {old}; it has {}", names.join(", "));
+            return Err(self.ctx.precondition(detail));
+        };
+        let blank = prove_blank(&self.ctx, &self.env, &[new.to_string()], deadline)?;
+        let path: String = blank.iter().map(DiskInfo::lasting_path).collect();
+        let guid = leaf.guid.to_string();
+        let done = self.run(&["replace", self.ctx.pool.as_str(), &guid, &path], deadline);
+        let all = self.disks()?;
+        let leaves = self.status(deadline)?.leaves(&all);
+        match self.find(&leaves, &all, new) {
+            Some(_) => Ok(Change::Done),
+            None => Err(self.failed(done, "the zpool does not have the new disk")),
+        }
+    }
+
+    /// A disk that is there again under its path is brought online, which rebuilds what it has missed. The
+    /// labels on it say whether it is that disk: ZFS reads them.
+    pub fn take_back(&self, deadline: &Deadline) -> Result<Change> {
+        let away = |l: &Leaf| ["unavail", "removed"].contains(&l.shown.state.as_str());
+        let leaves = self.status(deadline)?.leaves(&self.disks()?);
+        let mut change = Change::Unchanged;
+        for leaf in leaves.iter().filter(|l| away(l) && Path::new(&l.path).exists()) {
+            let guid = leaf.guid.to_string();
+            match self.run(&["online", self.ctx.pool.as_str(), &guid], deadline) {
+                Ok(()) => {
+                    tracing::info!(pool = %self.ctx.pool, disk = leaf.path, "a disk was taken back");
+                    change = Change::Done;
+                }
+                // It stays what it is: degraded, which is told.
+                Err(error) => {
+                    tracing::warn!(pool = %self.ctx.pool, disk = leaf.path, %error, "a disk was not taken back")
+                }
+            }
+        }
+        Ok(change)
+    }
+
+    fn scrub(&self, start: bool, deadline: &Deadline) -> Result<Change> {
+        let running = |zpool: &Zpool, kind| {
+            zpool.scan().is_some_and(|s| s.state == PoolScanState::Running && s.kind == kind)
+        };
+        let before = self.status(deadline)?;
+        if running(&before, PoolScanKind::Rebuild) {
+            return Err(self.ctx.precondition("a disk is being rebuilt: its pass comes first"));
+        }
+        if running(&before, PoolScanKind::Scrub) == start {
+            return Ok(Change::Unchanged);
+        }
+        let name = self.ctx.pool.as_str();
+        let args: &[&str] = if start { &["scrub", name] } else { &["scrub", "-s", name] };
+        self.run(args, deadline).map(|()| Change::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn zpool(text: &str) -> Zpool {
+        let status: Status = serde_json::from_str(text).unwrap();
+        status.pools.into_values().next().unwrap()
+    }
+
+    #[test]
+    fn a_healthy_mirror_and_a_degraded_one() {
+        let pool = zpool(include_str!("status-mirror.json"));
+        let health = pool.health(&[]);
+        assert_eq!((health.state, health.reason.as_deref(), health.errors), (PoolHealthState::Ok, None, 0));
+        assert_eq!(health.disks.len(), 2);
+        assert!(health.disks.iter().all(|d| d.part.as_deref() == Some("mirror-0")), "{health:?}");
+        let mut pool = pool;
+        pool.state = "DEGRADED".into();
+        pool.status = Some("One or more devices is\n\tmissing.".into());
+        let root = pool.vdevs.values_mut().next().unwrap();
+        let mirror = root.vdevs.values_mut().next().unwrap();
+        let one = mirror.vdevs.values_mut().next().unwrap();
+        one.state = "REMOVED".into();
+        one.write_errors = 3;
+        let health = pool.health(&[]);
+        assert_eq!(health.state, PoolHealthState::Degraded);
+        let reason = health.reason.unwrap();
+        assert!(reason.contains("is removed with 3 errors. One or more devices is missing"), "{reason}");
+        pool.error_count = 1;
+        assert_eq!(pool.health(&[]).state, PoolHealthState::Failed);
+        pool.state = "SUSPENDED".into();
+        assert_eq!(pool.health(&[]).state, PoolHealthState::Failed);
+    }
+
+    #[test]
+    fn a_pass_is_read() {
+        let mut pool = zpool(include_str!("status-mirror.json"));
+        let scan = |function: &str, state: &str| {
+            let text = format!(
+                r#"{{"function":"{function}","state":"{state}","end_time":1795257600,"to_examine":"300","issued":100,"errors":2}}"#
+            );
+            Some(serde_json::from_str(&text).unwrap())
+        };
+        pool.scan_stats = scan("SCRUB", "SCANNING");
+        let running = pool.scan().unwrap();
+        assert_eq!((running.kind, running.percent, running.ended), (PoolScanKind::Scrub, Some(33), None));
+        pool.scan_stats = scan("RESILVER", "FINISHED");
+        let ended = pool.scan().unwrap();
+        assert_eq!(
+            (ended.kind, ended.state, ended.percent),
+            (PoolScanKind::Rebuild, PoolScanState::Finished, None)
+        );
+        assert!(ended.ended.is_some() && ended.errors == 2);
+        pool.scan_stats = scan("NONE", "NONE");
+        assert_eq!(pool.scan(), None);
+    }
+}

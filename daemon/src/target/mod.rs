@@ -1,0 +1,203 @@
+//! Targets: the kernel side of a protocol. Derived state only: what the kernel has is observed,
+//! compared with what should be, and changed step by step until there is nothing left to change.
+//!
+//! Called by the engine, from the target's own lane: one thread, so one writer (R4). A target never
+//! touches what does not carry a name of ours, and never passes through a state that lets in a host
+//! that is in neither the old nor the new desired state.
+
+mod converge;
+pub mod nvmet;
+pub mod sim;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+
+use orlop_api::{ByteSize, ErrorKind, Nqn, Portal, VolumeId};
+
+use crate::kernel::{Deadline, Overrun};
+use crate::model::Identity;
+
+/// One volume as it should be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// What initiators know it by.
+    pub identity: Identity,
+    /// The opened backing.
+    pub device: PathBuf,
+    /// Its size; what a grow announces.
+    pub size: ByteSize,
+    /// The hosts that are let in. Never empty: a volume that nobody attached is not exported.
+    pub hosts: BTreeSet<Nqn>,
+}
+
+/// What should be served, within a scope.
+pub type Desired = BTreeMap<VolumeId, Export>;
+
+/// How much of the kernel's configuration a convergence looks at and may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One volume. Its cost does not depend on how many others there are.
+    Volume(VolumeId),
+    /// One volume, and besides: ends every access that began before the call by a host that is not
+    /// desired, accesses that the kernel does not show included (somebody else may have removed a
+    /// host's link and left its controllers). For a detach, and to settle the intent of one after a
+    /// crash. Where the kernel does not list controllers this interrupts the hosts that stay for as
+    /// long as they take to reconnect (10 s by default), so it is not for a host that was cut off before.
+    Fence(VolumeId),
+    /// Everything that carries our names, portals included.
+    All,
+}
+
+impl Scope {
+    /// The one volume that it is about.
+    pub fn volume(self) -> Option<VolumeId> {
+        match self {
+            Self::Volume(v) | Self::Fence(v) => Some(v),
+            Self::All => None,
+        }
+    }
+}
+
+/// What a convergence did, and what it could not do.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The steps that were applied, in order, in words. Empty: the kernel was as it should be.
+    pub steps: Vec<String>,
+    /// The volumes that are not as they should be. The others are. Always empty in the scope of one
+    /// volume: there it is the call's error.
+    pub failed: BTreeMap<VolumeId, TargetError>,
+    /// Portals that could not be opened, while others could: hosts have fewer paths than they should.
+    pub portals_down: Vec<TargetError>,
+}
+
+impl Report {
+    /// Whether a volume is as it should be.
+    pub fn result_for(&self, volume: VolumeId) -> std::result::Result<(), &TargetError> {
+        self.failed.get(&volume).map_or(Ok(()), Err)
+    }
+
+    /// Whether all is as it should be.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty() && self.portals_down.is_empty()
+    }
+}
+
+/// Why the kernel is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The kernel refused a change.
+    #[error("{step}: {path}")]
+    Kernel {
+        /// The step, in words.
+        step: String,
+        /// The configfs path.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// All steps were applied and the kernel still differs: what is left to do.
+    #[error("the kernel did not settle; still to do: {0}")]
+    Unsettled(String),
+    /// A name of ours is held by something that is not ours.
+    #[error("{object} is in the way: {detail}")]
+    Foreign {
+        /// What.
+        object: String,
+        /// Why it can't be ours.
+        detail: String,
+    },
+    /// The kernel lacks what is needed.
+    #[error("the kernel lacks {0}")]
+    Unsupported(String),
+    /// A portal could not be opened: an address that the machine does not have, a port in use.
+    #[error("portal {portal}")]
+    Portal {
+        /// Which.
+        portal: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took too long and stopped between two steps.
+    #[error("{0} took too long")]
+    Deadline(String, #[source] Overrun),
+}
+
+impl TargetError {
+    /// The kind that a caller hears.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Kernel { .. } | Self::Unsettled(_) => ErrorKind::Internal,
+            Self::Foreign { .. } => ErrorKind::Conflict,
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Portal { .. } => ErrorKind::Unavailable,
+            Self::Deadline(..) => ErrorKind::Deadline,
+        }
+    }
+}
+
+/// Result of a target operation.
+pub type Result<T> = std::result::Result<T, TargetError>;
+
+/// A protocol, in its three parts.
+pub trait Protocol: Send + Sync {
+    /// What the kernel has, within a scope.
+    type Observed;
+    /// One kernel change. Its Display goes into reports and logs.
+    type Step: fmt::Display;
+
+    /// Reads the kernel. `desired` tells what else to look for in the scope of one volume. The loop
+    /// resolves [`Scope::Fence`]: neither this nor `plan` is called with it.
+    fn observe(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Self::Observed>;
+
+    /// Pure. What to change, in order: first what closes (unlink, disable, delete), then what builds
+    /// (create, identity, enable, allow, link). Empty when nothing is to change.
+    fn plan(&self, scope: Scope, desired: &Desired, observed: &Self::Observed) -> Vec<Self::Step>;
+
+    /// Pure. What ends accesses to a volume that `observed` can't show; empty where it shows them all.
+    /// A plan follows.
+    fn sever(&self, volume: VolumeId, desired: &Desired, observed: &Self::Observed) -> Vec<Self::Step>;
+
+    /// Makes one change.
+    fn apply(&self, step: &Self::Step, deadline: &Deadline) -> Result<()>;
+
+    /// The volume that a step is about. When one of its steps fails, its later ones are left out and
+    /// other volumes go on.
+    fn subject(&self, step: &Self::Step) -> Option<VolumeId>;
+
+    /// The portal that a step needs or sets up, as [`Protocol::portal_names`] has it. When it can't be
+    /// opened, later steps for it are left out and those for other portals go on.
+    fn portal(&self, step: &Self::Step) -> Option<String>;
+
+    /// All portals that there should be. When none of them can be opened, volumes can't be served.
+    fn portal_names(&self) -> Vec<String>;
+
+    /// Tells connected hosts that a volume has grown.
+    fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
+
+    /// Where hosts can reach what is served, wildcard addresses resolved to the machine's own.
+    fn portals(&self) -> Vec<Portal>;
+}
+
+/// A protocol as the engine sees it.
+pub trait Target: Send + Sync {
+    /// Observes, plans, applies, and observes again until the plan is empty. Afterwards the kernel is
+    /// as desired within the scope, verified by reading it, but for what the report names.
+    ///
+    /// A host that is not desired has no way in and, if its access was there to be seen when this
+    /// began, no controller left and no I/O in flight. That holds across crashes of ours: no step
+    /// removes the last trace of an access before the access itself.
+    ///
+    /// In the scope of one volume, that it is not as desired is an error. In [`Scope::All`] it is an entry
+    /// in the report, and only failing to read the kernel or running out of time is an error. A portal that can't be
+    /// opened fails a volume only if there is no other.
+    fn converge(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Report>;
+
+    /// Tells connected hosts that a volume has grown. The backing has grown already.
+    fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
+
+    /// Where hosts can reach what is served.
+    fn portals(&self) -> Vec<Portal>;
+}

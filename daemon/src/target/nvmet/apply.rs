@@ -1,0 +1,244 @@
+//! Making one change.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use orlop_api::Nqn;
+use rustix::io::Errno;
+
+use super::Nvmet;
+use super::state::{Change, NSID, PortChange, Step};
+use crate::kernel::Deadline;
+use crate::target::{Export, Result, TargetError};
+
+/// How long dropped controllers may take. They wait for I/O in flight, so for the disk.
+const DROP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a name may stay taken by a subsystem that was removed and still has controllers.
+const NAME_LIMIT: Duration = Duration::from_secs(20);
+
+fn is(e: &io::Error, errno: Errno) -> bool {
+    e.raw_os_error() == Some(errno.raw_os_error())
+}
+
+/// The goal of a removal is that it is not there.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+fn there(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
+}
+
+impl Nvmet {
+    pub(super) fn make(&self, step: &Step, deadline: &Deadline) -> Result<()> {
+        let (path, result) = match step {
+            Step::Volume { nqn, change, .. } => match change {
+                Change::Refuse { object, detail } => {
+                    return Err(TargetError::Foreign { object: object.clone(), detail: detail.clone() });
+                }
+                Change::DropControllers { keep, qid_max } => {
+                    let path = format!("subsystems/{nqn}/attr_qid_max");
+                    match self.tree.write(&path, &qid_max.to_string()) {
+                        Ok(()) => return self.wait_for_drop(step, nqn, keep, deadline),
+                        Err(e) => (path, Err(e)),
+                    }
+                }
+                Change::MakeSubsystem => return self.make_subsystem(step, nqn, deadline),
+                Change::Link { port, portal } => {
+                    let path = format!("ports/{port}/subsystems/{nqn}");
+                    match self.tree.link(&format!("subsystems/{nqn}"), &path) {
+                        Err(e) if opening_failed(&e) => {
+                            return Err(TargetError::Portal { portal: portal.clone(), source: e });
+                        }
+                        result => (path, result),
+                    }
+                }
+                change => self.change(nqn, change),
+            },
+            Step::Port { port, change, .. } => {
+                let path = format!("ports/{port}");
+                match change {
+                    PortChange::Remove => {
+                        let result = gone(self.tree.remove_dir(&path));
+                        (path, result)
+                    }
+                    PortChange::Make => {
+                        let result = there(self.tree.make_dir(&path));
+                        (path, result)
+                    }
+                    PortChange::Set { attribute, value } => {
+                        let path = format!("{path}/{attribute}");
+                        let result = self.tree.write(&path, value);
+                        (path, result)
+                    }
+                }
+            }
+        };
+        result.map_err(|e| failed(step, path, e))
+    }
+
+    fn change(&self, nqn: &Nqn, change: &Change) -> (String, io::Result<()>) {
+        let tree = &*self.tree;
+        let at = |what: &str| format!("subsystems/{nqn}/{what}");
+        match change {
+            Change::Close => {
+                let path = at("attr_allow_any_host");
+                let result = tree.write(&path, "0");
+                (path, result)
+            }
+            Change::Unlink { port, entry } => {
+                let path = format!("ports/{port}/subsystems/{entry}");
+                let result = gone(tree.unlink(&path));
+                (path, result)
+            }
+            Change::Disable { nsid } => {
+                let path = at(&format!("namespaces/{nsid}/enable"));
+                let result = tree.write(&path, "0");
+                (path, result)
+            }
+            Change::RemoveNamespace { nsid } => {
+                let path = at(&format!("namespaces/{nsid}"));
+                let result = gone(tree.remove_dir(&path));
+                (path, result)
+            }
+            Change::Disallow { entry } => {
+                let path = at(&format!("allowed_hosts/{entry}"));
+                let result = gone(tree.unlink(&path));
+                (path, result)
+            }
+            Change::RemoveHost { host } => {
+                let path = format!("hosts/{host}");
+                let result = self.remove_host(&path);
+                (path, result)
+            }
+            Change::RemoveSubsystem => {
+                let path = format!("subsystems/{nqn}");
+                let result = gone(tree.remove_dir(&path));
+                (path, result)
+            }
+            Change::Set { attribute, value } => {
+                let path = at(attribute);
+                let result = tree.write(&path, value);
+                // A kernel without it shows its own model; the identity is in the namespace.
+                (path, if *attribute == "attr_model" { gone(result) } else { result })
+            }
+            Change::MakeNamespace => {
+                let path = at(&format!("namespaces/{NSID}"));
+                let result = tree.make_dir(&path);
+                (path, result)
+            }
+            Change::SetNamespace { attribute, value } => {
+                let path = at(&format!("namespaces/{NSID}/{attribute}"));
+                let result = tree.write(&path, value);
+                (path, result)
+            }
+            Change::Enable => {
+                let path = at(&format!("namespaces/{NSID}/enable"));
+                let result = tree.write(&path, "1");
+                (path, result)
+            }
+            Change::MakeHost { host } => {
+                let path = format!("hosts/{host}");
+                let result = there(tree.make_dir(&path));
+                (path, result)
+            }
+            Change::Allow { host } => {
+                let path = at(&format!("allowed_hosts/{host}"));
+                // Another volume's step may have removed the directory since it was seen.
+                let result = there(tree.make_dir(&format!("hosts/{host}")))
+                    .and_then(|()| tree.link(&format!("hosts/{host}"), &path));
+                (path, result)
+            }
+            // Handled by the caller.
+            Change::Refuse { .. }
+            | Change::DropControllers { .. }
+            | Change::MakeSubsystem
+            | Change::Link { .. } => (String::new(), Ok(())),
+        }
+    }
+
+    /// Host directories are shared by name with whoever else configures the target, and nothing tells
+    /// who made one. So one is removed only right after a link of ours to it went, never because a
+    /// scan found it idle (a foreign tool makes the directory first and the link later); the kernel
+    /// itself refuses while any link is left; and one with a secret inside is kept, because making it
+    /// again would not bring that back.
+    fn remove_host(&self, path: &str) -> io::Result<()> {
+        for secret in ["dhchap_key", "dhchap_ctrl_key"] {
+            if self.tree.read(&format!("{path}/{secret}")).is_ok_and(|key| !key.is_empty()) {
+                return Ok(());
+            }
+        }
+        gone(self.tree.remove_dir(path)).or_else(|e| if is(&e, Errno::BUSY) { Ok(()) } else { Err(e) })
+    }
+
+    /// A subsystem that was removed lives on without a name in configfs until its last controller has
+    /// gone, and where the kernel has debugfs its name there is taken until then.
+    fn make_subsystem(&self, step: &Step, nqn: &Nqn, deadline: &Deadline) -> Result<()> {
+        let path = format!("subsystems/{nqn}");
+        let limit = deadline.at_most(NAME_LIMIT);
+        loop {
+            match self.tree.make_dir(&path) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.tree.list(&path).is_err() => {
+                    // Neither configfs nor debugfs can be watched.
+                    limit.pause(self.poll).map_err(|o| TargetError::Deadline(step.to_string(), o))?;
+                }
+                Err(e) => return Err(failed(step, path, e)),
+            }
+        }
+    }
+
+    /// The kernel shuts the sockets down and answers; its queues wait for their I/O later. Neither
+    /// configfs nor debugfs can be watched (no inotify or poll), so this looks again and again. Two
+    /// empty looks in a row, because a host that was just connecting passes the check of its name a
+    /// moment before its controller is listed.
+    fn wait_for_drop(
+        &self,
+        step: &Step,
+        nqn: &Nqn,
+        keep: &std::collections::BTreeSet<String>,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let limit = deadline.at_most(DROP_LIMIT);
+        let mut empty = 0;
+        while empty < 2 {
+            // Neither configfs nor debugfs can be watched.
+            limit.pause(self.poll).map_err(|o| TargetError::Deadline(step.to_string(), o))?;
+            match self.controllers(nqn)? {
+                Some(hosts) if hosts.iter().any(|h| !keep.contains(h)) => empty = 0,
+                Some(_) => empty += 1,
+                // The list went away (debugfs unmounted): the next observation plans without it.
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn announce(&self, export: &Export) -> Result<()> {
+        let nqn = &export.identity.nqn;
+        let path = format!("subsystems/{nqn}/namespaces/{NSID}/revalidate_size");
+        self.tree.write(&path, "1").map_err(|source| {
+            let namespace = format!("subsystems/{nqn}/namespaces/{NSID}");
+            // Disabling and enabling would announce it as well, and fail the hosts' I/O meanwhile.
+            if source.kind() == io::ErrorKind::NotFound && self.tree.list(&namespace).is_ok() {
+                return TargetError::Unsupported(
+                    "revalidate_size: hosts learn of a grow at reconnect".into(),
+                );
+            }
+            TargetError::Kernel { step: format!("announce the size of {nqn}"), path: path.into(), source }
+        })
+    }
+}
+
+fn failed(step: &Step, path: String, source: io::Error) -> TargetError {
+    TargetError::Kernel { step: step.to_string(), path: Path::new(&path).into(), source }
+}
+
+/// The first link to a port opens it. EINVAL: the address is malformed or there is no TCP transport.
+fn opening_failed(e: &io::Error) -> bool {
+    [Errno::ADDRNOTAVAIL, Errno::ADDRINUSE, Errno::AFNOSUPPORT, Errno::ACCESS, Errno::NODEV, Errno::INVAL]
+        .iter()
+        .any(|errno| is(e, *errno))
+}

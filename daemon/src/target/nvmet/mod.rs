@@ -1,0 +1,172 @@
+//! NVMe over TCP by the kernel's `nvmet`: one subsystem a volume, one namespace in it, one port a
+//! portal.
+//!
+//! Driven by the convergence loop of [`super`], on the target's lane. Ours are the subsystems named
+//! `<prefix>:<volume id>` and the ports 28416 to 28479; host directories are shared with everyone.
+//! It never touches another subsystem or port, never lets in unnamed hosts, and never sends data.
+//!
+//! Kernel truths that the parts rely on: a change to an allowed host list does not disconnect anyone;
+//! `device_path` and the ids are fixed while the namespace is enabled, a port's address while anything
+//! is linked to it; disabling a namespace waits for its I/O and, like enabling, holds one lock of the
+//! whole module, which every connect needs.
+
+mod apply;
+mod observe;
+mod plan;
+mod state;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_api::{Portal, VolumeId};
+
+pub use plan::{FIRST_PORT, PORT_COUNT};
+pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
+pub use tree::ConfigTree;
+
+use super::{Desired, Export, Protocol, Result, Scope};
+use crate::kernel::configfs::ConfigFs;
+use crate::kernel::{Deadline, net};
+use crate::model::NqnPrefix;
+
+/// Where the kernel has its configuration.
+pub const CONFIG_ROOT: &str = "/sys/kernel/config/nvmet";
+/// Where it lists controllers, if it was built to (CONFIG_NVME_TARGET_DEBUGFS, from 6.11).
+pub const DEBUG_ROOT: &str = "/sys/kernel/debug/nvmet";
+
+/// An address to listen at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortalConfig {
+    /// The address; unspecified for all of them.
+    pub address: IpAddr,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for PortalConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.address, self.port).fmt(f)
+    }
+}
+
+/// How volumes are served.
+///
+/// The default portal is `0.0.0.0:4420`, all IPv4 addresses. `[::]:4420` alone would take IPv4 as well
+/// (unless `net.ipv6.bindv6only` is set), but the kernel's discovery log then gives IPv4 hosts an
+/// address of the form `::ffff:10.0.0.1` in the IPv6 family, which they can't use. For both families
+/// name the addresses, or set `bindv6only=1` and list both wildcards; without it the second of the two
+/// fails with "address in use" and is reported as a portal that is down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvmetConfig {
+    /// The names that are ours.
+    pub prefix: NqnPrefix,
+    /// Where to listen; at most [`PORT_COUNT`]. The order matters: a portal keeps its port by its place.
+    pub portals: Vec<PortalConfig>,
+}
+
+impl Default for NvmetConfig {
+    fn default() -> Self {
+        let portal = PortalConfig { address: Ipv4Addr::UNSPECIFIED.into(), port: 4420 };
+        Self { prefix: NqnPrefix::default(), portals: vec![portal] }
+    }
+}
+
+/// The target.
+pub struct Nvmet {
+    config: NvmetConfig,
+    tree: Arc<dyn ConfigTree>,
+    debug: Option<Arc<dyn ConfigTree>>,
+    /// Between two looks at what the kernel completes later.
+    poll: Duration,
+}
+
+impl Nvmet {
+    /// Over the running kernel.
+    pub fn kernel(config: NvmetConfig) -> Self {
+        let debug: Arc<dyn ConfigTree> = Arc::new(ConfigFs::at(DEBUG_ROOT));
+        Self::over(config, Arc::new(ConfigFs::at(CONFIG_ROOT)), Some(debug))
+    }
+
+    /// Over any tree that behaves so, and, where it is known, one that lists controllers as
+    /// `<subsystem>/ctrl<N>/hostnqn`.
+    pub fn over(config: NvmetConfig, tree: Arc<dyn ConfigTree>, debug: Option<Arc<dyn ConfigTree>>) -> Self {
+        Self { config, tree, debug, poll: Duration::from_millis(10) }
+    }
+
+    /// How long to wait between two looks at what the kernel completes later.
+    #[must_use]
+    pub fn with_poll(self, poll: Duration) -> Self {
+        Self { poll, ..self }
+    }
+}
+
+impl Protocol for Nvmet {
+    type Observed = Observed;
+    type Step = Step;
+
+    fn observe(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Observed> {
+        self.look(scope, desired, deadline)
+    }
+
+    fn plan(&self, scope: Scope, desired: &Desired, observed: &Observed) -> Vec<Step> {
+        plan::plan(&self.config, scope, desired, observed)
+    }
+
+    fn sever(&self, volume: VolumeId, desired: &Desired, observed: &Observed) -> Vec<Step> {
+        plan::sever(&self.config, volume, desired, observed)
+    }
+
+    fn apply(&self, step: &Step, deadline: &Deadline) -> Result<()> {
+        self.make(step, deadline)
+    }
+
+    fn subject(&self, step: &Step) -> Option<VolumeId> {
+        match step {
+            Step::Volume { volume, .. } => Some(*volume),
+            Step::Port { .. } => None,
+        }
+    }
+
+    fn portal(&self, step: &Step) -> Option<String> {
+        match step {
+            Step::Volume { change: Change::Link { portal, .. }, .. } | Step::Port { portal, .. } => {
+                Some(portal.clone())
+            }
+            Step::Volume { .. } => None,
+        }
+    }
+
+    fn portal_names(&self) -> Vec<String> {
+        self.config.ports().map(|(_, p)| p.to_string()).collect()
+    }
+
+    fn announce_size(&self, export: &Export, _deadline: &Deadline) -> Result<()> {
+        self.announce(export)
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        let mut found = Vec::new();
+        let own = net::own_addresses().unwrap_or_default();
+        for (_, portal) in self.config.ports() {
+            let port = portal.port;
+            let mut push = |a: &IpAddr| {
+                let portal = Portal { address: a.to_string(), port };
+                if !found.contains(&portal) {
+                    found.push(portal);
+                }
+            };
+            if !plan::is_wildcard(&portal.address) {
+                push(&portal.address);
+                continue;
+            }
+            own.iter().filter(|a| a.is_ipv4() == portal.address.is_ipv4()).for_each(&mut push);
+        }
+        found
+    }
+}

@@ -1,0 +1,185 @@
+//! Reading the kernel. What vanishes while it is read counts as not there: the next round sees.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use orlop_api::{Nqn, VolumeId};
+
+use super::state::{Namespace, Observed, Port, Subsystem};
+use super::{ConfigTree, Nvmet, plan};
+use crate::kernel::Deadline;
+use crate::target::{Desired, Result, Scope, TargetError};
+
+/// `None` for what does not exist.
+fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(v) => Ok(Some(v)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn in_words(path: &str) -> impl Fn(io::Error) -> TargetError {
+    move |source| TargetError::Kernel { step: "read".into(), path: Path::new(path).into(), source }
+}
+
+/// A directory's names; none where there is no such directory.
+fn list(tree: &dyn ConfigTree, path: &str) -> Result<Vec<String>> {
+    Ok(optional(tree.list(path)).map_err(in_words(path))?.unwrap_or_default())
+}
+
+fn attribute(tree: &dyn ConfigTree, path: &str) -> Result<Option<String>> {
+    optional(tree.read(path)).map_err(in_words(path))
+}
+
+fn target_of(tree: &dyn ConfigTree, path: &str) -> Result<Option<String>> {
+    optional(tree.read_link(path)).map_err(in_words(path))
+}
+
+impl Nvmet {
+    pub(super) fn look(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Observed> {
+        let tree = &*self.tree;
+        // Without the module there is no directory at all: an empty answer would be taken for an empty
+        // target.
+        let ports = tree.list("ports").map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => TargetError::Unsupported("nvmet: is the module loaded?".into()),
+            _ => in_words("ports")(e),
+        })?;
+        match scope.volume() {
+            Some(volume) => self.look_at_one(volume, desired, &ports),
+            None => self.look_at_all(&ports, deadline),
+        }
+    }
+
+    /// Only what belongs to one volume: the number of others makes no difference.
+    fn look_at_one(&self, volume: VolumeId, desired: &Desired, ports: &[String]) -> Result<Observed> {
+        let tree = &*self.tree;
+        let nqn = self.config.prefix.subsystem(volume);
+        let mut seen = Observed::default();
+        let mut hosts: BTreeSet<String> = BTreeSet::new();
+        if let Some(mut subsystem) = self.subsystem(&nqn)? {
+            for port in ports {
+                if target_of(tree, &format!("ports/{port}/subsystems/{nqn}"))?.is_some() {
+                    subsystem.links.insert((port.clone(), nqn.to_string()));
+                }
+            }
+            hosts.extend(subsystem.hosts.values().cloned());
+            seen.subsystems.insert(volume, subsystem);
+        }
+        if let Some(export) = desired.get(&volume) {
+            hosts.extend(export.hosts.iter().map(ToString::to_string));
+        }
+        for host in hosts {
+            if optional(tree.list(&format!("hosts/{host}"))).map_err(in_words("hosts"))?.is_some() {
+                seen.hosts.insert(host);
+            }
+        }
+        for id in ports.iter().filter_map(|p| plan::our_port(p)) {
+            if usize::from(id - plan::FIRST_PORT) < self.config.portals.len() {
+                seen.ports.insert(id, self.port(id, false)?);
+            }
+        }
+        Ok(seen)
+    }
+
+    fn look_at_all(&self, ports: &[String], deadline: &Deadline) -> Result<Observed> {
+        let tree = &*self.tree;
+        let mut seen = Observed { hosts: list(tree, "hosts")?.into_iter().collect(), ..Default::default() };
+        for name in list(tree, "subsystems")? {
+            deadline.check().map_err(|o| TargetError::Deadline("reading the kernel".into(), o))?;
+            match (self.config.prefix.volume(&name), name.parse::<Nqn>()) {
+                (Some(volume), Ok(nqn)) => {
+                    if let Some(subsystem) = self.subsystem(&nqn)? {
+                        seen.subsystems.insert(volume, subsystem);
+                    }
+                }
+                _ => {
+                    for nsid in list(tree, &format!("subsystems/{name}/namespaces"))? {
+                        let path = format!("subsystems/{name}/namespaces/{nsid}/device_path");
+                        if let Some(device) = attribute(tree, &path)? {
+                            seen.foreign_devices.insert(device, name.clone());
+                        }
+                    }
+                }
+            }
+        }
+        for port in ports {
+            let ours = plan::our_port(port);
+            let mut foreign = false;
+            for entry in list(tree, &format!("ports/{port}/subsystems"))? {
+                let Some(target) = target_of(tree, &format!("ports/{port}/subsystems/{entry}"))? else {
+                    continue;
+                };
+                let volume = self.config.prefix.volume(&target);
+                match volume.and_then(|v| seen.subsystems.get_mut(&v)) {
+                    Some(subsystem) => drop(subsystem.links.insert((port.clone(), entry))),
+                    None => foreign = true,
+                }
+            }
+            if let Some(id) = ours {
+                seen.ports.insert(id, self.port(id, foreign)?);
+            }
+        }
+        Ok(seen)
+    }
+
+    fn port(&self, id: u16, foreign_links: bool) -> Result<Port> {
+        let mut attributes = BTreeMap::new();
+        for name in plan::PORT_ATTRIBUTES {
+            if let Some(value) = attribute(&*self.tree, &format!("ports/{id}/{name}"))? {
+                attributes.insert(name, value);
+            }
+        }
+        Ok(Port { attributes, foreign_links })
+    }
+
+    fn subsystem(&self, nqn: &Nqn) -> Result<Option<Subsystem>> {
+        let tree = &*self.tree;
+        let at = |what: &str| format!("subsystems/{nqn}/{what}");
+        let Some(any_host) = attribute(tree, &at("attr_allow_any_host"))? else { return Ok(None) };
+        let mut s = Subsystem {
+            any_host: any_host != "0",
+            serial: attribute(tree, &at("attr_serial"))?.unwrap_or_default(),
+            model: attribute(tree, &at("attr_model"))?,
+            qid_max: attribute(tree, &at("attr_qid_max"))?.and_then(|v| v.parse().ok()),
+            controllers: self.controllers(nqn)?,
+            ..Default::default()
+        };
+        for nsid in list(tree, &at("namespaces"))? {
+            let field = |what: &str| attribute(tree, &at(&format!("namespaces/{nsid}/{what}")));
+            let namespace = Namespace {
+                device: field("device_path")?.unwrap_or_default(),
+                uuid: field("device_uuid")?.unwrap_or_default(),
+                nguid: field("device_nguid")?.unwrap_or_default(),
+                enabled: field("enable")?.is_some_and(|v| v != "0"),
+            };
+            s.namespaces.insert(nsid, namespace);
+        }
+        for entry in list(tree, &at("allowed_hosts"))? {
+            if let Some(host) = target_of(tree, &at(&format!("allowed_hosts/{entry}")))? {
+                s.hosts.insert(entry, host);
+            }
+        }
+        Ok(Some(s))
+    }
+
+    /// The hosts of the subsystem's live controllers. A controller leaves debugfs only when it is
+    /// freed, and it is freed only when each of its queues has waited for its requests: what is not
+    /// listed has no I/O in flight.
+    pub(super) fn controllers(&self, nqn: &Nqn) -> Result<Option<Vec<String>>> {
+        let Some(debug) = self.debug.as_deref() else { return Ok(None) };
+        // Any failure here (no debugfs, no such directory, locked down) means: can't know.
+        let Ok(entries) = debug.list(nqn.as_str()) else { return Ok(None) };
+        let mut hosts = Vec::new();
+        for entry in entries.iter().filter(|e| e.starts_with("ctrl")) {
+            match optional(debug.read(&format!("{nqn}/{entry}/hostnqn"))) {
+                Ok(Some(host)) => hosts.push(host),
+                Ok(None) => {} // Gone between list and read.
+                Err(_) => return Ok(None),
+            }
+        }
+        hosts.sort_unstable();
+        Ok(Some(hosts))
+    }
+}

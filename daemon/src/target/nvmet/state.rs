@@ -1,0 +1,236 @@
+//! What was seen of the kernel's target, and the changes that can be made to it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use orlop_api::{Nqn, VolumeId};
+
+/// The kernel's configuration, as far as a scope reaches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Subsystems whose name is ours.
+    pub subsystems: BTreeMap<VolumeId, Subsystem>,
+    /// Ports in the range that is ours, by id.
+    pub ports: BTreeMap<u16, Port>,
+    /// Host directories that exist, whoever made them. In the scope of one volume only those that it
+    /// has or wants.
+    pub hosts: BTreeSet<String>,
+    /// Devices that foreign subsystems have configured, and by which. Only in the scope of all: it
+    /// costs a look at every foreign subsystem.
+    pub foreign_devices: BTreeMap<String, String>,
+}
+
+/// A subsystem with a name of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subsystem {
+    /// `attr_allow_any_host`. Never so by our doing.
+    pub any_host: bool,
+    /// `attr_serial`.
+    pub serial: String,
+    /// `attr_model`; `None` where the kernel has no such attribute.
+    pub model: Option<String>,
+    /// `attr_qid_max`; `None` where the kernel has no such attribute.
+    pub qid_max: Option<u16>,
+    /// By the name of their directory.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// `allowed_hosts`: the link's name, and the host that it points at.
+    pub hosts: BTreeMap<String, String>,
+    /// Links to it: the port's directory and the link's name. Foreign ports included.
+    pub links: BTreeSet<(String, String)>,
+    /// The hosts of all live controllers, one entry for each controller. `None` where the kernel does
+    /// not tell (CONFIG_NVME_TARGET_DEBUGFS is not set, or debugfs is not mounted).
+    pub controllers: Option<Vec<String>>,
+}
+
+impl Subsystem {
+    /// The hosts that are let in.
+    pub fn allowed(&self) -> BTreeSet<&str> {
+        self.hosts.values().map(String::as_str).collect()
+    }
+}
+
+/// A namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// `device_path`.
+    pub device: String,
+    /// `device_uuid`.
+    pub uuid: String,
+    /// `device_nguid`.
+    pub nguid: String,
+    /// `enable`.
+    pub enabled: bool,
+}
+
+/// A port in our range.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Port {
+    /// The address attributes, by name. Missing where the kernel has no such attribute.
+    pub attributes: BTreeMap<&'static str, String>,
+    /// Whether anything that is not ours is linked. Only in the scope of all.
+    pub foreign_links: bool,
+}
+
+/// The namespace id of every volume.
+pub const NSID: &str = "1";
+
+/// One kernel change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Something about one volume's subsystem.
+    Volume {
+        /// Whose.
+        volume: VolumeId,
+        /// The subsystem's name.
+        nqn: Nqn,
+        /// What.
+        change: Change,
+    },
+    /// Something about a port.
+    Port {
+        /// The port's id.
+        port: u16,
+        /// The portal that it serves, in words.
+        portal: String,
+        /// What.
+        change: PortChange,
+    },
+}
+
+/// A change to a volume's subsystem. Those that close come first, in the order of a teardown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// `attr_allow_any_host=0`.
+    Close,
+    /// Remove the link from a port: no new connections there, and its controllers are told to go.
+    Unlink {
+        /// The port's directory.
+        port: String,
+        /// The link's name.
+        entry: String,
+    },
+    /// Disable a namespace: waits for all I/O in flight.
+    Disable {
+        /// Its directory.
+        nsid: String,
+    },
+    /// Remove a namespace.
+    RemoveNamespace {
+        /// Its directory.
+        nsid: String,
+    },
+    /// Remove a host from those allowed. Leaves its controllers alone.
+    Disallow {
+        /// The link's name.
+        entry: String,
+    },
+    /// Make all controllers go and wait until those of other hosts than these have gone.
+    DropControllers {
+        /// Hosts that may come back, and may be back already.
+        keep: BTreeSet<String>,
+        /// The value of `attr_qid_max` that does it.
+        qid_max: u16,
+    },
+    /// Remove a host's directory if nobody uses it.
+    RemoveHost {
+        /// Its NQN.
+        host: String,
+    },
+    /// Remove the subsystem.
+    RemoveSubsystem,
+    /// Not possible: says why.
+    Refuse {
+        /// What is in the way.
+        object: String,
+        /// Why.
+        detail: String,
+    },
+    /// Create the subsystem.
+    MakeSubsystem,
+    /// Write an attribute of the subsystem.
+    Set {
+        /// Its name.
+        attribute: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// Create the namespace.
+    MakeNamespace,
+    /// Write an attribute of the namespace.
+    SetNamespace {
+        /// Its name.
+        attribute: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// Enable the namespace.
+    Enable,
+    /// Create a host's directory.
+    MakeHost {
+        /// Its NQN.
+        host: String,
+    },
+    /// Let a host in.
+    Allow {
+        /// Its NQN.
+        host: String,
+    },
+    /// Serve the subsystem at a port.
+    Link {
+        /// The port's id.
+        port: u16,
+        /// The portal that it serves, in words.
+        portal: String,
+    },
+}
+
+/// A change to a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortChange {
+    /// Remove it.
+    Remove,
+    /// Create it.
+    Make,
+    /// Write one of its attributes.
+    Set {
+        /// Its name.
+        attribute: &'static str,
+        /// The value.
+        value: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Volume { nqn, change, .. } => match change {
+                Change::Close => write!(f, "close {nqn} to unnamed hosts"),
+                Change::Unlink { port, .. } => write!(f, "unlink {nqn} from port {port}"),
+                Change::Disable { nsid } => write!(f, "disable namespace {nsid} of {nqn}"),
+                Change::RemoveNamespace { nsid } => write!(f, "remove namespace {nsid} of {nqn}"),
+                Change::Disallow { entry } => write!(f, "no longer allow {entry} at {nqn}"),
+                Change::DropControllers { .. } => write!(f, "drop the controllers of {nqn}"),
+                Change::RemoveHost { host } => write!(f, "remove host {host}"),
+                Change::RemoveSubsystem => write!(f, "remove {nqn}"),
+                Change::Refuse { object, .. } => write!(f, "refuse {nqn} because of {object}"),
+                Change::MakeSubsystem => write!(f, "create {nqn}"),
+                Change::Set { attribute, value } => write!(f, "set {attribute} of {nqn} to {value}"),
+                Change::MakeNamespace => write!(f, "create namespace {NSID} of {nqn}"),
+                Change::SetNamespace { attribute, value } => {
+                    write!(f, "set {attribute} of namespace {NSID} of {nqn} to {value}")
+                }
+                Change::Enable => write!(f, "enable namespace {NSID} of {nqn}"),
+                Change::MakeHost { host } => write!(f, "create host {host}"),
+                Change::Allow { host } => write!(f, "allow {host} at {nqn}"),
+                Change::Link { port, .. } => write!(f, "link {nqn} to port {port}"),
+            },
+            Self::Port { port, portal, change } => match change {
+                PortChange::Remove => write!(f, "remove port {port}"),
+                PortChange::Make => write!(f, "create port {port} for {portal}"),
+                PortChange::Set { attribute, value } => {
+                    write!(f, "set {attribute} of port {port} to {value}")
+                }
+            },
+        }
+    }
+}

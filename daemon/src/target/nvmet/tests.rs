@@ -1,0 +1,631 @@
+//! The target over the simulated kernel: by example, and from any state to any other.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_api::{ByteSize, Nqn, VolumeId};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use rustix::io::Errno;
+
+use super::*;
+use crate::model::Identity;
+use crate::target::sim::{ControllerHandle, Fault, SimKernel, SimTree};
+use crate::target::{Report, Target, TargetError};
+
+const HOSTS: [&str; 5] = [
+    "nqn.2014-08.org.nvmexpress:uuid:a",
+    "nqn.2014-08.org.nvmexpress:uuid:b",
+    "nqn.2014-08.org.nvmexpress:uuid:c",
+    "nqn.2014-08.org.nvmexpress:uuid:d",
+    "nqn.2014-08.org.nvmexpress:uuid:stranger",
+];
+const FOREIGN: &str = "nqn.2020-01.com.example:theirs";
+
+fn volume(n: usize) -> VolumeId {
+    format!("0190c0de-0000-7000-8000-00000000000{n}").parse().unwrap()
+}
+
+fn nqn(n: usize) -> String {
+    NqnPrefix::default().subsystem(volume(n)).to_string()
+}
+
+fn export(n: usize, device: &str, hosts: &[usize]) -> Export {
+    Export {
+        identity: Identity::of(volume(n), &NqnPrefix::default()),
+        device: device.into(),
+        size: ByteSize(1 << 30),
+        hosts: hosts.iter().map(|h| HOSTS[*h].parse::<Nqn>().unwrap()).collect(),
+    }
+}
+
+fn desired(all: &[(usize, &[usize])]) -> Desired {
+    all.iter().map(|(n, hosts)| (volume(*n), export(*n, &format!("/dev/d{n}"), hosts))).collect()
+}
+
+fn config() -> NvmetConfig {
+    let portal = |a: &str| PortalConfig { address: a.parse().unwrap(), port: 4420 };
+    NvmetConfig { portals: vec![portal("10.0.0.1"), portal("fd00::1")], ..NvmetConfig::default() }
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
+const BLIND: SimKernel =
+    SimKernel { debugfs: false, qid_max: true, model: true, revalidate: true, devices: false };
+
+/// A tree that is looked at after every change.
+struct Watched {
+    tree: Arc<SimTree>,
+    /// By volume number, who may be able to connect at most.
+    bounds: Mutex<BTreeMap<usize, BTreeSet<&'static str>>>,
+    violations: Mutex<Vec<String>>,
+}
+
+impl Watched {
+    fn after<T>(&self, what: String, result: io::Result<T>) -> io::Result<T> {
+        for (n, bound) in &*self.bounds.lock() {
+            let now = self.tree.may_connect(&nqn(*n), &HOSTS);
+            if !now.is_subset(bound) {
+                self.violations.lock().push(format!("after {what}: {now:?} may use volume {n}"));
+            }
+        }
+        if what.contains(FOREIGN) || what.contains("ports/1/") && !what.contains("orlop") {
+            self.violations.lock().push(format!("touched what is foreign: {what}"));
+        }
+        result
+    }
+}
+
+impl ConfigTree for Watched {
+    fn make_dir(&self, p: &str) -> io::Result<()> {
+        self.after(format!("mkdir {p}"), self.tree.make_dir(p))
+    }
+    fn remove_dir(&self, p: &str) -> io::Result<()> {
+        self.after(format!("rmdir {p}"), self.tree.remove_dir(p))
+    }
+    fn read(&self, p: &str) -> io::Result<String> {
+        self.tree.read(p)
+    }
+    fn write(&self, p: &str, v: &str) -> io::Result<()> {
+        assert!(!(p.ends_with("allow_any_host") && v != "0"));
+        self.after(format!("write {p} {v}"), self.tree.write(p, v))
+    }
+    fn link(&self, t: &str, p: &str) -> io::Result<()> {
+        self.after(format!("link {p}"), self.tree.link(t, p))
+    }
+    fn unlink(&self, p: &str) -> io::Result<()> {
+        self.after(format!("unlink {p}"), self.tree.unlink(p))
+    }
+    fn list(&self, p: &str) -> io::Result<Vec<String>> {
+        self.tree.list(p)
+    }
+    fn read_link(&self, p: &str) -> io::Result<String> {
+        self.tree.read_link(p)
+    }
+}
+
+struct Stand {
+    tree: Arc<SimTree>,
+    watched: Arc<Watched>,
+    target: Nvmet,
+    /// Every connection that was ever made: volume number, host, controller.
+    connections: Vec<(usize, &'static str, ControllerHandle)>,
+}
+
+impl Stand {
+    fn new(kernel: SimKernel) -> Self {
+        let tree = Arc::new(SimTree::new(kernel));
+        let watched =
+            Arc::new(Watched { tree: tree.clone(), bounds: Mutex::default(), violations: Mutex::default() });
+        let target = Nvmet::over(config(), watched.clone(), Some(Arc::new(tree.debug())));
+        Self { tree, watched, target: target.with_poll(Duration::ZERO), connections: Vec::new() }
+    }
+
+    fn converge(&self, scope: Scope, desired: &Desired) -> Result<Report> {
+        for n in 0..2 {
+            let mut bound = self.tree.may_connect(&nqn(n), &HOSTS);
+            bound.extend(wanted(desired, n));
+            self.watched.bounds.lock().insert(n, bound);
+        }
+        let result = self.target.converge(scope, desired, &soon());
+        self.watched.bounds.lock().clear();
+        result
+    }
+
+    fn connect(&mut self, n: usize, host: usize, port: u16) -> io::Result<()> {
+        let handle = self.tree.connect(HOSTS[host], &nqn(n), port)?;
+        self.connections.push((n, HOSTS[host], handle));
+        Ok(())
+    }
+
+    fn connect_all(&mut self) {
+        for n in 0..2 {
+            for host in 0..HOSTS.len() {
+                for port in [FIRST_PORT, FIRST_PORT + 1] {
+                    let _ = self.connect(n, host, port);
+                }
+            }
+        }
+    }
+
+    /// Nobody who is not desired reaches a disk, not even with what was under way.
+    fn strangers(&self, desired: &Desired) -> Vec<String> {
+        let through = self.connections.iter().filter(|(_, _, h)| self.tree.io(*h).is_ok());
+        through
+            .filter(|(n, host, _)| !wanted(desired, *n).contains(host))
+            .map(|(n, host, _)| format!("{host} still writes to volume {n}"))
+            .collect()
+    }
+
+    fn complaints(&self, desired: &Desired) -> Vec<String> {
+        let mut all = std::mem::take(&mut *self.watched.violations.lock());
+        all.extend(self.strangers(desired));
+        all
+    }
+}
+
+fn wanted(desired: &Desired, n: usize) -> BTreeSet<&'static str> {
+    let hosts = desired.get(&volume(n)).map(|e| e.hosts.clone()).unwrap_or_default();
+    HOSTS.into_iter().filter(|h| hosts.iter().any(|w| w.as_str() == *h)).collect()
+}
+
+#[test]
+fn builds_serves_and_leaves_nothing() {
+    for kernel in [SimKernel::default(), BLIND] {
+        let mut s = Stand::new(kernel);
+        let want = desired(&[(0, &[0, 1])]);
+        let report = s.converge(Scope::Volume(volume(0)), &want).unwrap();
+        assert!(report.is_complete());
+        let dump = s.tree.dump();
+        let at = |what: &str| dump.get(&format!("subsystems/{}/{what}", nqn(0))).unwrap().clone();
+        assert_eq!(at("attr_serial"), want[&volume(0)].identity.serial);
+        assert_eq!(at("attr_model"), "Orlop");
+        assert_eq!(at("namespaces/1/device_uuid"), volume(0).to_string());
+        assert_eq!(at("namespaces/1/device_nguid"), volume(0).to_string());
+        s.connect(0, 0, FIRST_PORT).unwrap();
+        s.connect(0, 1, FIRST_PORT + 1).unwrap();
+        assert!(s.connect(0, 2, FIRST_PORT).is_err());
+        assert!(s.connections.iter().all(|c| s.tree.io(c.2).is_ok()));
+        for scope in [Scope::Volume(volume(0)), Scope::All] {
+            assert_eq!(s.converge(scope, &want).unwrap().steps, [""; 0]);
+        }
+        assert!(s.connections.iter().all(|c| s.tree.is_live(c.2)));
+        s.converge(Scope::Fence(volume(0)), &desired(&[(0, &[1])])).unwrap();
+        assert_eq!(s.tree.list("hosts").unwrap(), [HOSTS[1]]);
+        s.converge(Scope::Volume(volume(0)), &Desired::new()).unwrap();
+        assert_eq!(s.strangers(&Desired::new()), [""; 0]);
+        assert!(s.tree.dump().keys().all(|k| k.starts_with("ports/")), "{:?}", s.tree.dump());
+    }
+}
+
+#[test]
+fn detach_cuts_one_host_off_and_keeps_the_other() {
+    for kernel in [SimKernel::default(), BLIND, SimKernel { qid_max: false, ..SimKernel::default() }] {
+        let mut s = Stand::new(kernel);
+        s.converge(Scope::All, &desired(&[(0, &[0, 1]), (1, &[0])])).unwrap();
+        s.connect_all();
+        let other: Vec<_> = s.connections.iter().filter(|c| c.0 == 1).map(|c| c.2).collect();
+        let want = desired(&[(0, &[1])]);
+        s.converge(Scope::Fence(volume(0)), &want).unwrap();
+        assert_eq!(s.complaints(&desired(&[(0, &[1]), (1, &[0])])), [""; 0]);
+        assert!(s.connect(0, 0, FIRST_PORT).is_err());
+        s.connect(0, 1, FIRST_PORT).unwrap();
+        assert!(other.iter().all(|h| s.tree.is_live(*h)), "another volume's host was disturbed");
+    }
+}
+
+#[test]
+fn a_link_removed_by_another_hand_is_not_the_end() {
+    // Where controllers are listed, any convergence finds the one that is left.
+    let mut s = Stand::new(SimKernel::default());
+    let want = desired(&[(0, &[0])]);
+    s.converge(Scope::All, &desired(&[(0, &[0, 1])])).unwrap();
+    s.connect_all();
+    s.tree.unlink(&format!("subsystems/{}/allowed_hosts/{}", nqn(0), HOSTS[1])).unwrap();
+    assert_eq!(s.strangers(&want).len(), 2);
+    s.converge(Scope::Volume(volume(0)), &want).unwrap();
+    assert_eq!(s.complaints(&want), [""; 0]);
+    // Where they are not, a fence does.
+    let mut s = Stand::new(BLIND);
+    s.converge(Scope::All, &desired(&[(0, &[0, 1])])).unwrap();
+    s.connect_all();
+    s.tree.unlink(&format!("subsystems/{}/allowed_hosts/{}", nqn(0), HOSTS[1])).unwrap();
+    s.converge(Scope::Fence(volume(0)), &want).unwrap();
+    assert_eq!(s.complaints(&want), [""; 0]);
+}
+
+#[test]
+fn one_portal_down_is_a_report_and_all_down_an_error() {
+    let s = Stand::new(SimKernel::default());
+    let want = desired(&[(0, &[0]), (1, &[1])]);
+    s.tree.refuse_portal("fd00::1", Some(Errno::ADDRNOTAVAIL));
+    let report = s.converge(Scope::All, &want).unwrap();
+    assert!(report.failed.is_empty());
+    assert_eq!(report.portals_down.len(), 1);
+    assert!(s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_ok());
+    // Said again as long as it lasts, and made good when it can be.
+    assert_eq!(s.converge(Scope::Volume(volume(0)), &want).unwrap().portals_down.len(), 1);
+    s.tree.refuse_portal("fd00::1", None);
+    assert!(s.converge(Scope::All, &want).unwrap().is_complete());
+    assert!(s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT + 1).is_ok());
+
+    let s = Stand::new(SimKernel::default());
+    s.tree.refuse_portal("fd00::1", Some(Errno::ADDRNOTAVAIL));
+    s.tree.refuse_portal("10.0.0.1", Some(Errno::ADDRINUSE));
+    let error = s.converge(Scope::Volume(volume(0)), &want).unwrap_err();
+    assert!(matches!(error, TargetError::Portal { .. }), "{error}");
+    assert_eq!(s.converge(Scope::All, &want).unwrap().failed.len(), 2);
+}
+
+#[test]
+fn one_failure_does_not_stop_the_others() {
+    let s = Stand::new(SimKernel { devices: true, ..SimKernel::default() });
+    let mut want = desired(&[(0, &[0])]);
+    want.insert(volume(1), export(1, "/dev/null", &[1]));
+    let report = s.converge(Scope::All, &want).unwrap();
+    assert!(report.result_for(volume(0)).is_err());
+    assert!(report.result_for(volume(1)).is_ok());
+    assert!(s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT).is_ok());
+    assert!(s.converge(Scope::Volume(volume(0)), &want).is_err());
+}
+
+#[test]
+fn a_device_is_served_once() {
+    let s = Stand::new(SimKernel::default());
+    s.tree.make_dir(&format!("subsystems/{FOREIGN}")).unwrap();
+    s.tree.make_dir(&format!("subsystems/{FOREIGN}/namespaces/1")).unwrap();
+    s.tree.write(&format!("subsystems/{FOREIGN}/namespaces/1/device_path"), "/dev/d0").unwrap();
+    let report = s.converge(Scope::All, &desired(&[(0, &[0]), (1, &[0])])).unwrap();
+    assert!(matches!(report.failed[&volume(0)], TargetError::Foreign { .. }));
+    assert!(report.result_for(volume(1)).is_ok());
+
+    let s = Stand::new(SimKernel::default());
+    let mut want = desired(&[(0, &[0])]);
+    s.converge(Scope::All, &want).unwrap();
+    want.insert(volume(1), export(1, "/dev/d0", &[1]));
+    let report = s.converge(Scope::All, &want).unwrap();
+    assert_eq!(report.failed.len(), 2);
+    // The one that was served is served on; the other is not.
+    assert!(s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_ok());
+    assert!(s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT).is_err());
+}
+
+#[test]
+fn size_is_announced_or_said_to_be_impossible() {
+    let want = desired(&[(0, &[0])]);
+    let s = Stand::new(SimKernel::default());
+    assert!(Target::announce_size(&s.target, &want[&volume(0)], &soon()).is_err());
+    s.converge(Scope::All, &want).unwrap();
+    Target::announce_size(&s.target, &want[&volume(0)], &soon()).unwrap();
+    assert_eq!(s.tree.announced(&nqn(0)), 1);
+    let s = Stand::new(SimKernel { revalidate: false, ..SimKernel::default() });
+    s.converge(Scope::All, &want).unwrap();
+    let error = Target::announce_size(&s.target, &want[&volume(0)], &soon()).unwrap_err();
+    assert!(matches!(error, TargetError::Unsupported(_)));
+}
+
+#[test]
+fn keys_of_a_host_outlive_its_last_volume() {
+    let s = Stand::new(SimKernel::default());
+    s.converge(Scope::All, &desired(&[(0, &[0, 1])])).unwrap();
+    s.tree.write(&format!("hosts/{}/dhchap_key", HOSTS[0]), "DHHC-1:00:x:").unwrap();
+    s.converge(Scope::All, &Desired::new()).unwrap();
+    assert_eq!(s.tree.list("hosts").unwrap(), [HOSTS[0]]);
+}
+
+#[test]
+fn an_overrun_stops_between_two_steps() {
+    let s = Stand::new(SimKernel::default());
+    let deadline = soon();
+    deadline.abandon();
+    let error = s.target.converge(Scope::Volume(volume(0)), &desired(&[(0, &[0])]), &deadline).unwrap_err();
+    assert!(matches!(error, TargetError::Deadline(..)), "{error}");
+    assert!(s.tree.dump().is_empty());
+}
+
+#[test]
+fn without_the_module_it_is_unsupported() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = Nvmet::over(config(), Arc::new(ConfigFs::at(dir.path())), None);
+    let error = target.converge(Scope::All, &Desired::new(), &soon()).unwrap_err();
+    assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
+}
+
+/// It was open to all, and we were stopped after closing it and taking it off its ports: nothing that
+/// is left tells of the controllers that are.
+#[test]
+fn what_was_open_to_all_is_made_anew_even_after_a_crash() {
+    let mut s = Stand::new(BLIND);
+    let want = desired(&[(0, &[0])]);
+    s.converge(Scope::All, &want).unwrap();
+    let path = format!("subsystems/{}", nqn(0));
+    s.tree.unlink(&format!("{path}/allowed_hosts/{}", HOSTS[0])).unwrap();
+    s.tree.write(&format!("{path}/attr_allow_any_host"), "1").unwrap();
+    s.connect_all();
+    s.tree.fault_after(3, Fault::Fail(Errno::IO));
+    assert!(s.converge(Scope::Volume(volume(0)), &Desired::new()).is_err());
+    assert!(!s.strangers(&want).is_empty());
+    s.converge(Scope::Volume(volume(0)), &want).unwrap();
+    assert_eq!(s.complaints(&want), [""; 0]);
+}
+
+/// Every place to stop, for every change of hosts: the last trace of an access goes after the access.
+#[test]
+fn a_stop_at_any_step_hides_nobody() {
+    let sets: [&[usize]; 6] = [&[], &[0], &[1], &[0, 1], &[2], &[1, 2]];
+    for kernel in [BLIND, SimKernel::default()] {
+        for (first, after) in sets.iter().flat_map(|f| (0..24).map(move |n| (f, n))) {
+            for then in sets {
+                let mut s = Stand::new(kernel);
+                s.converge(Scope::All, &desired(&[(0, &[0, 1])])).unwrap();
+                s.connect_all();
+                s.tree.fault_after(after, Fault::Fail(Errno::IO));
+                let first = if first.is_empty() { Desired::new() } else { desired(&[(0, first)]) };
+                let _ = s.converge(Scope::Volume(volume(0)), &first);
+                s.tree.fault_after(usize::MAX, Fault::Fail(Errno::IO));
+                let want = if then.is_empty() { Desired::new() } else { desired(&[(0, then)]) };
+                s.converge(Scope::Volume(volume(0)), &want).unwrap();
+                assert_eq!(s.complaints(&want), [""; 0], "{first:?}, stopped after {after}");
+                assert_eq!(s.tree.may_connect(&nqn(0), &HOSTS), wanted(&want, 0));
+            }
+        }
+    }
+}
+
+/// Something that somebody did to the target before.
+#[derive(Debug, Clone)]
+enum Deed {
+    Make(String),
+    Write(String, String),
+    Link(String, String),
+    Unlink(String),
+    Remove(String),
+    Connect(usize, usize, u16),
+}
+
+fn any_deed() -> impl Strategy<Value = Deed> {
+    let subsystem = prop_oneof![
+        3 => (0usize..2).prop_map(nqn),
+        1 => Just(FOREIGN.to_string()),
+    ];
+    let host = (0usize..4).prop_map(|h| HOSTS[h].to_string());
+    let port = prop_oneof![
+        3 => Just(FIRST_PORT), 2 => Just(FIRST_PORT + 1), 1 => Just(FIRST_PORT + 2), 2 => Just(1u16)
+    ];
+    let attribute = prop_oneof![
+        Just(("attr_allow_any_host", "1")),
+        Just(("attr_allow_any_host", "0")),
+        Just(("attr_serial", "7000800000000000000")),
+        Just(("attr_model", "Orlop")),
+        Just(("attr_qid_max", "127")),
+        Just(("namespaces/1/device_path", "/dev/d0")),
+        Just(("namespaces/1/device_path", "/dev/d1")),
+        Just(("namespaces/1/device_path", "/dev/other")),
+        Just(("namespaces/1/device_uuid", "0190c0de-0000-7000-8000-000000000000")),
+        Just(("namespaces/1/device_nguid", "0190c0de-0000-7000-8000-000000000000")),
+        Just(("namespaces/1/enable", "1")),
+        Just(("namespaces/1/enable", "0")),
+    ];
+    let address = prop_oneof![
+        Just(("addr_trtype", "tcp")),
+        Just(("addr_adrfam", "ipv4")),
+        Just(("addr_adrfam", "ipv6")),
+        Just(("addr_traddr", "10.0.0.1")),
+        Just(("addr_traddr", "fd00::1")),
+        Just(("addr_traddr", "10.9.9.9")),
+        Just(("addr_trsvcid", "4420")),
+    ];
+    prop_oneof![
+        4 => subsystem.clone().prop_map(|s| Deed::Make(format!("subsystems/{s}"))),
+        3 => (subsystem.clone(), 1u8..3).prop_map(|(s, n)| Deed::Make(format!("subsystems/{s}/namespaces/{n}"))),
+        2 => host.clone().prop_map(|h| Deed::Make(format!("hosts/{h}"))),
+        2 => port.clone().prop_map(|p| Deed::Make(format!("ports/{p}"))),
+        9 => (subsystem.clone(), attribute)
+            .prop_map(|(s, (a, v))| Deed::Write(format!("subsystems/{s}/{a}"), v.into())),
+        6 => (port.clone(), address).prop_map(|(p, (a, v))| Deed::Write(format!("ports/{p}/{a}"), v.into())),
+        4 => (subsystem.clone(), host.clone()).prop_map(|(s, h)| {
+            Deed::Link(format!("hosts/{h}"), format!("subsystems/{s}/allowed_hosts/{h}"))
+        }),
+        1 => (subsystem.clone(), host.clone()).prop_map(|(s, h)| {
+            Deed::Link(format!("hosts/{h}"), format!("subsystems/{s}/allowed_hosts/odd-name"))
+        }),
+        4 => (subsystem.clone(), port.clone()).prop_map(|(s, p)| {
+            Deed::Link(format!("subsystems/{s}"), format!("ports/{p}/subsystems/{s}"))
+        }),
+        1 => (subsystem.clone(), host.clone())
+            .prop_map(|(s, h)| Deed::Unlink(format!("subsystems/{s}/allowed_hosts/{h}"))),
+        1 => (subsystem.clone(), port.clone())
+            .prop_map(|(s, p)| Deed::Unlink(format!("ports/{p}/subsystems/{s}"))),
+        1 => subsystem.prop_map(|s| Deed::Remove(format!("subsystems/{s}/namespaces/1"))),
+        1 => host.prop_map(|h| Deed::Write(format!("hosts/{h}/dhchap_key"), "secret".into())),
+        6 => (0usize..2, 0usize..5, port).prop_map(|(n, h, p)| Deed::Connect(n, h, p)),
+    ]
+}
+
+fn any_desired() -> impl Strategy<Value = Desired> {
+    let hosts = proptest::collection::btree_set(0usize..4, 1..4);
+    let one = move |n| {
+        proptest::option::weighted(0.75, (hosts.clone(), prop_oneof![9 => Just(n), 1 => Just(0)])).prop_map(
+            move |e| {
+                e.map(|(hosts, d)| {
+                    let hosts: Vec<usize> = hosts.into_iter().collect();
+                    (volume(n), export(n, &format!("/dev/d{d}"), &hosts))
+                })
+            },
+        )
+    };
+    (one(0), one(1)).prop_map(|(a, b)| a.into_iter().chain(b).collect())
+}
+
+fn any_kernel() -> impl Strategy<Value = SimKernel> {
+    any::<(bool, bool, bool)>().prop_map(|(debugfs, qid_max, model)| SimKernel {
+        debugfs,
+        qid_max: qid_max || !debugfs,
+        model,
+        ..SimKernel::default()
+    })
+}
+
+/// The same with fewer hosts: what a lost trace would let in again.
+fn thinned(all: &Desired, keep: u8) -> Desired {
+    let kept = |h: &Nqn| HOSTS.iter().position(|n| *n == h.as_str()).is_some_and(|n| keep >> n & 1 == 1);
+    let mut thin = all.clone();
+    thin.values_mut().for_each(|e| e.hosts.retain(kept));
+    thin.retain(|_, e| !e.hosts.is_empty());
+    thin
+}
+
+/// A state of the kernel: perhaps one that we built, and then what others did.
+fn stand(kernel: SimKernel, built: Option<&Desired>, deeds: &[Deed]) -> Stand {
+    let mut s = Stand::new(kernel);
+    if let Some(built) = built {
+        let _ = s.converge(Scope::All, built);
+        s.connect_all();
+    }
+    for deed in deeds {
+        // Most deeds are refused; those that are not make the state.
+        let _ = match deed {
+            Deed::Make(p) => s.tree.make_dir(p),
+            Deed::Write(p, v) => s.tree.write(p, v),
+            Deed::Link(t, p) => s.tree.link(t, p),
+            Deed::Unlink(p) => s.tree.unlink(p),
+            Deed::Remove(p) => s.tree.remove_dir(p),
+            Deed::Connect(n, h, p) => s.connect(*n, *h, *p),
+        };
+    }
+    s
+}
+
+/// What must not change: foreign subsystems and ports, what they have linked, and the hosts that they
+/// use or that hold keys.
+fn foreign(s: &Stand) -> BTreeMap<String, String> {
+    let dump = s.tree.dump();
+    let kept: BTreeSet<String> = HOSTS
+        .into_iter()
+        .filter(|h| {
+            let linked = |k: &String| k.contains(FOREIGN) && k.contains("allowed_hosts/");
+            dump.iter().any(|(k, v)| linked(k) && v == h)
+                || dump.get(&format!("hosts/{h}/dhchap_key")).is_some_and(|v| !v.is_empty())
+        })
+        .map(|h| format!("hosts/{h}"))
+        .collect();
+    dump.into_iter()
+        .filter(|(k, v)| {
+            let theirs = k.contains(FOREIGN) || k.starts_with("ports/1/") && !v.contains("orlop");
+            theirs || kept.iter().any(|h| k.starts_with(h))
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_state_converges_to_any_other(
+        kernel in any_kernel(),
+        built in proptest::option::of(any_desired()),
+        deeds in proptest::collection::vec(any_deed(), 0..60),
+        want in any_desired(),
+    ) {
+        let mut s = stand(kernel, built.as_ref(), &deeds);
+        let before = foreign(&s);
+        if !(kernel.debugfs && kernel.qid_max) {
+            // Deeds of others may have hidden an access.
+            for n in 0..2 {
+                let _ = s.converge(Scope::Fence(volume(n)), &want);
+            }
+        }
+        let report = s.converge(Scope::All, &want).expect("the kernel can be read");
+        prop_assert_eq!(s.complaints(&want), Vec::<String>::new());
+        prop_assert_eq!(&foreign(&s), &before);
+        for e in report.failed.values() {
+            let excused = matches!(e, TargetError::Foreign { .. } | TargetError::Portal { .. });
+            prop_assert!(excused, "{} / {:?}", e, e);
+        }
+        let state = s.tree.dump();
+        let again = s.converge(Scope::All, &want).expect("the kernel can be read");
+        prop_assert_eq!(&again.steps, &Vec::<String>::new());
+        prop_assert_eq!(s.tree.dump(), state);
+        if report.is_complete() {
+            for n in 0..2 {
+                let wanted = wanted(&want, n);
+                prop_assert_eq!(&s.tree.may_connect(&nqn(n), &HOSTS), &wanted);
+                for (h, name) in HOSTS.iter().enumerate() {
+                    for port in [FIRST_PORT, FIRST_PORT + 1] {
+                        prop_assert_eq!(s.connect(n, h, port).is_ok(), wanted.contains(name));
+                    }
+                }
+            }
+            let new = s.connections.iter().filter(|c| s.tree.is_live(c.2));
+            for (_, _, handle) in new {
+                prop_assert!(s.tree.io(*handle).is_ok());
+            }
+        }
+    }
+
+    /// Stopped at any step, and then wanted otherwise: as good as if it had never been stopped. No
+    /// fence is asked for, so without a list of controllers the traces left must tell.
+    #[test]
+    fn an_interrupted_convergence_loses_no_trace(
+        kernel in any_kernel(),
+        built in any_desired(),
+        open in any::<bool>(),
+        first in any_desired(),
+        after in prop_oneof![0usize..12, 0usize..40],
+        narrow in any::<bool>(),
+        want in any_desired(),
+        thin in proptest::option::of(any::<u8>()),
+    ) {
+        let want = thin.map_or(want, |keep| thinned(&built, keep));
+        let mut s = stand(kernel, Some(&built), &[]);
+        if open {
+            let path = format!("subsystems/{}", nqn(0));
+            for host in s.tree.list(&format!("{path}/allowed_hosts")).unwrap_or_default() {
+                s.tree.unlink(&format!("{path}/allowed_hosts/{host}")).unwrap();
+            }
+            let _ = s.tree.write(&format!("{path}/attr_allow_any_host"), "1");
+            s.connect_all();
+        }
+        let scopes = if narrow { vec![Scope::Volume(volume(0)), Scope::Volume(volume(1))] } else { vec![Scope::All] };
+        s.tree.fault_after(after, Fault::Fail(Errno::IO));
+        for scope in &scopes {
+            let _ = s.converge(*scope, &first);
+        }
+        s.connect_all();
+        s.tree.fault_after(usize::MAX, Fault::Fail(Errno::IO));
+        let mut complete = true;
+        for scope in &scopes {
+            complete &= s.converge(*scope, &want).is_ok_and(|r| r.is_complete());
+        }
+        let devices: BTreeSet<_> = want.values().map(|e| &e.device).collect();
+        if devices.len() == want.len() {
+            prop_assert!(complete);
+        }
+        prop_assert_eq!(s.complaints(&want), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_hanging_step_is_the_only_one_that_is_tried() {
+    let s = Stand::new(SimKernel::default());
+    s.tree.fault_after(5, Fault::Hang);
+    let deadline = soon();
+    std::thread::scope(|scope| {
+        let run =
+            scope.spawn(|| s.target.converge(Scope::Volume(volume(0)), &desired(&[(0, &[0])]), &deadline));
+        while s.tree.hanging() == 0 {
+            std::thread::yield_now();
+        }
+        // The lane gives up on it: when it comes back, it must not go on.
+        deadline.abandon();
+        let state = s.tree.dump();
+        s.tree.release();
+        assert!(run.join().unwrap().is_err());
+        assert_eq!(s.tree.dump(), state);
+    });
+}

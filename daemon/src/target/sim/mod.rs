@@ -1,0 +1,22 @@
+//! A target without a kernel: the nvmet target over a tree in memory that behaves like the kernel's.
+//!
+//! A product feature (`orlopd --sim`) and the stand for the target's tests: the same observe, plan and
+//! apply run here as on the kernel, so that ordering and fencing can be tried anywhere. Serves no data;
+//! it knows who could connect and whose I/O would still get through.
+
+mod faults;
+mod rules;
+mod tree;
+
+use std::sync::Arc;
+
+pub use faults::Fault;
+pub use tree::{ControllerHandle, SimKernel, SimTree};
+
+use super::nvmet::{Nvmet, NvmetConfig};
+
+/// A target over a simulated kernel, and the kernel itself.
+pub fn target(config: NvmetConfig, kernel: SimKernel) -> (Nvmet, Arc<SimTree>) {
+    let tree = Arc::new(SimTree::new(kernel));
+    (Nvmet::over(config, tree.clone(), Some(Arc::new(tree.debug()))), tree)
+}

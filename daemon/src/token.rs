@@ -1,0 +1,143 @@
+//! The first administrator's token: handed over as a systemd credential, or made at the first start.
+//!
+//! Called by `main` before the API is served. Never logs a token, and never shows one twice.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::engine::{self, Engine};
+
+/// The name of the first token in the journal.
+pub const FIRST: &str = "admin";
+
+/// What a token that is handed over must have at least: 32 characters of base64url are 192 bits.
+const SHORTEST: usize = 32;
+
+/// Why there is no first token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// A file could not be read or written.
+    #[error("{}: cannot be read or written", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The credential is not fit to be a token.
+    #[error(
+        "the credential orlop.token must be {SHORTEST} to 4096 printable ASCII characters without spaces"
+    )]
+    Unfit,
+    /// The kernel gave no random numbers.
+    #[error("no random numbers")]
+    Random(#[source] std::io::Error),
+    /// The journal could not keep it.
+    #[error("the first token could not be kept")]
+    Keep(#[from] engine::Error),
+}
+
+/// Makes sure that there is a first token. A credential is used as it is, and replaces what was there,
+/// so that an owner who lost the token can hand over another one. Otherwise, if there is none, one is
+/// made and written to `state_dir/admin.token`, and returned to be shown.
+pub async fn ensure_first(
+    engine: &Engine,
+    state_dir: &Path,
+    credential: Option<&Path>,
+) -> Result<Option<SecretString>, TokenError> {
+    if let Some(path) = credential {
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                engine.put_token(FIRST, &fit(text.trim_end_matches(['\n', '\r']))?).await?;
+                return Ok(None);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(TokenError::File { path: path.into(), source }),
+        }
+    }
+    if engine.has_token(FIRST) {
+        return Ok(None);
+    }
+    let token = make()?;
+    // The file first: a token that the journal knows and nobody else does would lock everyone out.
+    let path = state_dir.join("admin.token");
+    write(&path, &token).map_err(|source| TokenError::File { path: path.clone(), source })?;
+    engine.put_token(FIRST, &token).await?;
+    tracing::info!(file = %path.display(), "made the first administrator's token");
+    Ok(Some(token))
+}
+
+/// Shows a new token on the console, once. Failing to is no reason not to start: it is in its file.
+pub fn show(token: &SecretString, console: &Path, state_dir: &Path) {
+    let text = format!(
+        "\r\nOrlop: the administrator's token, shown this once and kept in {}/admin.token:\r\n\r\n    {}\r\n\r\n",
+        state_dir.display(),
+        token.expose_secret()
+    );
+    let shown = std::fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc_flags())
+        .open(console)
+        .and_then(|mut c| c.write_all(text.as_bytes()));
+    if let Err(error) = shown {
+        tracing::info!(%error, console = %console.display(), "the token is not shown: see its file");
+    }
+}
+
+/// Neither make the console our controlling terminal, nor wait for a serial line that nobody reads.
+fn libc_flags() -> i32 {
+    let flags = rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::NONBLOCK;
+    i32::try_from(flags.bits()).unwrap_or(0)
+}
+
+fn fit(text: &str) -> Result<SecretString, TokenError> {
+    let length = (SHORTEST..=4096).contains(&text.len());
+    if length && text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(text.into())
+    } else {
+        Err(TokenError::Unfit)
+    }
+}
+
+/// 32 random bytes as base64url.
+fn make() -> Result<SecretString, TokenError> {
+    let mut bytes = [0u8; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .map_err(TokenError::Random)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes).into())
+}
+
+fn write(path: &Path, token: &SecretString) -> std::io::Result<()> {
+    let beside = path.with_extension("new");
+    match std::fs::remove_file(&beside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    writeln!(file, "{}", token.expose_secret())?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn tokens_are_long_and_plain() {
+        assert_eq!(make().unwrap().expose_secret().len(), 43);
+        assert_ne!(make().unwrap().expose_secret(), make().unwrap().expose_secret());
+        assert!(fit(&"x".repeat(32)).is_ok());
+        for bad in ["", "short", &"x".repeat(31), &format!("{} y", "x".repeat(40)), &"é".repeat(32)] {
+            assert!(fit(bad).is_err(), "{bad}");
+        }
+    }
+}

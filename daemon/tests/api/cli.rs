@@ -1,0 +1,199 @@
+//! The command line against the daemon.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::daemon::Daemon;
+
+fn orlop(d: &Daemon, line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_orlop"))
+        .args(line.split_whitespace())
+        .env("ORLOP_SOCKET", d.socket())
+        .env_remove("ORLOP_URL")
+        .output()
+        .unwrap()
+}
+
+fn good(d: &Daemon, line: &str) -> String {
+    let out = orlop(d, line);
+    assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn json(d: &Daemon, line: &str) -> Value {
+    let text = good(d, &format!("{line} -o json"));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{line}: {e}: {text}"))
+}
+
+fn bad(d: &Daemon, line: &str) -> (i32, String) {
+    let out = orlop(d, line);
+    assert!(out.stdout.is_empty(), "{line}");
+    (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_from_making_to_deleting() {
+    let d = Daemon::start();
+    let directory = d.dir.path().join("pool");
+    std::fs::create_dir(&directory).unwrap();
+    good(&d, &format!("pool create tank --kind sim --directory {}", directory.display()));
+    assert_eq!(json(&d, "pool list")["items"][0]["name"], "tank");
+    let made = json(&d, "volume create data --pool tank --size 64M");
+    assert_eq!(made["size"], 64 << 20);
+    assert_eq!(json(&d, "volume create data --pool tank --size 64M")["id"], made["id"]);
+    let listed = good(&d, "volume list");
+    assert!(listed.contains("64 MiB") && listed.contains("data") && listed.starts_with("NAME"), "{listed}");
+    assert_eq!(json(&d, "volume grow data --size 128M")["size"], 128 << 20);
+
+    good(&d, "host put worker-1 --nqn nqn.2014-08.org.nvmexpress:w1");
+    let attached = good(&d, "attach data worker-1");
+    assert!(attached.contains("nvme connect -t tcp -a "), "{attached}");
+    assert!(attached.contains("-q nqn.2014-08.org.nvmexpress:w1"), "{attached}");
+    assert_eq!(json(&d, "volume get data")["hosts"][0], "worker-1");
+
+    let (code, text) = bad(&d, "volume delete data");
+    assert_eq!(code, 9);
+    assert!(text.starts_with("orlop: ") && text.contains("dependant: "), "{text}");
+    let (code, text) = bad(&d, "volume create data --pool tank --size 256M");
+    assert_eq!(code, 7);
+    for line in ["field: size", "have: ", "want: "] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(bad(&d, "volume get none").0, 6);
+    assert_eq!(bad(&d, "volume create x --pool tank --size 10X").0, 2);
+    assert_eq!(bad(&d, "volume create x --pool tank --size 1").0, 3);
+    assert_eq!(bad(&d, "nonsense").0, 2);
+
+    // Snapshots and what is made from them.
+    let taken = json(&d, "snapshot create before --volume data");
+    assert_eq!(taken["volume"], made["id"]);
+    assert!(good(&d, "snapshot list --volume data").contains("before"));
+    assert_eq!(json(&d, "volume create clone --from-snapshot before")["size"], 128 << 20);
+    let copied = json(&d, "volume create copy --from-volume data --size 256M --copy");
+    assert_eq!((&copied["state"], &copied["size"]), (&"ready".into(), &(256 << 20).into()));
+    assert!(good(&d, "volume get copy").contains("copied from snapshot"));
+    assert_eq!(json(&d, "snapshot create both --volume data --volume clone")["items"][1]["name"], "both-2");
+    assert_eq!(bad(&d, "snapshot create x").0, 2);
+    assert_eq!(bad(&d, "volume create x --pool tank").0, 2);
+    assert_eq!(bad(&d, "volume create x --from-snapshot before --from-volume data").0, 2);
+    assert_eq!(bad(&d, "volume create x --from-snapshot none").0, 6);
+    good(&d, "detach data worker-1");
+    let (code, text) = bad(&d, "volume delete data");
+    assert!(code == 9 && text.contains("dependant: snapshot before"), "{code} {text}");
+    assert!(good(&d, "volume delete data --when-unused").contains("goes when nothing depends on it"));
+    for name in ["before", "both-1", "both-2"] {
+        good(&d, &format!("snapshot delete {name}"));
+    }
+    good(&d, "volume delete clone");
+    good(&d, "volume delete copy");
+    for _ in 0..500 {
+        if good(&d, "volume list").lines().count() == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    json(&d, "volume create data --pool tank --size 64M");
+    good(&d, "attach data worker-1");
+
+    good(&d, "detach data worker-1");
+    assert_eq!(bad(&d, "detach data worker-1").0, 6);
+    good(&d, "host delete worker-1");
+    good(&d, "volume delete data");
+    good(&d, "pool delete tank");
+    assert!(good(&d, "system").contains("simulated"));
+    assert!(good(&d, "completions bash").contains("_orlop"));
+    assert_eq!(good(&d, "volume list").lines().count(), 1);
+    good(&d, "disk list");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn properties_of_volumes() {
+    let d = Daemon::start();
+    d.pool("tank").await;
+    let create =
+        "volume create db --pool tank --size 64M --property compression=zstd --property block_size=16K";
+    let made = json(&d, create);
+    assert_eq!(made["properties"], serde_json::json!({"compression": "zstd", "block_size": 16384}));
+    assert_eq!(json(&d, create)["id"], made["id"]);
+    let (code, text) = bad(&d, "volume create db --pool tank --size 64M --property compression=lz4");
+    assert!(code == 7 && text.contains("field: properties.compression"), "{code} {text}");
+
+    let set = json(&d, "volume set db --property logbias=throughput --property compression=off --thick");
+    assert_eq!((&set["properties"]["compression"], &set["provisioning"]), (&"off".into(), &"thick".into()));
+    assert_eq!(json(&d, "volume set db --thin")["provisioning"], "thin");
+    let shown = good(&d, "volume get db");
+    for line in ["compression: off", "block_size:  16K", "logbias:     throughput"] {
+        assert!(shown.lines().any(|l| l == line), "{line}: {shown}");
+    }
+    assert!(shown.ends_with("default:     dedup, checksum, sync\n"), "{shown}");
+
+    for (line, why) in [
+        ("volume set db --property compression", "NAME=VALUE"),
+        ("volume set db --property compression=lz5", "zstd-19"),
+        ("volume set db --property sync=disabled", "durable"),
+        ("volume set db --property recordsize=1M", "block_size"),
+        ("volume set db", "--property"),
+        ("volume set db --thick --thin", "--thin"),
+        ("volume create x --pool tank --size 1M --property block_size=3K", "power of two"),
+    ] {
+        let (code, text) = bad(&d, line);
+        assert!(code == 2 && text.contains(why), "{line}: {code} {text}");
+    }
+    let (code, text) = bad(&d, "volume set db --property block_size=8K");
+    assert!(code == 11 && text.contains("field: properties.block_size"), "{code} {text}");
+    assert!(good(&d, "completions bash").contains("compression=zstd"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_from_listing_to_removing() {
+    let d = Daemon::start();
+    d.pool("tank").await;
+    assert_eq!(good(&d, "orphan list").lines().count(), 1);
+    let images = d.dir.path().join("pool-tank/volumes");
+    std::fs::write(images.join("vm.raw"), vec![1; 8192]).unwrap();
+    std::fs::write(images.join("0190c0de-1234-7abc-8def-0123456789ab.json.tmp"), "").unwrap();
+    let text = good(&d, "orphan list");
+    assert!(text.starts_with("ID ") && text.lines().count() == 3, "{text}");
+    let all = json(&d, "orphan list")["items"].clone();
+    let (foreign, leftover) = (all[0]["id"].as_str().unwrap(), all[1]["id"].as_str().unwrap());
+    assert_eq!((&all[0]["kind"], &all[1]["kind"]), (&"foreign".into(), &"leftover".into()));
+    assert_eq!(bad(&d, &format!("orphan remove {foreign}")).0, 9);
+    assert!(good(&d, &format!("orphan remove {leftover}")).contains("is removed"));
+    assert_eq!(bad(&d, &format!("orphan remove {leftover}")).0, 6);
+    assert_eq!(json(&d, &format!("orphan adopt {foreign} --name data"))["size"], 8192);
+    assert!(good(&d, "volume list").contains("data"));
+    assert_eq!(good(&d, "orphan list").lines().count(), 1);
+    assert!(good(&d, "completions bash").contains("orlop__subcmd__orphan"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_the_network_with_a_token_file() {
+    let d = Daemon::start_tls();
+    let call = |token: &std::path::Path| {
+        Command::new(env!("CARGO_BIN_EXE_orlop"))
+            .args(["system", "-o", "json"])
+            .env("ORLOP_URL", d.url())
+            .env("ORLOP_CA", d.state().join("tls/cert.pem"))
+            .env("ORLOP_TOKEN_FILE", token)
+            .output()
+            .unwrap()
+    };
+    assert!(call(&d.state().join("admin.token")).status.success());
+    let wrong = d.dir.path().join("wrong");
+    std::fs::write(&wrong, "x".repeat(43)).unwrap();
+    let refused = call(&wrong);
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
+#[test]
+fn no_daemon_is_unavailable() {
+    let out = Command::new(env!("CARGO_BIN_EXE_orlop"))
+        .args(["--socket", "/nonexistent/orlopd.sock", "system"])
+        .env_remove("ORLOP_URL")
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(12));
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(text.starts_with("orlop: the daemon cannot be reached"), "{text}");
+}

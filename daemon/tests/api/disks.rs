@@ -1,0 +1,76 @@
+//! What is asked of pools' disks, where it is refused.
+
+use serde_json::{Value, json};
+
+use super::daemon::Daemon;
+use super::raw;
+
+#[tokio::test]
+async fn layouts_and_disks_have_rules() {
+    let d = Daemon::start();
+    d.pool("tank").await;
+    let zfs = |more: Value| {
+        let mut all = json!({"name": "safe", "kind": "zfs", "disks": ["nosuch1", "nosuch2"]});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    let directory = json!({"name": "safe", "kind": "sim", "directory": "/tmp/x", "layout": "mirror"});
+    for (body, field) in [
+        (directory, "layout"),
+        (json!({"name": "safe", "kind": "lvm", "disks": ["nosuch1"], "spares": ["nosuch2"]}), "spares"),
+        (zfs(json!({"layout": "raid5"})), "layout"),
+        (zfs(json!({"layout": "mirror", "disks": ["nosuch1"]})), "disks"),
+        (zfs(json!({"layout": "raidz1"})), "disks"),
+        (zfs(json!({"layout": "draid2", "disks": ["a", "b", "c"]})), "disks"),
+        (zfs(json!({"spares": ["nosuch3"]})), "spares"),
+        (zfs(json!({"layout": "mirror", "spares": ["nosuch1"]})), "disks"),
+        (zfs(json!({"layout": "mirror", "spares": ["../x"]})), "spares"),
+        (zfs(json!({"disks": ["-f", "nosuch2"]})), "disks"),
+        (zfs(json!({"force": true})), "force"),
+        (zfs(json!({"import": true, "layout": "mirror"})), "import"),
+        (json!({"name": "safe", "kind": "lvm", "import": true, "force": true}), "force"),
+        (json!({"name": "safe", "kind": "file", "import": true}), "disks"),
+    ] {
+        let reply = raw::call(&d.socket(), "POST", "/v1/pools", body.to_string().as_bytes());
+        let problem = reply.json();
+        assert_eq!(
+            (&problem["kind"], &problem["field"]),
+            (&"invalid".into(), &field.into()),
+            "{body}: {problem}"
+        );
+    }
+    let refused = |method: &str, path: &str, body: Value| {
+        let reply = raw::call(&d.socket(), method, path, body.to_string().as_bytes());
+        let problem = reply.json();
+        (problem["kind"].as_str().unwrap().to_string(), problem["field"].as_str().map(str::to_string))
+    };
+    let invalid = |field: &str| ("invalid".to_string(), Some(field.to_string()));
+    assert_eq!(refused("POST", "/v1/pools/tank/disks", json!({"disks": []})), invalid("disks"));
+    assert_eq!(refused("POST", "/v1/pools/tank/disks", json!({"disks": ["a b"]})), invalid("disks"));
+    assert_eq!(
+        refused("POST", "/v1/pools/tank/replace", json!({"disk": "", "with": "vdb"})),
+        invalid("disk")
+    );
+    assert_eq!(
+        refused("POST", "/v1/pools/tank/replace", json!({"disk": "vdb", "with": "/x"})),
+        invalid("with")
+    );
+    assert_eq!(refused("POST", "/v1/pools/tank/replace", json!({"disk": "vdb"})), invalid("with"));
+    // A simulated pool has no disks, and says so.
+    for (path, body) in [
+        ("disks", json!({"disks": ["vdb"]})),
+        ("replace", json!({"disk": "vdb", "with": "vdc"})),
+        ("scrub", Value::Null),
+    ] {
+        let path = format!("/v1/pools/tank/{path}");
+        assert_eq!(refused("POST", &path, body.clone()), ("unsupported".to_string(), None), "{path}");
+        let nowhere = path.replace("tank", "other");
+        assert_eq!(refused("POST", &nowhere, body).0, "not_found", "{nowhere}");
+    }
+    assert_eq!(refused("DELETE", "/v1/pools/tank/scrub", Value::Null).0, "unsupported");
+    // Nothing came of all that.
+    let client = d.client();
+    let pools = client.pools().await.unwrap();
+    assert!(pools.len() == 1 && pools[0].health.is_none(), "{pools:?}");
+    assert!(client.system().await.unwrap().alarms.is_empty());
+}
