@@ -1,0 +1,92 @@
+//! Who gets in, and how it is thrown out (R2).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use orlop_tests::wait_for;
+
+use crate::world::{World, XFS, ZFS};
+
+pub fn stranger_is_refused(w: &mut World) -> Result<()> {
+    let volume = w.volume("private", ZFS, 64)?;
+    let a = w.attach(&volume, 1)?;
+    let portal = a.portals.iter().find(|p| p.address.starts_with("10.77.")).cloned();
+    let portal = portal.ok_or_else(|| anyhow::anyhow!("no storage portal in {:?}", a.portals))?;
+    let stranger = w.lab.initiator.connect_to(a.nqn.as_str(), &portal.address, portal.port, 9);
+    ensure!(stranger.is_err(), "a host that is not attached was let in");
+    // Nor does it see that the volume exists.
+    let seen = w.lab.initiator.run(&format!(
+        "nvme discover -t tcp -a {} -s {} --hostnqn={} 2>&1 || true",
+        portal.address,
+        portal.port,
+        orlop_tests::Initiator::nqn(9)?
+    ))?;
+    ensure!(!seen.contains(a.nqn.as_str()), "a stranger sees the volume:\n{seen}");
+    w.lab.initiator.connect(&a, 1, 1)?;
+    w.lab.initiator.disconnect(&a)?;
+    w.remove(&volume)
+}
+
+pub fn fenced_writer_is_cut_off(w: &mut World) -> Result<()> {
+    for (name, pool) in [("fence-zvol", ZFS), ("fence-xfs", XFS)] {
+        let volume = w.volume(name, pool, 64)?;
+        let a = w.attach(&volume, 1)?;
+        let path = w.lab.initiator.connect(&a, 1, 1)?;
+        w.lab.initiator.start_stream(name, &path, 0, 10_000)?;
+        let before = Instant::now();
+        w.detach(&volume, 1)?;
+        let took = before.elapsed();
+        // From here on nothing of the old host may arrive. Another host reads what there is now, and
+        // again after the old one had time to try everything.
+        let other = w.attach(&volume, 2)?;
+        println!("     the fence of {name} took {:.2} s", took.as_secs_f64());
+        let second = w.lab.others.first_mut().context("a second initiator")?;
+        let theirs = second.connect(&other, 2, 1)?;
+        let first = second.checksum(&theirs, 64)?;
+        let stopped = w.lab.initiator.acknowledged(name)?;
+        second.run("sleep 5")?;
+        ensure!(second.checksum(&theirs, 64)? == first, "{name}: a write arrived after the fence");
+        ensure!(
+            w.lab.initiator.acknowledged(name)? == stopped,
+            "{name}: a write was acknowledged after the fence"
+        );
+        // What the old host was told is durable is there: the fence loses nothing that it acknowledged.
+        let acks = w.lab.initiator.acks(name)?;
+        second.put_acks(name, &acks)?;
+        second.verify_stream(name, &theirs, 0)?;
+        second.disconnect(&other)?;
+        w.lab.initiator.stop_stream(name)?;
+        w.lab.initiator.forget(&a)?;
+        w.remove(&volume)?;
+    }
+    Ok(())
+}
+
+pub fn fence_spares_the_other_host(w: &mut World) -> Result<()> {
+    let volume = w.volume("shared", ZFS, 256)?;
+    let first = w.attach(&volume, 1)?;
+    let second = w.attach(&volume, 2)?;
+    let one = w.lab.initiator.connect(&first, 1, 1)?;
+    let other = w.lab.others.first_mut().context("a second initiator")?;
+    let two = other.connect(&second, 2, 1)?;
+    w.lab.initiator.start_stream("one", &one, 0, 20_000)?;
+    other.start_stream("two", &two, 128 << 20, 20_000)?;
+    w.detach(&volume, 1)?;
+    let stopped = w.lab.initiator.acknowledged("one")?;
+    let other = w.lab.others.first_mut().context("a second initiator")?;
+    let after = other.acknowledged("two")?;
+    wait_for("the host that stays to go on", Duration::from_secs(60), || {
+        Ok(other.acknowledged("two")? > after + 20)
+    })?;
+    ensure!(other.stream_state("two")? == "running", "the host that stays had an error");
+    ensure!(w.lab.initiator.acknowledged("one")? == stopped, "the fenced host goes on writing");
+    other.stop_stream("two")?;
+    other.verify_stream("two", &two, 128 << 20)?;
+    let acks = w.lab.initiator.acks("one")?;
+    other.put_acks("one", &acks)?;
+    other.verify_stream("one", &two, 0)?;
+    other.disconnect(&second)?;
+    w.lab.initiator.stop_stream("one")?;
+    w.lab.initiator.forget(&first)?;
+    w.remove(&volume)
+}

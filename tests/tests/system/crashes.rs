@@ -1,0 +1,270 @@
+//! The daemon is restarted, killed, stopped; the appliance loses its power. Hosts notice nothing, or wait.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use orlop_api::{
+    ByteSize, ErrorKind, SnapshotCreate, VolumeName, VolumeRef, VolumeState, VolumeUpdate, When,
+};
+use orlop_tests::wait_for;
+
+use crate::world::{BTRFS, World, XFS, ZFS, ask};
+
+/// Both are the same text, or an error with the lines that differ.
+fn same(before: &str, after: &str) -> Result<()> {
+    let gone: Vec<_> = before.lines().filter(|l| !after.lines().any(|a| a == *l)).collect();
+    let new: Vec<_> = after.lines().filter(|l| !before.lines().any(|b| b == *l)).collect();
+    ensure!(gone.is_empty() && new.is_empty(), "it is another one: gone {gone:#?}, new {new:#?}");
+    Ok(())
+}
+
+pub fn restart_is_not_noticed(w: &mut World) -> Result<()> {
+    with_writer(w, "restart", |w| w.lab.on_appliance("systemctl restart orlopd").map(drop))
+}
+
+pub fn kill_is_not_noticed(w: &mut World) -> Result<()> {
+    with_writer(w, "kill", |w| w.lab.on_appliance("systemctl kill -s KILL orlopd; sleep 1").map(drop))
+}
+
+pub fn stop_leaves_targets_serving(w: &mut World) -> Result<()> {
+    with_writer(w, "stop", |w| {
+        w.lab.on_appliance("systemctl stop orlopd")?;
+        let result = w.lab.on_appliance("systemctl show orlopd -p Result,ExecMainStatus")?;
+        ensure!(result.contains("Result=success") && result.contains("ExecMainStatus=0"), "{result}");
+        let before = w.lab.initiator.acknowledged("stop")?;
+        let initiator = &mut w.lab.initiator;
+        wait_for("writes without a daemon", Duration::from_secs(30), || {
+            Ok(initiator.acknowledged("stop")? > before + 20)
+        })?;
+        w.lab.on_appliance("systemctl start orlopd").map(drop)
+    })
+}
+
+/// Something happens to the daemon while a connected host writes: no write may fail or stall.
+fn with_writer(w: &mut World, name: &str, happens: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    let volume = w.volume(name, ZFS, 512)?;
+    let a = w.attach(&volume, 1)?;
+    let path = w.lab.initiator.connect(&a, 1, 1)?;
+    w.lab.initiator.start_stream(name, &path, 0, 100_000)?;
+    w.lab.initiator.run("dmesg -C")?;
+    happens(w)?;
+    w.lab.wait_api()?;
+    let before = w.lab.initiator.acknowledged(name)?;
+    let initiator = &mut w.lab.initiator;
+    wait_for("the writer to go on", Duration::from_secs(30), || {
+        Ok(initiator.acknowledged(name)? > before + 20)
+    })?;
+    ensure!(initiator.stream_state(name)? == "running", "the writer had an error");
+    let resets = initiator.run("dmesg | grep -cE 'nvme.*(reconnect|I/O error|timeout)' || true")?;
+    initiator.stop_stream(name)?;
+    initiator.verify_stream(name, &path, 0)?;
+    ensure!(resets.trim() == "0", "the initiator noticed: {resets} lines");
+    initiator.disconnect(&a)?;
+    w.remove(&volume)
+}
+
+const VERBS: [&str; 7] = [
+    "create_volume",
+    "create_snapshot",
+    "resize_volume",
+    "attach",
+    "delete_snapshot",
+    "detach",
+    "delete_volume",
+];
+const STAGES: [&str; 3] = ["intent", "acted", "committed"];
+
+/// Each verb is killed after its intent is durable, after its work is done, and after its commit. The next
+/// place is armed before the daemon is killed at this one, so every kill costs one start; neighbours have
+/// different verbs, so what follows a kill does not run into the next one.
+pub fn kill_at_every_failpoint(w: &mut World) -> Result<()> {
+    let payload = w.lab.appliance.mount_payload()?.to_string();
+    let before = leftovers(w)?;
+    let places: Vec<_> = [ZFS, XFS]
+        .into_iter()
+        .flat_map(|pool| {
+            STAGES.into_iter().flat_map(move |stage| VERBS.into_iter().map(move |verb| (pool, verb, stage)))
+        })
+        .collect();
+    let host = w.host(1)?;
+    for &(pool, verb, stage) in &places {
+        if verb != "create_volume" {
+            let volume = w.volume(&name(pool, verb, stage), pool, 64)?;
+            if verb == "delete_snapshot" {
+                w.api(w.lab.api.create_snapshot(&shot(&volume.name)?))?;
+            }
+            if verb == "detach" {
+                w.api(w.lab.api.attach(&VolumeRef::Id(volume.id), &host))?;
+            }
+        }
+    }
+    w.lab.on_appliance(&format!(
+        "mkdir -p /run/systemd/system/orlopd.service.d && cat >/run/systemd/system/orlopd.service.d/failpoint.conf <<EOF\n\
+         [Service]\nExecStart=\nExecStart={payload}/orlopd\nEnvironmentFile=-/run/failpoint\nEOF\n\
+         systemctl daemon-reload && echo ORLOP_FAILPOINT={}.{} >/run/failpoint && systemctl restart orlopd",
+        places[0].1, places[0].2
+    ))?;
+    w.lab.wait_api()?;
+    for (n, &(pool, verb, stage)) in places.iter().enumerate() {
+        let next = places.get(n + 1).map_or("none".to_string(), |(_, verb, stage)| format!("{verb}.{stage}"));
+        w.lab.on_appliance(&format!("echo ORLOP_FAILPOINT={next} >/run/failpoint"))?;
+        kill_at(w, pool, verb, stage).with_context(|| format!("{verb}.{stage} on {pool}"))?;
+    }
+    w.lab.on_appliance(
+        "rm -rf /run/systemd/system/orlopd.service.d && systemctl daemon-reload && systemctl restart orlopd",
+    )?;
+    w.lab.wait_api()?;
+    for &(pool, verb, stage) in &places {
+        match w.api(w.lab.api.volume(&VolumeRef::Name(name(pool, verb, stage).parse()?))) {
+            Ok(volume) => {
+                if verb == "create_snapshot" {
+                    w.api(w.lab.api.delete_snapshot(&shot(&volume.name)?.name.into(), When::Now))?;
+                }
+                w.remove(&volume)?
+            }
+            Err(e) => {
+                ensure!(verb == "delete_volume" && e.kind == ErrorKind::NotFound, "{verb}.{stage}: {e}")
+            }
+        }
+    }
+    let after = leftovers(w)?;
+    ensure!(after == before, "left behind:\n{after}\nthere was:\n{before}");
+    Ok(())
+}
+
+fn name(pool: &str, verb: &str, stage: &str) -> String {
+    format!("{pool}-{verb}-{stage}")
+}
+
+/// The snapshot of a volume that has the same name.
+fn shot(volume: &VolumeName) -> Result<SnapshotCreate> {
+    Ok(SnapshotCreate { name: volume.as_str().parse()?, volume: volume.clone().into() })
+}
+
+/// Zvols, loop devices, files of the file pool, subsystems.
+fn leftovers(w: &mut World) -> Result<String> {
+    w.lab.on_appliance(&format!(
+        "zfs list -H -o name -t volume,snapshot -r {ZFS}; losetup -nO BACK-FILE; \
+         ls /var/lib/orlop/pools/{XFS}/volumes /var/lib/orlop/pools/{XFS}/snapshots; \
+         ls /sys/kernel/config/nvmet/subsystems"
+    ))
+}
+
+fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str) -> Result<()> {
+    const GROWN: ByteSize = ByteSize(128 << 20);
+    let host = w.host(1)?;
+    let name = name(pool, verb, stage);
+    let by_name = VolumeRef::Name(name.parse()?);
+    let snapshot = shot(&name.parse()?)?;
+    let restarts = "systemctl show orlopd -p NRestarts --value";
+    let started = w.lab.on_appliance(restarts)?;
+    #[allow(clippy::result_large_err, reason = "a test's")]
+    let act = |w: &World| match verb {
+        "create_volume" => w.api(w.lab.api.create_volume(&ask(&name, pool, 64))).map(drop),
+        "resize_volume" => w.api(w.lab.api.update_volume(&by_name, &VolumeUpdate::to_size(GROWN))).map(drop),
+        "attach" => w.api(w.lab.api.attach(&by_name, &host)).map(drop),
+        "detach" => w.api(w.lab.api.detach(&by_name, &host)),
+        "create_snapshot" => w.api(w.lab.api.create_snapshot(&snapshot)).map(drop),
+        "delete_snapshot" => {
+            w.api(w.lab.api.delete_snapshot(&snapshot.name.clone().into(), When::Now)).map(drop)
+        }
+        _ => w.api(w.lab.api.delete_volume(&by_name)),
+    };
+    ensure!(act(w).is_err(), "it was answered, so it was not killed");
+    w.lab.wait_api()?;
+    ensure!(w.lab.on_appliance(restarts)? != started, "it was not killed");
+
+    // What was in flight has been carried out or undone, whole: journal, pool and kernel agree.
+    if let Ok(volume) = w.api(w.lab.api.volume(&by_name)) {
+        ensure!(volume.state == VolumeState::Ready, "{volume:?}");
+        let exported = w.lab.target_tree()?.contains(&format!("subsystems/{}", volume.nqn));
+        ensure!(exported != volume.hosts.is_empty(), "exported: {exported}, hosts: {:?}", volume.hosts);
+    }
+    // The same request again ends as if nothing had happened.
+    match act(w) {
+        Ok(()) => {}
+        Err(e)
+            if e.kind == ErrorKind::NotFound
+                && ["detach", "delete_volume", "delete_snapshot"].contains(&verb) => {}
+        Err(e) => return Err(e.into()),
+    }
+    match (verb, w.api(w.lab.api.volume(&by_name))) {
+        ("delete_volume", Err(e)) => ensure!(e.kind == ErrorKind::NotFound, "{e}"),
+        ("delete_volume", Ok(volume)) => anyhow::bail!("still there: {volume:?}"),
+        ("resize_volume", volume) => ensure!(volume?.size == GROWN, "it did not grow"),
+        ("create_snapshot" | "delete_snapshot", _) => {
+            let found = w.api(w.lab.api.snapshot(&snapshot.name.into()));
+            match (verb, found) {
+                ("create_snapshot", found) => ensure!(found?.ready, "not ready"),
+                (_, Err(e)) => ensure!(e.kind == ErrorKind::NotFound, "{e}"),
+                (_, Ok(found)) => anyhow::bail!("still there: {found:?}"),
+            }
+        }
+        ("attach", volume) => ensure!(volume?.hosts == [host], "not attached"),
+        ("detach", volume) => ensure!(volume?.hosts.is_empty(), "still attached"),
+        (_, volume) => drop(volume?),
+    }
+    Ok(())
+}
+
+pub fn lost_journal_is_rebuilt(w: &mut World) -> Result<()> {
+    let volume = w.volume("orphan", ZFS, 64)?;
+    let a = w.attach(&volume, 1)?;
+    // Labels are written behind.
+    let label = format!("zfs get -H -o value dev.orlop:label tank/orlop/{}", volume.id);
+    wait_for("the label to know its host", Duration::from_secs(20), || {
+        Ok(w.lab.on_appliance(&label)?.contains("worker-1"))
+    })?;
+    let before = w.kernel()?;
+    w.lab.on_appliance("systemctl stop orlopd && rm -rf /var/lib/orlop/journal && systemctl start orlopd")?;
+    w.lab.wait_api()?;
+    same(&before, &w.kernel()?)?;
+    let after = w.api(w.lab.api.volume(&VolumeRef::Id(volume.id)))?;
+    ensure!(
+        (&after.name, &after.hosts, &after.nqn) == (&volume.name, &vec![a.host.clone()], &volume.nqn),
+        "{after:?}"
+    );
+    let system = w.api(w.lab.api.system())?;
+    ensure!(system.alarms.iter().any(|alarm| alarm.subject == "journal"), "{:?}", system.alarms);
+    w.remove(&volume)
+}
+
+pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
+    let mut connected = Vec::new();
+    // A flush that is under way at the cut is sent again after it, and succeeds: so it must not have been
+    // needed. Hence unflushed writes, on every kind of pool.
+    for (name, pool) in [("cut-zvol", ZFS), ("cut-xfs", XFS), ("cut-btrfs", BTRFS)] {
+        let volume = w.volume(name, pool, 512)?;
+        let a = w.attach(&volume, 1)?;
+        let path = w.lab.initiator.connect(&a, 1, 1)?;
+        let sum = w.lab.initiator.write_random(&path, 16)?;
+        connected.push((name, volume, a, path, sum));
+    }
+    let before = w.kernel()?;
+    for (name, _, _, path, _) in &connected {
+        w.lab.initiator.start_unflushed_stream(name, path, 64 << 20, 100_000)?;
+    }
+    w.lab.power_cycle(|_| {})?;
+    println!("     ready {:.1} s after the power came back", w.lab.boot.as_secs_f64());
+    // Device numbers are the one thing that may differ after a boot.
+    let stable =
+        |tree: &str| tree.lines().filter(|l| !l.contains("device_path:")).collect::<Vec<_>>().join("\n");
+    same(&stable(&before), &stable(&w.kernel()?))?;
+    for (name, volume, a, path, sum) in &connected {
+        let acked = w.lab.initiator.acknowledged(name)?;
+        let initiator = &mut w.lab.initiator;
+        wait_for("the initiator to reconnect and go on", Duration::from_secs(90), || {
+            Ok(initiator.acknowledged(name)? > acked + 20)
+        })?;
+        ensure!(initiator.stream_state(name)? == "running", "{name}: the writer had an error");
+        initiator.stop_stream(name)?;
+        let records = initiator.verify_stream(name, path, 64 << 20)?;
+        ensure!(initiator.checksum(path, 16)? == *sum, "{name}: fsynced bytes are lost");
+        println!("     {name}: {acked} records before the cut, {records} in the end, all there");
+        let again = w.attach(volume, 1)?;
+        ensure!(again == *a, "{name}: another identity: {again:?} was {a:?}");
+        w.lab.initiator.disconnect(a)?;
+        w.remove(volume)?;
+    }
+    Ok(())
+}

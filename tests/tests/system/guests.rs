@@ -1,0 +1,103 @@
+//! Contract suites that need the appliance's kernel: run from the payload in an appliance of their own,
+//! beside the scenarios. They take half of a suite's time, and wait for disks and processes most of it.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use orlop_image::{Artifacts, Guest, GuestBuilder, Role};
+use orlop_tests::instrumented;
+
+use crate::world::World;
+
+const DISK: &str = "/dev/disk/by-id/virtio";
+
+/// What each suite printed.
+#[derive(Debug, Clone, Default)]
+struct Logs {
+    zfs: String,
+    lvm: String,
+    nvmet: String,
+}
+
+/// The suites, while they run and after that.
+#[derive(Default)]
+pub struct Contracts {
+    running: Option<JoinHandle<Result<Logs>>>,
+    /// What came of them, for each scenario that asks; or why they could not be run.
+    ended: Option<std::result::Result<Logs, String>>,
+}
+
+impl Contracts {
+    /// Boots the appliance and starts the suites, on a thread of its own.
+    pub fn start(dir: PathBuf) -> Self {
+        Self { running: Some(std::thread::spawn(move || run(&dir))), ended: None }
+    }
+
+    fn wait(&mut self) -> Result<Logs> {
+        if let Some(thread) = self.running.take() {
+            let result = thread.join().unwrap_or_else(|_| bail!("the thread panicked"));
+            self.ended = Some(result.map_err(|e| format!("{e:#}")));
+        }
+        match &self.ended {
+            Some(Ok(logs)) => Ok(logs.clone()),
+            Some(Err(why)) => bail!("{why}"),
+            None => bail!("they were not started"),
+        }
+    }
+}
+
+fn run(dir: &Path) -> Result<Logs> {
+    let artifacts = Artifacts::locate()?;
+    let payload = dir.join("payload");
+    std::fs::create_dir_all(&payload)?;
+    for name in ["pool-contract", "nvmet-contract"] {
+        std::fs::copy(instrumented(name)?, payload.join(name)).with_context(|| format!("copying {name}"))?;
+    }
+    let mut guest =
+        GuestBuilder::new(Role::Appliance, "contracts", dir).cpus(2).memory(2048).payload(&payload);
+    for serial in ["zfs0", "lvm0", "target0", "target1"] {
+        guest = guest.data_disk(serial, 3 << 30);
+    }
+    let mut guest = guest.start(&artifacts)?;
+    guest.wait_ready(Duration::from_secs(240))?;
+    let payload = guest.mount_payload()?.to_string();
+    // The suites take the daemon's place: there is one writer to the kernel's configuration.
+    shell(&mut guest, "systemctl stop orlopd", 60)?;
+    // All at a time, on disks of their own: one waits for transaction groups, the others for processes.
+    let command = format!(
+        "cd /run; {payload}/pool-contract lvm {DISK}-lvm0 >lvm.log 2>&1 & \
+         cd /run; {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1 & \
+         cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
+    );
+    shell(&mut guest, &command, 1500)?;
+    let mut log = |name: &str| -> Result<String> {
+        let text = shell(&mut guest, &format!("cat /run/{name}.log"), 60)?;
+        std::fs::write(dir.join(format!("{name}.log")), &text)?;
+        Ok(text)
+    };
+    Ok(Logs { zfs: log("zfs")?, lvm: log("lvm")?, nvmet: log("nvmet")? })
+}
+
+fn shell(guest: &mut Guest, command: &str, seconds: u64) -> Result<String> {
+    guest.shell_ok(command, Duration::from_secs(seconds))
+}
+
+/// The last line of a suite says how it ended.
+fn all_passed(name: &str, log: &str) -> Result<()> {
+    let summary = log.lines().last().unwrap_or_default();
+    let failed = log.lines().filter(|l| !l.starts_with("ok ")).collect::<Vec<_>>().join("\n");
+    ensure!(summary.ends_with(" passed, 0 failed"), "{name}:\n{failed}");
+    println!("     {name}: {summary}");
+    Ok(())
+}
+
+pub fn pool_contracts(w: &mut World) -> Result<()> {
+    let logs = w.contracts.wait()?;
+    all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm))
+}
+
+pub fn target_contract(w: &mut World) -> Result<()> {
+    all_passed("nvmet", &w.contracts.wait()?.nvmet)
+}

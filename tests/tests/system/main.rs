@@ -1,0 +1,101 @@
+//! Whole-system tests: an appliance and an initiator in QEMU, one boot of each for all scenarios. They run
+//! in order, later ones on what earlier ones left, as an appliance lives; each asserts for itself.
+//!
+//! A scenario that fails does not stop the others. Console logs stay under `target/system`.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
+mod access;
+mod bad_input;
+mod crashes;
+mod disks;
+mod guests;
+mod lifecycle;
+mod pools;
+mod snapshots;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use world::World;
+
+type Scenario = (&'static str, fn(&mut World) -> anyhow::Result<()>);
+
+const SCENARIOS: &[Scenario] = &[
+    ("pools_are_made_on_blank_disks_only", pools::made_on_blank_disks_only),
+    ("volumes_reach_the_initiator_with_their_identity", lifecycle::volumes_reach_the_initiator),
+    ("nothing_that_nobody_attached_is_exported", lifecycle::nothing_unattached_is_exported),
+    ("a_second_convergence_is_empty", lifecycle::second_convergence_is_empty),
+    ("a_volume_grows_while_connected", lifecycle::grows_while_connected),
+    ("two_paths_carry_one_volume", lifecycle::two_paths),
+    ("a_stranger_is_refused", access::stranger_is_refused),
+    ("a_fenced_writer_is_cut_off", access::fenced_writer_is_cut_off),
+    ("a_fence_spares_the_other_host", access::fence_spares_the_other_host),
+    ("bad_input_changes_nothing", bad_input::changes_nothing),
+    ("a_full_pool_is_exhausted", bad_input::full_pool_is_exhausted),
+    ("snapshots_clones_and_copies_keep_their_bytes", snapshots::keep_their_bytes),
+    ("a_group_under_writes_is_of_one_instant", snapshots::group_is_of_one_instant),
+    ("a_copy_goes_on_after_a_kill", snapshots::copy_goes_on_after_a_kill),
+    ("a_pool_survives_lost_disks", disks::pool_survives_lost_disks),
+    ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
+    ("kill_9_is_not_noticed_by_writers", crashes::kill_is_not_noticed),
+    ("a_stop_leaves_targets_serving", crashes::stop_leaves_targets_serving),
+    ("a_kill_at_every_failpoint_converges", crashes::kill_at_every_failpoint),
+    ("a_lost_journal_is_rebuilt", crashes::lost_journal_is_rebuilt),
+    ("a_power_cut_loses_nothing_acknowledged", crashes::power_cut_loses_nothing),
+    ("everything_goes_away_again", lifecycle::everything_goes_away),
+    ("pool_contracts_on_zfs_and_lvm", guests::pool_contracts),
+    ("target_contract_on_the_kernel", guests::target_contract),
+];
+
+fn main() -> ExitCode {
+    // `cargo test system -- NAME` runs what is named so; libtest's own flags are not for us.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if std::env::args().any(|a| a == "--list") {
+        SCENARIOS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let chosen: Vec<_> = SCENARIOS
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w)))
+        .collect();
+    println!("\nrunning {} tests", chosen.len());
+    let start = Instant::now();
+    let contracts = chosen.iter().any(|(name, _)| name.contains("contract"));
+    let mut world = match World::start(contracts) {
+        Ok(world) => world,
+        Err(e) => {
+            println!("the guests did not start: {e:#}");
+            println!(
+                "\ntest result: FAILED. 0 passed; {} failed; 0 ignored; 0 measured; 0 filtered out",
+                chosen.len()
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("appliance ready after {:.1} s", world.lab.boot.as_secs_f64());
+    let mut failed = 0;
+    for (name, scenario) in &chosen {
+        let started = Instant::now();
+        let result = scenario(&mut world);
+        let took = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
+            Err(e) => {
+                failed += 1;
+                println!("test {name} ... FAILED ({took:.1} s)\n{e:#}\n");
+                world.explain();
+            }
+        }
+    }
+    let passed = chosen.len() - failed;
+    let skipped = SCENARIOS.len() - chosen.len();
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {skipped} filtered out; \
+         finished in {:.2}s",
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

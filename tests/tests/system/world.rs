@@ -1,0 +1,162 @@
+//! The two guests and what scenarios know of them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use orlop_api::{
+    Attachment, ByteSize, ErrorKind, Filesystem, HostName, HostPut, PoolCreate, PoolKind, Problem, Protocol,
+    Provisioning, Volume, VolumeCreate, VolumeRef,
+};
+use orlop_tests::{Initiator, Lab, LabOptions, instrumented};
+
+use crate::guests::Contracts;
+
+/// The name of the ZFS pool and of the file pools.
+pub const ZFS: &str = "tank";
+pub const XFS: &str = "xfs";
+pub const BTRFS: &str = "btrfs";
+pub const LVM: &str = "lvm";
+
+pub struct World {
+    pub lab: Lab,
+    pub contracts: Contracts,
+}
+
+impl World {
+    /// Boots the guests, and starts the contract suites in theirs if they are wanted.
+    pub fn start(contracts: bool) -> Result<Self> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/system");
+        let mut options = LabOptions::new(&dir);
+        // Pools of each kind, and one that is not blank.
+        options.disks = ["tank0", "xfs0", "btrfs0", "lvm0", "used0"].map(|s| (s.into(), 3 << 30)).into();
+        options.disks.extend((0..5).map(|n| (format!("safe{n}"), 1 << 30)));
+        options.initiators = 2;
+        for name in ["orlopd", "stream"] {
+            options.payload.push(instrumented(name)?);
+        }
+        let lab = Lab::start(&options, |_| {})?;
+        let contracts =
+            if contracts { Contracts::start(dir.join("contracts")) } else { Contracts::default() };
+        for ask in [Self::zfs_pool(), Self::xfs_pool(), Self::btrfs_pool()] {
+            lab.wait(lab.api.create_pool(&ask))?;
+        }
+        Ok(Self { lab, contracts })
+    }
+
+    pub fn api<T>(&self, call: impl Future<Output = T>) -> T {
+        self.lab.wait(call)
+    }
+
+    pub fn zfs_pool() -> PoolCreate {
+        pool(ZFS, PoolKind::Zfs, "tank0", None)
+    }
+
+    pub fn xfs_pool() -> PoolCreate {
+        pool(XFS, PoolKind::File, "xfs0", Some(Filesystem::Xfs))
+    }
+
+    pub fn btrfs_pool() -> PoolCreate {
+        pool(BTRFS, PoolKind::File, "btrfs0", Some(Filesystem::Btrfs))
+    }
+
+    pub fn lvm_pool() -> PoolCreate {
+        Self::lvm_pool_on("lvm0")
+    }
+
+    pub fn lvm_pool_on(disk: &str) -> PoolCreate {
+        pool(LVM, PoolKind::Lvm, disk, None)
+    }
+
+    /// Makes a volume, or finds it.
+    pub fn volume(&self, name: &str, pool: &str, mib: u64) -> Result<Volume> {
+        Ok(self.api(self.lab.api.create_volume(&ask(name, pool, mib)))?)
+    }
+
+    /// Makes a host that the initiator can play, or finds it.
+    pub fn host(&self, number: u8) -> Result<HostName> {
+        let name: HostName = format!("worker-{number}").parse()?;
+        self.api(self.lab.api.put_host(&name, &HostPut { nqn: Initiator::nqn(number)? }))?;
+        Ok(name)
+    }
+
+    pub fn attach(&self, volume: &Volume, host: u8) -> Result<Attachment> {
+        let host = self.host(host)?;
+        Ok(self.api(self.lab.api.attach(&VolumeRef::Id(volume.id), &host))?)
+    }
+
+    pub fn detach(&self, volume: &Volume, host: u8) -> Result<()> {
+        let host = self.host(host)?;
+        Ok(self.api(self.lab.api.detach(&VolumeRef::Id(volume.id), &host))?)
+    }
+
+    /// Detaches from everybody and deletes.
+    pub fn remove(&self, volume: &Volume) -> Result<()> {
+        let id = VolumeRef::Id(volume.id);
+        for host in self.api(self.lab.api.volume(&id))?.hosts {
+            self.api(self.lab.api.detach(&id, &host))?;
+        }
+        Ok(self.api(self.lab.api.delete_volume(&id))?)
+    }
+
+    /// What the kernel's target looks like, and which loop devices there are.
+    pub fn kernel(&mut self) -> Result<String> {
+        let tree = self.lab.target_tree()?;
+        let loops = self.lab.on_appliance("losetup -nO BACK-FILE | sort")?;
+        Ok(tree + &loops)
+    }
+
+    /// Prints what a person would look at first.
+    pub fn explain(&mut self) {
+        let log =
+            self.lab.appliance.shell("journalctl -u orlopd -n 25 --no-pager -o cat", Duration::from_secs(30));
+        if let Ok(log) = log {
+            println!("---- orlopd:\n{}", log.stdout);
+        }
+        let log = self.lab.initiator.guest.shell("dmesg | tail -n 15", Duration::from_secs(30));
+        if let Ok(log) = log {
+            println!("---- initiator's kernel:\n{}", log.stdout);
+        }
+    }
+}
+
+fn pool(name: &str, kind: PoolKind, disk: &str, filesystem: Option<Filesystem>) -> PoolCreate {
+    PoolCreate {
+        #[allow(clippy::expect_used)]
+        name: name.parse().expect("a literal"),
+        kind,
+        disks: vec![format!("/dev/disk/by-id/virtio-{disk}")],
+        directory: None,
+        filesystem,
+        thin_size: None,
+        thin_metadata_size: None,
+        layout: None,
+        spares: Vec::new(),
+        import: false,
+        force: false,
+    }
+}
+
+pub fn ask(name: &str, pool: &str, mib: u64) -> VolumeCreate {
+    #[allow(clippy::expect_used)]
+    VolumeCreate {
+        source: None,
+        properties: Default::default(),
+        name: name.parse().expect("a literal"),
+        pool: pool.parse().expect("a literal"),
+        size: ByteSize(mib << 20),
+        provisioning: Provisioning::Thin,
+        protocol: Protocol::Nvme,
+    }
+}
+
+/// The call failed with this kind of error.
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Problem>, kind: ErrorKind) -> Result<Problem> {
+    match result {
+        Err(problem) => {
+            ensure!(problem.kind == kind, "{:?} where {kind:?} was due: {problem}", problem.kind);
+            Ok(problem)
+        }
+        Ok(value) => anyhow::bail!("{value:?} where {kind:?} was due"),
+    }
+}
