@@ -73,6 +73,17 @@ impl Accel {
             Accel::Tcg => "max,avx=off,avx2=off,f16c=off,fma=off",
         }
     }
+
+    /// What a kernel can't find out for itself about how it is run.
+    pub(crate) fn kernel_args(self) -> Option<&'static str> {
+        match self {
+            Accel::Kvm => None,
+            // The translator's time-stamp counter is the host's, the same on all processors; the kernel
+            // does not trust it and would ask an emulated timer for the time, which every process then
+            // waits for. And translated code does not run ahead, so nothing is gained by fencing it in.
+            Accel::Tcg => Some("tsc=reliable mitigations=off"),
+        }
+    }
 }
 
 fn cache_file() -> PathBuf {
