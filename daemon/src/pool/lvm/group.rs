@@ -25,10 +25,16 @@ pub(super) const THIN: &str = "thin";
 /// The unit of all sizes.
 pub(super) const EXTENT: ByteSize = ByteSize::MIB;
 
-/// Settings that concern this machine alone, given with every command: no daemon that watches pools is
-/// started (this one does), every disk is looked at, and a full thin pool is an error at once instead of a
-/// minute's wait that ends in one.
-const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } devices { use_devicesfile=0 }";
+/// Settings that concern this machine alone, given with every command.
+///
+/// - No daemon that watches pools is started: this one does.
+/// - A full thin pool is an error at once instead of a minute's wait that ends in one.
+/// - Disks need not be in a list of LVM's own. But what is in volumes belongs to hosts: a group that one has
+///   made in its disk is not this machine's, whatever it is called, and is not even looked at. There are
+///   thousands of them. Rejections alone: a name that is accepted would let in a disk by its other names.
+/// - Not every metadata of the last month is kept, which each command would look through. The last one is.
+const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } backup { archive=0 } \
+     devices { use_devicesfile=0 global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\"] }";
 
 /// LVM's commands on one volume group, one at a time: they take a lock of the whole group in any case,
 /// and one that waits for it in a process of its own costs more than one that waits here.
