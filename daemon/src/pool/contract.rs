@@ -9,6 +9,7 @@
 
 mod adoption;
 mod checks;
+pub mod history;
 mod properties;
 pub mod reboot;
 mod snapshots;
@@ -21,9 +22,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use orlop_api::{ByteSize, Provisioning, VolumeCreate, VolumeId};
+use orlop_api::{ByteSize, PoolKind, Provisioning, VolumeCreate, VolumeId};
 
-use super::{Opened, Pool, PoolEnv, Stored};
+use super::{Change, Opened, Pool, PoolEnv, Stored};
 use crate::kernel::Deadline;
 use crate::model::{Document, Label, PoolMedium, PoolSpec, SnapshotKey};
 
@@ -83,7 +84,7 @@ pub fn run_some(
     };
     note("the pool is made", start, Ok(()));
     let all = checks::ALL.iter().chain(space::ALL).chain(snapshots::ALL).chain(strange::ALL);
-    let all = all.chain(adoption::ALL).chain(properties::ALL);
+    let all = all.chain(adoption::ALL).chain(properties::ALL).chain(history::ALL);
     for (name, check) in all.filter(|(name, _)| wanted(name)) {
         let start = Instant::now();
         let result = check(subject, pool.as_ref());
@@ -221,7 +222,11 @@ fn read(opened: &Opened, offset: u64, len: usize) -> Result<Vec<u8>, String> {
 
 /// Bytes that differ from block to block and from volume to volume.
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| seed.wrapping_add((i / 512) as u8).wrapping_mul(31) | 1).collect()
+    let mut bytes = vec![0; len];
+    for (n, block) in bytes.chunks_mut(512).enumerate() {
+        block.fill(seed.wrapping_add(n as u8).wrapping_mul(31) | 1);
+    }
+    bytes
 }
 
 /// Where a pool of images keeps them; `None` for ZFS.

@@ -173,15 +173,19 @@ fn open_nothing(_: &Subject, pool: &dyn Pool) -> Check {
 fn grow(_: &Subject, pool: &dyn Pool) -> Check {
     for l in [thin(16), thick(16)] {
         ok("create", pool.create(&l, &soon()))?;
-        let data = pattern(5, 16 << 20);
-        write(&ok("open", pool.open(l.id, &soon()))?, 0, &data)?;
+        // At both ends: where a grow could begin too early, or put something else.
+        let (first, last) = (pattern(5, 1 << 20), pattern(6, 1 << 20));
+        let opened = ok("open", pool.open(l.id, &soon()))?;
+        write(&opened, 0, &first)?;
+        write(&opened, 15 << 20, &last)?;
         ok("close", pool.close(l.id, &soon()))?;
         let larger = Label { size: ByteSize(24 << 20), ..l };
         same("grow", ok("grow", pool.grow(&larger, &soon()))?, Change::Done)?;
         same("get", ok("get", pool.get(larger.id, &soon()))?, Some(whole(&larger)))?;
         let opened = ok("open", pool.open(larger.id, &soon()))?;
         same("its size", opened.size, larger.size)?;
-        expect(read(&opened, 0, 16 << 20)? == data, "the old bytes", &())?;
+        expect(read(&opened, 0, 1 << 20)? == first, "the first bytes", &())?;
+        expect(read(&opened, 15 << 20, 1 << 20)? == last, "the last bytes", &())?;
         expect(read(&opened, 16 << 20, 8 << 20)?.iter().all(|b| *b == 0), "zeros behind them", &())?;
         ok("close", pool.close(larger.id, &soon()))?;
     }

@@ -51,12 +51,12 @@ pub(super) fn take(pool: &dyn Pool, labels: &[SnapshotLabel]) -> Check {
 }
 
 /// Writes through the device of a volume that is opened for that, and closed.
-fn put(pool: &dyn Pool, id: VolumeId, offset: u64, bytes: &[u8]) -> Check {
+pub(super) fn put(pool: &dyn Pool, id: VolumeId, offset: u64, bytes: &[u8]) -> Check {
     write(&ok("open", pool.open(id, &soon()))?, offset, bytes)?;
     ok("close", pool.close(id, &soon()))
 }
 
-fn holds(pool: &dyn Pool, id: VolumeId, offset: u64, bytes: &[u8], what: &str) -> Check {
+pub(super) fn holds(pool: &dyn Pool, id: VolumeId, offset: u64, bytes: &[u8], what: &str) -> Check {
     let found = read(&ok("open", pool.open(id, &soon()))?, offset, bytes.len())?;
     ok("close", pool.close(id, &soon()))?;
     expect(found == bytes, what, &id)
@@ -283,8 +283,8 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
         let sync = rustix::fs::OFlags::DSYNC.bits() as i32;
         devices.push(ok("open", File::options().write(true).custom_flags(sync).open(device))?);
     }
-    // Longer than a try to find an instant takes: LVM starts processes for it.
-    let rest = Duration::from_millis(if pool.kind() == orlop_api::PoolKind::Lvm { 6000 } else { 250 });
+    // Longer each time, so that one is longer than a try to find an instant takes, however slow the machine.
+    let mut rest = Duration::from_millis(50);
     for rests in [false, true] {
         let stop = AtomicBool::new(false);
         let result = std::thread::scope(|scope| {
@@ -298,6 +298,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
                     }
                     if rests && n % 20 == 0 {
                         std::thread::sleep(rest);
+                        rest = (rest * 2).min(Duration::from_secs(2));
                     }
                 }
                 Ok(())
