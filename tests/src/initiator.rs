@@ -8,8 +8,7 @@ use orlop_api::{Attachment, Nqn};
 use orlop_image::Guest;
 use uuid::Uuid;
 
-/// Emulation on a busy machine is slow: what takes longer than this hangs.
-const SHELL: Duration = Duration::from_secs(240);
+use crate::lab::SHELL;
 
 /// A guest that connects to targets. It can play several hosts: each connection names its own.
 pub struct Initiator {
@@ -93,25 +92,20 @@ impl Initiator {
         Ok(self.run(&format!("blockdev --getsize64 {}", path.device))?.trim().parse()?)
     }
 
-    /// Writes `mib` MiB of fresh random bytes at the start and returns their SHA-256. Durable when this
-    /// returns.
+    /// Writes `mib` MiB of new bytes at the start and returns their sum. Durable when this returns.
     pub fn write_random(&mut self, path: &Path, mib: u32) -> Result<String> {
-        // nocreat: on a device that has gone, dd would make a plain file in /dev and be happy.
-        let sum = self.run(&format!(
-            "set -o pipefail; head -c {mib}M /dev/urandom | tee >(sha256sum | cut -d' ' -f1 >/tmp/sum) | \
-             dd of={} bs=1M iflag=fullblock oflag=direct conv=nocreat,fsync status=none && sleep 0.1 && cat /tmp/sum",
-            path.device
-        ))?;
-        Ok(sum.trim().to_string())
+        self.stream(&format!("fill {} 0 {mib}", path.device))
     }
 
-    /// SHA-256 of the first `mib` MiB as they are on the target, past the page cache.
+    /// The sum of the first `mib` MiB as they are on the target, past the page cache.
     pub fn checksum(&mut self, path: &Path, mib: u32) -> Result<String> {
-        let sum = self.run(&format!(
-            "set -o pipefail; dd if={} bs=1M count={mib} iflag=direct status=none | sha256sum | cut -d' ' -f1",
-            path.device
-        ))?;
-        Ok(sum.trim().to_string())
+        self.stream(&format!("sum {} 0 {mib}", path.device))
+    }
+
+    /// Runs `bin/stream.rs` to its end.
+    fn stream(&mut self, arguments: &str) -> Result<String> {
+        let payload = self.guest.mount_payload()?.to_string();
+        Ok(self.run(&format!("{payload}/stream {arguments}"))?.trim().to_string())
     }
 
     /// Starts the acknowledged stream of writes behind the first `offset` bytes of a device; see
@@ -187,9 +181,6 @@ impl Initiator {
 
     /// Reads back every acknowledged record. How many there were.
     pub fn verify_stream(&mut self, name: &str, path: &Path, offset: u64) -> Result<u64> {
-        let payload = self.guest.mount_payload()?;
-        let count =
-            self.run(&format!("{payload}/stream verify {} /run/{name}.acks {offset}", path.device))?;
-        Ok(count.trim().parse()?)
+        Ok(self.stream(&format!("verify {} /run/{name}.acks {offset}", path.device))?.parse()?)
     }
 }

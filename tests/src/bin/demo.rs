@@ -135,7 +135,7 @@ fn main() -> Result<()> {
         })?;
         let sum = s.step(&format!("write {MIB} MiB and flush"), |_| {
             let sum = lab.initiator.write_random(&path, MIB)?;
-            let told = format!("sha256 {}", &sum[..16]);
+            let told = format!("their sum is {sum}");
             Ok((sum, told))
         })?;
         connected.push(Connected { volume, attachment, path, sum });
@@ -167,7 +167,7 @@ fn main() -> Result<()> {
             lab.initiator.stop_stream(name)?;
             let records = lab.initiator.verify_stream(name, &c.path, STREAM_AT)?;
             ensure!(lab.initiator.checksum(&c.path, MIB)? == c.sum, "the checksum is another one");
-            Ok(((), format!("{records} records, and the {MIB} MiB with sha256 {}", &c.sum[..16])))
+            Ok(((), format!("{records} records, and the {MIB} MiB with sum {}", c.sum)))
         })?;
         s.step(&format!("`{name}`: its identity is the same"), |_| {
             let again = lab.wait(lab.api.attachment(&VolumeRef::Id(c.volume.id), &host))?;

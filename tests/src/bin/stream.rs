@@ -6,6 +6,10 @@
 //! A record that can't be written ends it with an error: through a power cut of the target it must wait.
 //! `stream verify DEVICE ACKS OFFSET` reads back every record that was acknowledged.
 //!
+//! `stream fill DEVICE OFFSET MIB` writes bytes that were never written before, flushes them, and prints the
+//! sum of what lies in the first MIB from OFFSET on, as `stream sum DEVICE OFFSET MIB` does. Made for
+//! emulated processors: SHA-256 and the kernel's random numbers take them a second for every few MiB.
+//!
 //! Copied into guests: needs nothing but the C library.
 
 #![allow(clippy::print_stdout)]
@@ -21,37 +25,53 @@ const RECORD: usize = 4096;
 /// Linux, on every architecture that Orlop runs on but 32-bit ARM.
 const O_DIRECT: i32 = 0o40000;
 
-/// A record-sized buffer that starts at a multiple of its size, as O_DIRECT wants it.
+/// What is filled and summed at a time.
+const BLOCK: usize = 1 << 20;
+
+/// A buffer that starts where O_DIRECT wants it.
 struct Aligned {
     memory: Vec<u8>,
     start: usize,
+    len: usize,
 }
 
 impl Aligned {
-    fn new() -> Self {
-        let memory = vec![0u8; 2 * RECORD];
+    fn new(len: usize) -> Self {
+        let memory = vec![0u8; len + RECORD];
         let start = memory.as_ptr().align_offset(RECORD);
-        Self { memory, start }
+        Self { memory, start, len }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + RECORD]
+        &mut self.memory[self.start..self.start + self.len]
     }
 }
 
-/// What record `n` holds: its number, then a pattern that no other record has.
-fn fill(buffer: &mut [u8], n: u64) {
-    let mut state = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    for (i, word) in buffer.chunks_exact_mut(8).enumerate() {
-        if i == 0 {
-            word.copy_from_slice(&n.to_le_bytes());
-        } else {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
+const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Bytes that look like noise, the same for the same seed.
+fn noise(buffer: &mut [u8], seed: u64) {
+    let mut state = seed.wrapping_mul(ODD) | 1;
+    for word in buffer.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
     }
+}
+
+/// What record `n` holds: a pattern that no other record has, with its number in front.
+fn record(buffer: &mut [u8], n: u64) {
+    noise(buffer, n);
+    buffer[..8].copy_from_slice(&n.to_le_bytes());
+}
+
+/// Goes on with a sum: every bit of every word, and the order of the words, count.
+fn sum_on(sum: u64, buffer: &[u8]) -> u64 {
+    buffer.chunks_exact(8).fold(sum, |sum, word| {
+        let word = word.try_into().map_or(0, u64::from_le_bytes);
+        (sum.rotate_left(23) ^ word).wrapping_mul(ODD)
+    })
 }
 
 fn open(device: &str) -> Result<File> {
@@ -63,9 +83,9 @@ fn open(device: &str) -> Result<File> {
 fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Result<()> {
     let file = open(device)?;
     let mut acks = OpenOptions::new().create(true).append(true).open(acks)?;
-    let mut buffer = Aligned::new();
+    let mut buffer = Aligned::new(RECORD);
     for n in 0..count {
-        fill(buffer.bytes(), n);
+        record(buffer.bytes(), n);
         file.write_all_at(buffer.bytes(), offset + n * RECORD as u64)
             .with_context(|| format!("record {n}"))?;
         if flush {
@@ -82,18 +102,46 @@ fn verify(device: &str, acks: &str, offset: u64) -> Result<()> {
     File::open(acks)?.read_to_string(&mut text)?;
     // The last line may be half written if the writer was killed: then it was not acknowledged.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let mut buffer = Aligned::new();
+    let mut buffer = Aligned::new(RECORD);
     let mut want = vec![0u8; RECORD];
     let mut count = 0u64;
     for line in whole.lines() {
         let n: u64 = line.parse()?;
         ensure!(n == count, "acknowledgement {n} where {count} was due");
         file.read_exact_at(buffer.bytes(), offset + n * RECORD as u64)?;
-        fill(&mut want, n);
+        record(&mut want, n);
         ensure!(buffer.bytes() == want, "record {n} was acknowledged and is not there");
         count += 1;
     }
     println!("{count}");
+    Ok(())
+}
+
+fn fill(device: &str, offset: u64, mib: u64) -> Result<()> {
+    let file = open(device)?;
+    let mut buffer = Aligned::new(BLOCK);
+    // Never the same bytes twice: what is there already must not pass for what was written.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let seed = now.as_nanos() as u64;
+    for n in 0..mib {
+        noise(buffer.bytes(), seed.wrapping_add(n));
+        let at = offset + n * BLOCK as u64;
+        file.write_all_at(buffer.bytes(), at).with_context(|| format!("writing at {at}"))?;
+    }
+    file.sync_all().context("flushing")?;
+    sum(device, offset, mib)
+}
+
+fn sum(device: &str, offset: u64, mib: u64) -> Result<()> {
+    let file = open(device)?;
+    let mut buffer = Aligned::new(BLOCK);
+    let mut sum = mib;
+    for n in 0..mib {
+        let at = offset + n * BLOCK as u64;
+        file.read_exact_at(buffer.bytes(), at).with_context(|| format!("reading at {at}"))?;
+        sum = sum_on(sum, buffer.bytes());
+    }
+    println!("{sum:016x}");
     Ok(())
 }
 
@@ -106,6 +154,11 @@ fn main() -> Result<()> {
             write(device, acks, offset.parse()?, count.parse()?, false)
         }
         ["verify", device, acks, offset] => verify(device, acks, offset.parse()?),
-        _ => bail!("usage: stream write DEVICE ACKS OFFSET COUNT | stream verify DEVICE ACKS OFFSET"),
+        ["fill", device, offset, mib] => fill(device, offset.parse()?, mib.parse()?),
+        ["sum", device, offset, mib] => sum(device, offset.parse()?, mib.parse()?),
+        _ => bail!(
+            "usage: stream write DEVICE ACKS OFFSET COUNT [unflushed] | stream verify DEVICE ACKS OFFSET | \
+             stream fill DEVICE OFFSET MIB | stream sum DEVICE OFFSET MIB"
+        ),
     }
 }

@@ -103,7 +103,7 @@ fn snapshot_of(w: &World, snapshot: &SnapshotRef) -> Result<Vec<orlop_api::Volum
 /// The daemon dies in the middle of a copy, twice; the copy goes on, and is the source as it was.
 pub fn copy_goes_on_after_a_kill(w: &mut World) -> Result<()> {
     for pool in [ZFS, XFS] {
-        let source = w.volume("long", pool, 1024)?;
+        let source = w.volume("long", pool, 256)?;
         let a = w.attach(&source, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;
         let sum = w.lab.initiator.write_random(&path, 16)?;
@@ -112,15 +112,12 @@ pub fn copy_goes_on_after_a_kill(w: &mut World) -> Result<()> {
             "cat /sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path",
             source.nqn
         ))?;
-        w.lab.on_appliance(&format!(
-            "(seq 1 2000000; yes orlop) | head -c 192M | \
-             dd of={} bs=1M seek=32 iflag=fullblock conv=notrunc,fsync status=none",
-            device.trim()
-        ))?;
+        let payload = w.lab.appliance.mount_payload()?.to_string();
+        w.lab.on_appliance(&format!("{payload}/stream fill {} {} 192", device.trim(), 32 << 20))?;
         w.lab.initiator.disconnect(&a)?;
         w.detach(&source, 1)?;
         let copy =
-            w.api(w.lab.api.create_volume(&from("long-copy", pool, 1024, "long", SourceMode::Copied)?))?;
+            w.api(w.lab.api.create_volume(&from("long-copy", pool, 256, "long", SourceMode::Copied)?))?;
         for _ in 0..2 {
             std::thread::sleep(Duration::from_secs(1));
             w.lab.on_appliance("systemctl kill -s KILL orlopd; sleep 1")?;
