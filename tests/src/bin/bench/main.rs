@@ -1,0 +1,37 @@
+//! The benchmark. Figures of the simulated daemon are taken on this machine, those of the appliance in a
+//! guest, beside the same work typed as a bare shell loop in the same run. Machines are noisy: ratios are
+//! medians over pairs, with their spread.
+//!
+//! Writes `target/bench/results.json` and prints a table.
+
+#![allow(clippy::print_stdout, clippy::disallowed_methods)]
+mod daemon;
+mod files;
+mod guest;
+mod results;
+mod sim;
+
+use std::path::Path;
+
+use anyhow::Result;
+use results::Results;
+
+fn main() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").canonicalize()?;
+    let only = std::env::args().nth(1);
+    let wanted = |part: &str| only.as_deref().is_none_or(|o| o == part);
+    let mut results = Results::default();
+    if wanted("sim") {
+        println!("simulated daemon, load from this machine:");
+        sim::run(&root, &mut results)?;
+    }
+    if wanted("files") {
+        println!("file pool on XFS, on this machine:");
+        files::run(&root, &mut results)?;
+    }
+    if wanted("guest") {
+        println!("appliance in a guest:");
+        guest::run(&root, &mut results)?;
+    }
+    results.write(&root.join("bench"))
+}
