@@ -6,7 +6,7 @@ use orlop_api::{Attachment, EventKind, HostName, VolumeId, VolumeRef};
 use tokio::time::Instant;
 
 use super::action::{Outcome, Principal};
-use super::core::{Core, Outcome as CoreOutcome};
+use super::core::Core;
 use super::error::{Error, Result};
 use super::events::Subject;
 use super::intent::Intent;
@@ -44,29 +44,23 @@ impl Core {
             self.converge_volume(id, None, false).await.map_err(|f| f.error)?;
             return self.attached(id, &host, false);
         }
-        let op =
-            self.begin(Intent::Attach { volume: id, host: host.clone() }, guards, Batch::default()).await?;
         let act = async {
             let opened = self.open_backing(&open, id, until).await?;
             if opened.size != size {
                 let found = format!("a device of {} bytes instead of {}", opened.size.0, size.0);
                 return Err(Error::Unverified { object: format!("volume {id}"), found }.into());
             }
-            self.converge_volume(id, Some(&host), false).await
+            self.converge_volume(id, Some(&host), false).await?;
+            let mut batch = Batch::default();
+            batch.put(Table::Attachments, &attachment_key(id, &host), &serde_json::json!({}));
+            Ok(((), batch))
         };
-        let done: CoreOutcome<()> = act.await;
-        match done {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let mut batch = Batch::default();
-                batch.put(Table::Attachments, &attachment_key(id, &host), &serde_json::json!({}));
-                let _guards = self.commit(op, batch).await?;
-                self.view.write().attach(id, &host);
-                self.dirty.mark(id);
-                self.events.publish(EventKind::Attached, about(id, &host));
-                self.attached(id, &host, true)
-            }
-        }
+        let intent = Intent::Attach { volume: id, host: host.clone() };
+        let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
+        self.view.write().attach(id, &host);
+        self.dirty.mark(id);
+        self.events.publish(EventKind::Attached, about(id, &host));
+        self.attached(id, &host, true)
     }
 
     pub(super) async fn detach(
@@ -88,17 +82,16 @@ impl Core {
         // The journal first: once it is durable that the host has no access, no crash brings it back.
         let mut batch = Batch::default();
         batch.remove(Table::Attachments, &attachment_key(id, &host));
-        let op = self.begin(Intent::Detach { volume: id, host: host.clone() }, guards, batch).await?;
-        self.view.write().detach(id, &host);
-        self.dirty.mark(id);
-        match self.converge_volume(id, None, true).await {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let _guards = self.commit(op, Batch::default()).await?;
-                self.events.publish(EventKind::Detached, about(id, &host));
-                Ok(Outcome::Gone)
-            }
-        }
+        let act = async {
+            self.view.write().detach(id, &host);
+            self.dirty.mark(id);
+            self.converge_volume(id, None, true).await?;
+            Ok(((), Batch::default()))
+        };
+        let intent = Intent::Detach { volume: id, host: host.clone() };
+        let ((), _guards) = self.carry_out_with(intent, batch, guards, act).await?;
+        self.events.publish(EventKind::Detached, about(id, &host));
+        Ok(Outcome::Gone)
     }
 
     /// As `find`, but also a volume whose backing is gone and whose attachments are still there: they can

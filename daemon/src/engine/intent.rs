@@ -158,6 +158,37 @@ pub(super) struct Op {
 }
 
 impl Core {
+    /// Makes a change whose locks are held: this is the door's second half, the same for all of them. The
+    /// intent is durable before `act` begins. `act` does the work and reads back what came of it. Then it is
+    /// committed. What fails is put right before the caller hears of it, or `stuck` until it is.
+    ///
+    /// The guards come back, for what the caller does to the view while it still holds them.
+    pub(super) async fn carry_out<T>(
+        self: &Arc<Self>,
+        intent: Intent,
+        guards: Guards,
+        act: impl Future<Output = Outcome<T>>,
+    ) -> Result<(T, Guards)> {
+        let act = async { Ok((act.await?, Batch::default())) };
+        self.carry_out_with(intent, Batch::default(), guards, act).await
+    }
+
+    /// [`carry_out`](Self::carry_out) with records in the journal: `first` become durable with the intent,
+    /// those that `act` gives back as the intent goes.
+    pub(super) async fn carry_out_with<T>(
+        self: &Arc<Self>,
+        intent: Intent,
+        first: Batch,
+        guards: Guards,
+        act: impl Future<Output = Outcome<(T, Batch)>>,
+    ) -> Result<(T, Guards)> {
+        let op = self.begin(intent, guards, first).await?;
+        match act.await {
+            Ok((done, last)) => Ok((done, self.commit(op, last).await?)),
+            Err(failure) => Err(self.fail(op, failure).await),
+        }
+    }
+
     /// Records what is about to be done; `records` become durable with it.
     pub(super) async fn begin(&self, intent: Intent, guards: Guards, records: Batch) -> Result<Op> {
         let key = self.new_op();
@@ -169,8 +200,7 @@ impl Core {
     }
 
     /// The operation is done and verified: its records become durable and its intent goes, in one batch.
-    /// The guards come back, for what the caller does to the view while it still holds them.
-    pub(super) async fn commit(self: &Arc<Self>, op: Op, records: Batch) -> Result<Guards> {
+    async fn commit(self: &Arc<Self>, op: Op, records: Batch) -> Result<Guards> {
         failpoint::hit(op.intent.verb(), "acted");
         let mut batch = records;
         batch.remove(Table::Intents, &op_key(op.key));
@@ -190,7 +220,7 @@ impl Core {
 
     /// The operation failed. Puts things right before the caller is answered if that can be done now,
     /// else behind its back, with the object `stuck` until then. Returns the caller's error.
-    pub(super) async fn fail(self: &Arc<Self>, op: Op, failure: Failure) -> Error {
+    async fn fail(self: &Arc<Self>, op: Op, failure: Failure) -> Error {
         let Failure { error, late } = failure;
         let reason = error.chain();
         tracing::warn!(op = op.key, verb = op.intent.verb(), error = reason, "an operation failed");

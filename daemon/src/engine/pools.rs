@@ -10,8 +10,8 @@ use super::action::Outcome;
 use super::core::{Core, Failure, On, OpenPool, Outcome as CoreOutcome, run};
 use super::error::{Error, Result, chain};
 use super::events::Subject;
-use super::intent::{Intent, Known, Op};
-use super::locks::{Key, Mode};
+use super::intent::{Intent, Known};
+use super::locks::{Guards, Key, Mode};
 use super::view::{PoolEntry, SnapshotEntry, VolumeEntry};
 use crate::journal::{Batch, Table};
 use crate::model::{PoolChange, PoolSpec};
@@ -47,23 +47,12 @@ impl Core {
             }
         }
         self.check_media(&spec)?;
-        let op = self.begin(Intent::CreatePool { spec: spec.clone() }, guards, Batch::default()).await?;
-        let pools = self.settings.pools.clone();
-        let ask = spec.clone();
-        let made = run(&self.setup_lane, until, move |d| pools.create(&ask, d)).await;
-        let up = match made {
-            Ok(pool) => self.list_new_pool(spec.name.clone(), pool, until).await,
-            Err(failure) => Err(failure),
+        let (pools, ask) = (self.settings.pools.clone(), spec.clone());
+        let made = async {
+            let pool = run(&self.setup_lane, until, move |d| pools.create(&ask, d)).await?;
+            self.list_new_pool(spec.name.clone(), pool, until).await
         };
-        // One that was there already may have volumes.
-        let up = match up {
-            Ok((pool, listing)) => self.take_in(pool, listing, until).await,
-            Err(failure) => Err(failure),
-        };
-        match up {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok((pool, listing)) => self.pool_made(op, pool, &spec, listing).await,
-        }
+        self.add_pool(&spec, guards, made, until).await
     }
 
     /// Keeps a copy of the pools beside the journal: where pools are is the one thing that labels can't
@@ -97,22 +86,28 @@ impl Core {
         .await
     }
 
-    async fn pool_made(
+    /// Takes in a pool that was made or opened, and what is in it: one that was there already may have
+    /// volumes.
+    async fn add_pool(
         self: &Arc<Self>,
-        op: Op,
-        pool: Arc<OpenPool>,
         spec: &PoolSpec,
-        listing: Listing,
+        guards: Guards,
+        open: impl Future<Output = CoreOutcome<(Arc<OpenPool>, Listing)>>,
+        until: Instant,
     ) -> Result<Outcome> {
-        let until = Instant::now() + self.settings.settle_deadline;
-        let spec = &match self.known_as(&pool, spec, until).await {
-            Ok(known) => known,
-            Err(failure) => return Err(self.fail(op, failure).await),
+        let act = async {
+            let (pool, listing) = open.await?;
+            let (pool, listing) = self.take_in(pool, listing, until).await?;
+            let known = self.known_as(&pool, spec, until).await?;
+            let mut batch = Batch::default();
+            batch.put(Table::Pools, known.name.as_str(), &known);
+            Ok(((pool, listing, known), batch))
         };
-        let mut batch = Batch::default();
-        batch.put(Table::Pools, spec.name.as_str(), spec);
-        let _guards = self.commit(op, batch).await?;
-        self.show_pool(pool.clone(), spec, listing);
+        let intent = Intent::CreatePool { spec: spec.clone() };
+        let added = self.carry_out_with(intent, Batch::default(), guards, act).await?;
+        let ((pool, listing, spec), _guards) = added;
+        let until = Instant::now() + self.settings.settle_deadline;
+        self.show_pool(pool.clone(), &spec, listing);
         self.read_capacity(&pool, On::Open, until).await;
         self.read_health(&pool, None, On::Open, until).await;
         self.events.publish(EventKind::PoolCreated, about(&spec.name));
@@ -148,22 +143,12 @@ impl Core {
         let pools = self.settings.pools.clone();
         let ask = asked.clone();
         let spec = run(&self.setup_lane, until, move |_| pools.recognize(&ask)).await.map_err(|f| f.error)?;
-        let op = self.begin(Intent::CreatePool { spec: spec.clone() }, guards, Batch::default()).await?;
-        let pools = self.settings.pools.clone();
-        let ask = spec.clone();
-        let opened = run(&self.setup_lane, until, move |d| pools.import(&ask, force, d)).await;
-        let up = match opened {
-            Ok(pool) => self.list_pool(spec.name.clone(), pool, until).await,
-            Err(failure) => Err(failure),
+        let (pools, ask) = (self.settings.pools.clone(), spec.clone());
+        let opened = async {
+            let pool = run(&self.setup_lane, until, move |d| pools.import(&ask, force, d)).await?;
+            self.list_pool(spec.name.clone(), pool, until).await
         };
-        let taken = match up {
-            Ok((pool, listing)) => self.take_in(pool, listing, until).await,
-            Err(failure) => Err(failure),
-        };
-        match taken {
-            Ok((pool, listing)) => self.pool_made(op, pool, &spec, listing).await,
-            Err(failure) => Err(self.fail(op, failure).await),
-        }
+        self.add_pool(&spec, guards, opened, until).await
     }
 
     /// What is in a pool that was not this journal's is made ours, or the pool is let go of again.
@@ -237,18 +222,28 @@ impl Core {
                 dependants: busy,
             });
         }
-        let op = self.begin(Intent::ExportPool { name: name.clone() }, guards, Batch::default()).await?;
-        match self.on_pool(&pool, On::Make, until, |p, d| p.export(d)).await {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let mut batch = Batch::default();
-                batch.remove(Table::Pools, name.as_str());
-                let _guards = self.commit(op, batch).await?;
-                self.forget_pool(&name);
-                self.copy_pool_list().await;
-                Ok(Outcome::Gone)
-            }
-        }
+        let export = self.on_pool(&pool, On::Make, until, |p, d| p.export(d));
+        self.drop_pool(Intent::ExportPool { name: name.clone() }, &name, guards, export).await
+    }
+
+    /// Carries out what takes a pool away from here.
+    async fn drop_pool(
+        self: &Arc<Self>,
+        intent: Intent,
+        name: &PoolName,
+        guards: Guards,
+        away: impl Future<Output = CoreOutcome<()>>,
+    ) -> Result<Outcome> {
+        let act = async {
+            away.await?;
+            let mut batch = Batch::default();
+            batch.remove(Table::Pools, name.as_str());
+            Ok(((), batch))
+        };
+        let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
+        self.forget_pool(name);
+        self.copy_pool_list().await;
+        Ok(Outcome::Gone)
     }
 
     async fn known_as(&self, pool: &Arc<OpenPool>, spec: &PoolSpec, until: Instant) -> CoreOutcome<PoolSpec> {
@@ -272,19 +267,8 @@ impl Core {
                 });
             }
         }
-        let op = self.begin(Intent::DeletePool { name: name.clone() }, guards, Batch::default()).await?;
-        let removed = self.on_pool(&pool, On::Make, until, |p, d| p.remove(d)).await;
-        match removed {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let mut batch = Batch::default();
-                batch.remove(Table::Pools, name.as_str());
-                let _guards = self.commit(op, batch).await?;
-                self.forget_pool(&name);
-                self.copy_pool_list().await;
-                Ok(Outcome::Gone)
-            }
-        }
+        let remove = self.on_pool(&pool, On::Make, until, |p, d| p.remove(d));
+        self.drop_pool(Intent::DeletePool { name: name.clone() }, &name, guards, remove).await
     }
 
     /// Changes a pool's disks while it is in use: volumes go on being served and made.
@@ -305,14 +289,13 @@ impl Core {
         let after = spec.after(&change);
         self.check_media(&after)?;
         let intent = Intent::ChangePool { name: name.clone(), change: change.clone() };
-        let op = self.begin(intent, guards, Batch::default()).await?;
-        let changed = match self.on_pool(&pool, On::Make, until, move |p, d| p.change(&change, d)).await {
-            Ok(changed) => changed,
-            Err(failure) => return Err(self.fail(op, failure).await),
+        let act = async {
+            let changed = self.on_pool(&pool, On::Make, until, move |p, d| p.change(&change, d)).await?;
+            let mut batch = Batch::default();
+            batch.put(Table::Pools, name.as_str(), &after);
+            Ok((changed, batch))
         };
-        let mut batch = Batch::default();
-        batch.put(Table::Pools, name.as_str(), &after);
-        let _guards = self.commit(op, batch).await?;
+        let (changed, _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
         self.show_changed(&pool, after, until).await;
         self.shown_pool(&self.view.read(), &name, changed == Change::Done)
     }

@@ -12,13 +12,13 @@ use orlop_api::{
 use tokio::time::Instant;
 
 use super::action::{Outcome, Principal};
-use super::core::{Core, On};
+use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::Intent;
 use super::locks::{Key, Mode};
-use super::volumes::not_found;
-use crate::journal::Batch;
+use super::volumes::{not_found, verify_gone};
 use crate::model::{SnapshotKey, SnapshotLabel};
+use crate::pool::Snapped;
 
 /// The most volumes of one group: their labels travel in one request to the pool.
 const LARGEST_GROUP: usize = 64;
@@ -116,35 +116,36 @@ impl Core {
         self.check_space(&open, ByteSize(0), until).await?;
 
         let intent = Intent::CreateSnapshots { pool: pool.clone(), labels: labels.clone() };
-        let op = self.begin(intent, guards, Batch::default()).await?;
-        let ask = labels.clone();
-        let taken = self
-            .on_pool(&open, On::Make, until, move |p, d| {
+        let (snapped, _guards) = self.carry_out(intent, guards, self.take(&open, &labels, until)).await?;
+        for label in labels {
+            self.show_snapshot(pool.clone(), label, snapped.paused, EventKind::SnapshotCreated);
+        }
+        self.capacity_changed(&pool);
+        Ok(true)
+    }
+
+    /// Takes snapshots and reads them back from the pool (R5).
+    async fn take(
+        &self,
+        pool: &Arc<OpenPool>,
+        labels: &[SnapshotLabel],
+        until: Instant,
+    ) -> CoreOutcome<Snapped> {
+        let ask = labels.to_vec();
+        let (snapped, found) = self
+            .on_pool(pool, On::Make, until, move |p, d| {
                 let snapped = p.snapshot(&ask, d)?;
                 let found =
                     ask.iter().map(|l| p.get_snapshot(l.key, d)).collect::<crate::pool::Result<Vec<_>>>()?;
                 Ok((snapped, found))
             })
-            .await;
-        let checked = taken.and_then(|(snapped, found)| {
-            match labels.iter().zip(&found).find(|(label, found)| found.as_ref() != Some(*label)) {
-                None => Ok(snapped),
-                Some((label, found)) => {
-                    let found = if found.is_some() { "another label" } else { "nothing" };
-                    let object = format!("snapshot {}", label.name);
-                    Err(Error::Unverified { object, found: found.into() }.into())
-                }
-            }
-        });
-        match checked {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(snapped) => {
-                let _guards = self.commit(op, Batch::default()).await?;
-                for label in labels {
-                    self.show_snapshot(pool.clone(), label, snapped.paused, EventKind::SnapshotCreated);
-                }
-                self.capacity_changed(&pool);
-                Ok(true)
+            .await?;
+        match labels.iter().zip(&found).find(|(label, found)| found.as_ref() != Some(*label)) {
+            None => Ok(snapped),
+            Some((label, found)) => {
+                let found = if found.is_some() { "another label" } else { "nothing" };
+                Err(Error::Unverified { object: format!("snapshot {}", label.name), found: found.into() }
+                    .into())
             }
         }
     }
@@ -247,29 +248,15 @@ impl Core {
         };
         let open = self.open_pool(&pool)?;
         let intent = Intent::DeleteSnapshot { pool: pool.clone(), snapshot: key };
-        let op = self.begin(intent, guards, Batch::default()).await?;
-        let left = self
-            .on_pool(&open, On::Make, until, move |p, d| {
-                p.destroy_snapshot(key, d)?;
-                p.get_snapshot(key, d)
-            })
-            .await;
-        let checked = left.and_then(|left| match left {
-            None => Ok(()),
-            Some(_) => {
-                let object = format!("snapshot {key}");
-                Err(Error::Unverified { object, found: "it is still there".into() }.into())
-            }
+        let destroy = self.on_pool(&open, On::Make, until, move |p, d| {
+            p.destroy_snapshot(key, d)?;
+            p.get_snapshot(key, d)
         });
-        match checked {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let _guards = self.commit(op, Batch::default()).await?;
-                self.snapshot_gone(key);
-                self.capacity_changed(&pool);
-                Ok(())
-            }
-        }
+        let act = async { verify_gone(&format!("snapshot {key}"), destroy.await?.is_none()) };
+        let ((), _guards) = self.carry_out(intent, guards, act).await?;
+        self.snapshot_gone(key);
+        self.capacity_changed(&pool);
+        Ok(())
     }
 
     /// Removes what was deleted and has lost its last dependant, for as long as the daemon runs.

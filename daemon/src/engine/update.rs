@@ -11,7 +11,6 @@ use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
 use super::volumes::{THICK_CLONE, not_found, verify};
-use crate::journal::Batch;
 use crate::kernel::Deadline;
 use crate::model::Label;
 use crate::pool::{self, Pool};
@@ -61,24 +60,16 @@ impl Core {
             true => Intent::SetVolume { pool: name.clone(), label },
             false => Intent::ResizeVolume { pool: name.clone(), label },
         };
-        let op = self.begin(intent, guards, Batch::default()).await?;
-        match self.change(&pool, want, sets, until).await {
-            Err(failure) => {
-                let error = self.fail(op, failure).await;
-                self.capacity_changed(&name);
-                Err(error)
-            }
-            Ok(label) => {
-                let _guards = self.commit(op, Batch::default()).await?;
-                let kind = if grows { EventKind::VolumeResized } else { EventKind::VolumeChanged };
-                self.show_volume(name.clone(), label, kind);
-                if grows && sets {
-                    self.events.publish(EventKind::VolumeChanged, about_volume(id));
-                }
-                self.capacity_changed(&name);
-                self.shown(id, true)
-            }
+        let changed = self.carry_out(intent, guards, self.change(&pool, want, sets, until)).await;
+        // Also of what failed: a part of it may be so.
+        self.capacity_changed(&name);
+        let (label, _guards) = changed?;
+        let kind = if grows { EventKind::VolumeResized } else { EventKind::VolumeChanged };
+        self.show_volume(name, label, kind);
+        if grows && sets {
+            self.events.publish(EventKind::VolumeChanged, about_volume(id));
         }
+        self.shown(id, true)
     }
 
     /// Refuses what there is no room for. Properties alone need none, and can be changed in a full pool.

@@ -14,7 +14,6 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
-use crate::journal::Batch;
 use crate::model::{Label, LabelSource, SnapshotKey, SnapshotLabel};
 use crate::pool::{self, Stored};
 
@@ -96,33 +95,24 @@ impl Core {
         }
 
         let intent = Intent::CreateVolume { pool: ask.pool.clone(), label: label.clone() };
-        let op = self.begin(intent, guards, Batch::default()).await?;
-        let made = match taken {
-            Some((from, snapshot)) => match self.take_for_copy(&from, snapshot, until).await {
-                Ok(()) => self.make(&pool, label, until).await,
-                Err(failure) => Err(failure),
-            },
-            None => self.make(&pool, label, until).await,
+        let act = async {
+            if let Some((from, snapshot)) = taken {
+                self.take_for_copy(&from, snapshot, until).await?;
+            }
+            self.make(&pool, label, until).await
         };
-        match made {
-            Err(failure) => {
-                let error = self.fail(op, failure).await;
-                self.capacity_changed(&ask.pool);
-                Err(error)
-            }
-            Ok(label) => {
-                let id = label.id;
-                let guards = self.commit(op, Batch::default()).await?;
-                self.show_volume(ask.pool.clone(), label, EventKind::VolumeCreated);
-                let shown = self.shown(id, true);
-                // What rings below looks at what these hold.
-                drop(guards);
-                self.start_copy(id);
-                self.spent_bell.notify_one();
-                self.capacity_changed(&ask.pool);
-                shown
-            }
-        }
+        let made = self.carry_out(intent, guards, act).await;
+        // Also of what failed: it may have taken room for a while.
+        self.capacity_changed(&ask.pool);
+        let (label, guards) = made?;
+        let id = label.id;
+        self.show_volume(ask.pool.clone(), label, EventKind::VolumeCreated);
+        let shown = self.shown(id, true);
+        // What rings below looks at what these hold.
+        drop(guards);
+        self.start_copy(id);
+        self.spent_bell.notify_one();
+        shown
     }
 
     /// What a source is, if volumes can be made from it now.
@@ -302,31 +292,17 @@ impl Core {
         }
 
         let intent = Intent::DeleteVolume { pool: pool.clone(), volume: id };
-        let op = self.begin(intent, guards, Batch::default()).await?;
-        let gone = self
-            .on_pool(&open, On::Make, until, move |p, d| {
-                p.destroy(id, d)?;
-                p.get(id, d)
-            })
-            .await;
-        let checked = gone.and_then(|left| match left {
-            None => Ok(()),
-            Some(_) => {
-                Err(Error::Unverified { object: format!("volume {id}"), found: "it is still there".into() }
-                    .into())
-            }
+        let destroy = self.on_pool(&open, On::Make, until, move |p, d| {
+            p.destroy(id, d)?;
+            p.get(id, d)
         });
-        match checked {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let _guards = self.commit(op, Batch::default()).await?;
-                self.view.write().remove_volume(id);
-                self.events.publish(EventKind::VolumeDeleted, about_volume(id));
-                self.spent_bell.notify_one();
-                self.capacity_changed(&pool);
-                Ok(Outcome::Gone)
-            }
-        }
+        let act = async { verify_gone(&format!("volume {id}"), destroy.await?.is_none()) };
+        let ((), _guards) = self.carry_out(intent, guards, act).await?;
+        self.view.write().remove_volume(id);
+        self.events.publish(EventKind::VolumeDeleted, about_volume(id));
+        self.spent_bell.notify_one();
+        self.capacity_changed(&pool);
+        Ok(Outcome::Gone)
     }
 
     /// The id behind a reference, within the principal's tenant.
@@ -445,6 +421,14 @@ pub(super) fn verify(want: &Label, stored: Option<Stored>) -> Result<()> {
         Some(_) => return Ok(()),
     };
     Err(Error::Unverified { object: format!("volume {}", want.id), found })
+}
+
+/// What was destroyed is not there any more (R8).
+pub(super) fn verify_gone(object: &str, gone: bool) -> CoreOutcome<()> {
+    if gone {
+        return Ok(());
+    }
+    Err(Error::Unverified { object: object.into(), found: "it is still there".into() }.into())
 }
 
 /// A wire enum's spelling.

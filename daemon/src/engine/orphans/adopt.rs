@@ -15,7 +15,6 @@ use crate::engine::intent::{Intent, Known, about_volume};
 use crate::engine::locks::{Key, Mode};
 use crate::engine::view::VolumeEntry;
 use crate::engine::volumes::verify;
-use crate::journal::Batch;
 use crate::model::Label;
 use crate::pool::{Stored, Stray};
 
@@ -95,26 +94,18 @@ impl Core {
         };
         let open = self.open_pool(&pool)?;
         let intent = Intent::AdoptVolume { pool: pool.clone(), stray: stray.clone(), label: label.clone() };
-        let op = self.begin(intent, guards, Batch::default()).await?;
         let want = label.clone();
-        let done = self
-            .on_pool(&open, On::Make, until, move |p, d| {
-                match &stray {
-                    Some(stray) => drop(p.adopt(stray, &want, d)?),
-                    None => p.relabel(&want, d)?,
-                }
-                p.get(volume, d)
-            })
-            .await
-            .and_then(|stored| Ok(verify(&label, stored)?));
-        match done {
-            Err(failure) => Err(self.fail(op, failure).await),
-            Ok(()) => {
-                let _guards = self.commit(op, Batch::default()).await?;
-                self.show_adopted(pool, label);
-                self.shown(volume, true)
+        let adopt = self.on_pool(&open, On::Make, until, move |p, d| {
+            match &stray {
+                Some(stray) => drop(p.adopt(stray, &want, d)?),
+                None => p.relabel(&want, d)?,
             }
-        }
+            p.get(volume, d)
+        });
+        let act = async { Ok(verify(&label, adopt.await?)?) };
+        let ((), _guards) = self.carry_out(intent, guards, act).await?;
+        self.show_adopted(pool, label);
+        self.shown(volume, true)
     }
 
     /// What an adoption has to be followed by.
