@@ -719,6 +719,64 @@ pub struct Disk {
     pub serial: Option<String>,
     /// Whether a pool may be made on it.
     pub usage: DiskUsage,
+    /// What it says of itself.
+    #[serde(default)]
+    pub health: DiskHealth,
+}
+
+/// Whether a disk says that it is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum DiskHealthState {
+    /// It says so.
+    Passed,
+    /// It says that it is failing: replace it.
+    Failed,
+    /// It was not asked yet, does not tell, or could not be asked.
+    #[default]
+    Unknown,
+}
+
+impl DiskHealthState {
+    /// As it is spelled on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a disk says of itself (SMART), as it was last read. A number is absent where it does not tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DiskHealth {
+    /// In one word.
+    pub state: DiskHealthState,
+    /// What is wrong, or why nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// In degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<i16>,
+    /// How much of the writes that it was made for it has had, in percent; may be more than 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_percent: Option<u8>,
+    /// Hours that it has been powered on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_on_hours: Option<u64>,
+    /// Reads or writes that it could not correct.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_errors: Option<u64>,
+    /// Sectors that it has replaced by spare ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reallocated_sectors: Option<u64>,
+    /// When all this was read. A disk that sleeps is not woken for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    pub observed: Option<Timestamp>,
 }
 
 /// What a disk is used for.
@@ -888,6 +946,8 @@ pub enum EventKind {
     DiskAdded,
     /// A disk went: `detail` is the name it had.
     DiskRemoved,
+    /// A disk says that it is failing, or no longer: `detail` says which and how.
+    DiskHealth,
     /// A pool was made.
     PoolCreated,
     /// A pool was deleted.
@@ -934,6 +994,7 @@ impl EventKind {
             Self::Gap => "gap",
             Self::DiskAdded => "disk_added",
             Self::DiskRemoved => "disk_removed",
+            Self::DiskHealth => "disk_health",
             Self::PoolCreated => "pool_created",
             Self::PoolDeleted => "pool_deleted",
             Self::PoolSpace => "pool_space",

@@ -260,7 +260,11 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
         sim,
         prefix: settings.nvmet.nqn_prefix.clone(),
         target,
-        pools: Arc::new(PoolEnv { mounts: settings.state_dir.join("pools"), ..PoolEnv::default() }),
+        pools: Arc::new(PoolEnv {
+            mounts: settings.state_dir.join("pools"),
+            simulated: sim,
+            ..PoolEnv::default()
+        }),
         pool_threads: settings.limits.pool_threads,
         fill: FillLimits {
             warn_percent: settings.pools.warn_percent,

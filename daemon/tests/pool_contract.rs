@@ -171,7 +171,7 @@ fn on_disk(filesystem: Filesystem) {
     need_root();
     let disk = LoopDisk::new(DISK);
     let mounts = tempfile::tempdir().unwrap();
-    let env = PoolEnv { mounts: mounts.path().join("pools"), loops_as_disks: true };
+    let env = PoolEnv { mounts: mounts.path().join("pools"), loops_as_disks: true, ..PoolEnv::default() };
     let medium = PoolMedium::FileDisk { disk: disk.device.clone(), filesystem, uuid: uuid::Uuid::now_v7() };
     let subject = Subject { spec: spec(medium), env: env.clone() };
     suite(&subject);
@@ -204,7 +204,7 @@ fn pool_disks_are_exported_and_recognized() {
     for filesystem in ["xfs", "btrfs"] {
         let disk = LoopDisk::new(DISK);
         let dir = tempfile::tempdir().unwrap();
-        let env = PoolEnv { mounts: dir.path().join("mounts"), loops_as_disks: true };
+        let env = PoolEnv { mounts: dir.path().join("mounts"), loops_as_disks: true, ..PoolEnv::default() };
         let ask = |name: &str| -> PoolSpec {
             let ask = serde_json::json!({
                 "name": name, "kind": "file", "disks": [disk.device], "filesystem": filesystem
@@ -244,7 +244,7 @@ fn pool_file_on_a_btrfs_disk_keeps_the_contract() {
 fn pool_disks_are_not_taken_while_they_hold_anything() {
     need_root();
     let mounts = tempfile::tempdir().unwrap();
-    let env = PoolEnv { mounts: mounts.path().to_owned(), loops_as_disks: true };
+    let env = PoolEnv { mounts: mounts.path().to_owned(), loops_as_disks: true, ..PoolEnv::default() };
     let make = |disk: &LoopDisk| {
         let medium = PoolMedium::FileDisk {
             disk: disk.device.clone(),

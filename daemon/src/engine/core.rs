@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orlop_api::{Disk, HostName, PoolName, SystemState, VolumeId};
+use orlop_api::{Disk, DiskHealth, HostName, PoolName, SystemState, VolumeId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::action::Principal;
 use super::copies::Copies;
+use super::disks::DiskReadings;
 use super::error::{Error, Result};
 use super::events::Events;
 use super::gate::Gate;
@@ -26,6 +27,7 @@ use super::space::FillLimits;
 use super::view::View;
 use crate::journal::Journal;
 use crate::kernel::Deadline;
+use crate::kernel::disks::DiskInfo;
 use crate::model::{Identity, NqnPrefix, PoolSpec};
 use crate::pool::{Opened, Pool, PoolEnv};
 use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
@@ -45,6 +47,10 @@ pub trait Pools: Send + Sync {
     -> crate::pool::Result<Box<dyn Pool>>;
     /// The machine's disks.
     fn disks(&self, deadline: &Deadline) -> std::io::Result<Vec<Disk>>;
+    /// The same by what the kernel has in memory: no disk is touched.
+    fn present(&self) -> std::io::Result<Vec<DiskInfo>>;
+    /// What a disk says of itself. `None`: it sleeps, and is not woken.
+    fn disk_health(&self, disk: &DiskInfo, deadline: &Deadline) -> Option<DiskHealth>;
 }
 
 impl Pools for PoolEnv {
@@ -71,6 +77,14 @@ impl Pools for PoolEnv {
 
     fn disks(&self, deadline: &Deadline) -> std::io::Result<Vec<Disk>> {
         crate::pool::disks::inventory(self, deadline)
+    }
+
+    fn present(&self) -> std::io::Result<Vec<DiskInfo>> {
+        crate::kernel::disks::all(self.loops_as_disks)
+    }
+
+    fn disk_health(&self, disk: &DiskInfo, deadline: &Deadline) -> Option<DiskHealth> {
+        crate::pool::disks::health(self, disk, deadline)
     }
 }
 
@@ -147,6 +161,9 @@ pub(super) struct Core {
     pub(super) opened: Mutex<BTreeMap<VolumeId, Opened>>,
     pub(super) target_lane: Lane,
     pub(super) setup_lane: Lane,
+    /// Where disks are asked how they are.
+    pub(super) disk_lane: Lane,
+    pub(super) disk_readings: DiskReadings,
     /// Tokens by the SHA-256 of their text.
     pub(super) tokens: RwLock<HashMap<[u8; 32], Principal>>,
     pub(super) token_names: RwLock<BTreeMap<String, [u8; 32]>>,

@@ -14,6 +14,7 @@ mod action;
 mod attachments;
 mod copies;
 mod core;
+mod disks;
 pub mod error;
 mod events;
 mod gate;
@@ -110,6 +111,8 @@ impl Engine {
             opened: Default::default(),
             target_lane: lane("target", 1)?,
             setup_lane: lane("setup", SETUP_THREADS)?,
+            disk_lane: lane("smart", disks::ASKED_AT_ONCE)?,
+            disk_readings: Default::default(),
             tokens: Default::default(),
             token_names: Default::default(),
             unsettled: Default::default(),
@@ -141,6 +144,7 @@ impl Engine {
         self.core.background(self.core.clone().write_labels_behind());
         self.core.background(self.core.clone().remove_spent());
         self.core.background(self.core.clone().look_at_pools());
+        self.core.background(self.core.clone().look_at_disks());
         Ok(())
     }
 
@@ -237,11 +241,13 @@ impl Engine {
         }
     }
 
-    /// The machine's disks. Looks at them, so it can take a moment.
+    /// The machine's disks. Looks at them, so it can take a moment; what they say of themselves was read
+    /// before.
     pub async fn disks(&self, within: Duration) -> Result<Vec<Disk>> {
         let until = Instant::now() + within;
         let pools = self.core.settings.pools.clone();
-        core::run(&self.core.setup_lane, until, move |d| pools.disks(d)).await.map_err(|f| f.error)
+        let found = core::run(&self.core.setup_lane, until, move |d| pools.disks(d)).await;
+        Ok(self.core.with_health(found.map_err(|f| f.error)?))
     }
 
     /// Disks came or went: pools that have lost some, or that are missing, are looked at now.
@@ -253,6 +259,7 @@ impl Engine {
             self.core.events.publish(kind, about);
         }
         self.core.disks_bell.notify_waiters();
+        self.core.disks_came_or_went(events);
         self.core.look_once();
     }
 

@@ -84,6 +84,7 @@ pub enum ExecError {
 pub struct Tool {
     name: &'static str,
     path: PathBuf,
+    most: usize,
 }
 
 /// What a command that ended by itself left.
@@ -105,8 +106,13 @@ impl Tool {
             .iter()
             .map(|d| Path::new(d).join(name))
             .find(|p| p.is_file())
-            .map(|path| Self { name, path })
+            .map(|path| Self { name, path, most: MAX_OUTPUT })
             .ok_or(ExecError::Missing(name))
+    }
+
+    /// With another bound on what it may say: of one whose answer has a known size.
+    pub fn at_most(self, bytes: usize) -> Self {
+        Self { most: bytes, ..self }
     }
 
     /// Runs it to its end. An exit status other than 0 is not an error here: see [`Output::success`].
@@ -129,7 +135,7 @@ impl Tool {
             .process_group(0)
             .spawn()
             .map_err(|source| ExecError::Spawn { command: command.clone(), source })?;
-        match watch(&mut child, deadline) {
+        match watch(&mut child, self.most, deadline) {
             Ok(Watched::Ended { code, stdout, stderr }) => Ok(Output { command, code, stdout, stderr }),
             Ok(Watched::Late) => {
                 kill(child);
@@ -218,7 +224,7 @@ impl<R: Read + AsFd> Pipe<R> {
     }
 
     /// Takes what is there, without waiting.
-    fn drain(&mut self) -> io::Result<()> {
+    fn drain(&mut self, most: usize) -> io::Result<()> {
         let mut chunk = [0u8; 16 << 10];
         while let Some(from) = &mut self.from {
             match from.read(&mut chunk) {
@@ -228,7 +234,7 @@ impl<R: Read + AsFd> Pipe<R> {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
-            if self.bytes.len() > MAX_OUTPUT {
+            if self.bytes.len() > most {
                 return Ok(());
             }
         }
@@ -238,7 +244,7 @@ impl<R: Read + AsFd> Pipe<R> {
 
 /// Waits for the end of the process and takes what it says meanwhile. A grandchild that keeps the
 /// pipes open is not waited for: the command has ended when its process has.
-fn watch(child: &mut Child, deadline: &Deadline) -> io::Result<Watched> {
+fn watch(child: &mut Child, most: usize, deadline: &Deadline) -> io::Result<Watched> {
     let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
     let mut out = Pipe::new(child.stdout.take())?;
@@ -258,9 +264,9 @@ fn watch(child: &mut Child, deadline: &Deadline) -> io::Result<Watched> {
             }
             !fds[0].revents().is_empty()
         };
-        out.drain()?;
-        err.drain()?;
-        if out.bytes.len() > MAX_OUTPUT || err.bytes.len() > MAX_OUTPUT {
+        out.drain(most)?;
+        err.drain(most)?;
+        if out.bytes.len() > most || err.bytes.len() > most {
             return Ok(Watched::TooMuch);
         }
         if ended {

@@ -15,6 +15,7 @@ pub mod loopdev;
 pub mod lzc;
 pub mod mount;
 pub mod net;
+pub mod smart;
 pub mod uevent;
 
 pub use deadline::{Deadline, Overrun};

@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
-use orlop_api::{ByteSize, Disk, DiskUsage};
+use orlop_api::{ByteSize, Disk, DiskHealth, DiskHealthState, DiskUsage};
 
 use super::context::Context;
 use super::{PoolEnv, Result};
 use crate::kernel::Deadline;
 use crate::kernel::block::{self, Content};
 use crate::kernel::disks::{self, DiskInfo};
+use crate::kernel::smart::{self, Smart};
 
 /// How long someone else may look at a disk.
 const LOOKED_AT: Duration = Duration::from_secs(1);
@@ -28,8 +29,35 @@ pub fn inventory(env: &PoolEnv, deadline: &Deadline) -> std::io::Result<Vec<Disk
             rotational: d.rotational,
             model: d.model,
             serial: d.serial,
+            health: DiskHealth::default(),
         })
         .collect())
+}
+
+/// What a disk says of itself. `None`: it sleeps. That it can't be asked is no error: most virtual disks
+/// can't.
+pub fn health(env: &PoolEnv, disk: &DiskInfo, deadline: &Deadline) -> Option<DiskHealth> {
+    let unknown = |reason| Some(DiskHealth { reason: Some(reason), ..DiskHealth::default() });
+    if env.simulated {
+        return unknown("this is a simulation".into());
+    }
+    let told = match smart::read(&disk.path, deadline) {
+        Ok(Smart::Told(told)) => told,
+        Ok(Smart::Silent(why)) => return unknown(why),
+        Ok(Smart::Asleep) => return None,
+        Err(e) => return unknown(chain(&e)),
+    };
+    let state = if told.failing.is_some() { DiskHealthState::Failed } else { DiskHealthState::Passed };
+    Some(DiskHealth {
+        state,
+        reason: told.failing,
+        temperature: told.temperature,
+        used_percent: told.used_percent,
+        power_on_hours: told.power_on_hours,
+        media_errors: told.media_errors,
+        reallocated_sectors: told.reallocated_sectors,
+        observed: None,
+    })
 }
 
 /// Whether a pool may be made on it.

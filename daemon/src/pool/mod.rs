@@ -499,11 +499,13 @@ pub struct PoolEnv {
     pub mounts: PathBuf,
     /// Whether loop devices count as disks: for tests on a machine that has no disk to spare.
     pub loops_as_disks: bool,
+    /// Whether this is a simulation, which asks no disk anything and changes none.
+    pub simulated: bool,
 }
 
 impl Default for PoolEnv {
     fn default() -> Self {
-        Self { mounts: PathBuf::from("/var/lib/orlop/pools"), loops_as_disks: false }
+        Self { mounts: PathBuf::from("/var/lib/orlop/pools"), loops_as_disks: false, simulated: false }
     }
 }
 

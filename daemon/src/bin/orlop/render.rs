@@ -5,9 +5,10 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
-    Attachment, Disk, DiskUsage, Event, Host, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool,
-    PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Problem, Property,
-    Protocol, Provisioning, Snapshot, SnapshotState, SourceMode, System, SystemState, Volume, VolumeState,
+    Attachment, Disk, DiskHealthState, DiskUsage, Event, Host, Orphan, OrphanAction, OrphanKind, Orphans,
+    Page, Pool, PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Problem,
+    Property, Protocol, Provisioning, Snapshot, SnapshotState, SourceMode, System, SystemState, Volume,
+    VolumeState,
 };
 use serde::Serialize;
 
@@ -77,7 +78,7 @@ fn json(value: &impl Serialize) -> String {
 fn as_table(answer: &Answer) -> String {
     match answer {
         Answer::System(a) => system(a),
-        Answer::Disks(a) => list(["NAME", "SIZE", "TYPE", "MODEL", "STATE", "BY ID"], a.iter().map(disk)),
+        Answer::Disks(a) => list(DISK, a.iter().map(disk)),
         Answer::Pools(a) => list(POOL, a.iter().map(pool)),
         Answer::Pool(a) => {
             one(POOL, pool(a)) + &largest(a) + &a.health.as_ref().map(health).unwrap_or_default()
@@ -96,6 +97,7 @@ fn as_table(answer: &Answer) -> String {
     }
 }
 
+const DISK: [&str; 9] = ["NAME", "SIZE", "TYPE", "MODEL", "SERIAL", "HEALTH", "WEAR", "STATE", "BY ID"];
 const POOL: [&str; 8] = ["NAME", "KIND", "STATE", "VOLUMES", "PROVISIONED", "USED", "AVAILABLE", "TOTAL"];
 const POOL_DISK: [&str; 6] = ["DISK", "PART", "STATE", "READ", "WRITE", "CHECKSUM"];
 const VOLUME: [&str; 8] = ["NAME", "ID", "POOL", "SIZE", "SPACE", "STATE", "HOSTS", "CREATED"];
@@ -168,7 +170,7 @@ fn system(s: &System) -> String {
     text
 }
 
-fn disk(d: &Disk) -> [String; 6] {
+fn disk(d: &Disk) -> [String; 9] {
     let usage = match &d.usage {
         DiskUsage::Blank => "blank".to_owned(),
         DiskUsage::Used(by) => format!("used by {by}"),
@@ -177,7 +179,24 @@ fn disk(d: &Disk) -> [String; 6] {
     };
     let kind = if d.rotational { "hdd" } else { "ssd" };
     let model = or_dash(d.model.as_deref());
-    [d.name.clone(), d.size.to_string(), kind.into(), model, usage, or_dash(d.by_id.as_deref())]
+    let h = &d.health;
+    let mut health = match h.state {
+        // Why nothing is known is for who asks for all of it: in a list of virtual disks it is noise.
+        DiskHealthState::Unknown => "-".to_owned(),
+        DiskHealthState::Passed => "passed".to_owned(),
+        DiskHealthState::Failed => state("FAILING", h.reason.as_deref()),
+    };
+    if let Some(degrees) = h.temperature {
+        health += &format!(", {degrees} C");
+    }
+    for (n, what) in [(h.media_errors, "media errors"), (h.reallocated_sectors, "sectors replaced")] {
+        if let Some(n) = n.filter(|n| *n > 0) {
+            health += &format!(", {n} {what}");
+        }
+    }
+    let wear = h.used_percent.map_or_else(|| "-".to_owned(), |p| format!("{p}%"));
+    let (serial, by_id) = (or_dash(d.serial.as_deref()), or_dash(d.by_id.as_deref()));
+    [d.name.clone(), d.size.to_string(), kind.into(), model, serial, health, wear, usage, by_id]
 }
 
 fn pool(p: &Pool) -> [String; 8] {

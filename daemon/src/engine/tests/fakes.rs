@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, Disk, Nqn, PoolHealth, PoolKind, PoolName, Portal, Property, Provisioning, VolumeId,
+    ByteSize, Disk, DiskHealth, DiskUsage, Nqn, PoolHealth, PoolKind, PoolName, Portal, Property,
+    Provisioning, VolumeId,
 };
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Pools;
 use crate::kernel::Deadline;
+use crate::kernel::disks::DiskInfo;
 use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
 use crate::pool::{
     Capacity, Change, Features, Listing, Opened, Pool, PoolError, Result, Snapped, Stored, Stray,
@@ -47,6 +49,10 @@ struct State {
     capacity: Option<Capacity>,
     health: Option<PoolHealth>,
     changes: Vec<PoolChange>,
+    /// The machine's disks, and what each says of itself; `None`: it sleeps.
+    disks: BTreeMap<String, (DiskInfo, Option<DiskHealth>)>,
+    /// Those that were asked, in order.
+    asked: Vec<String>,
     faults: Faults,
 }
 
@@ -100,6 +106,33 @@ impl Platter {
     /// What was done to its disks.
     pub fn changes(&self) -> Vec<PoolChange> {
         self.state.lock().changes.clone()
+    }
+
+    /// A disk is there, with what it says of itself.
+    pub fn set_disk(&self, name: &str, serial: &str, health: Option<DiskHealth>) {
+        let disk = DiskInfo {
+            name: name.into(),
+            path: format!("/dev/{name}").into(),
+            size: 1 << 30,
+            rotational: false,
+            model: Some("Model".into()),
+            serial: Some(serial.into()),
+            by_id: None,
+            partitions: Vec::new(),
+            holders: Vec::new(),
+        };
+        self.state.lock().disks.insert(name.into(), (disk, health));
+    }
+
+    pub fn pull_disk(&self, name: &str) {
+        self.state.lock().disks.remove(name);
+    }
+
+    /// Which disks were asked since this was called last.
+    pub fn asked(&self) -> Vec<String> {
+        let mut asked = std::mem::take(&mut self.state.lock().asked);
+        asked.sort();
+        asked
     }
 
     pub fn set_away(&self, away: bool) {
@@ -246,7 +279,27 @@ impl Pools for FakePools {
     }
 
     fn disks(&self, _: &Deadline) -> std::io::Result<Vec<Disk>> {
-        Ok(Vec::new())
+        let shown = |d: &DiskInfo| Disk {
+            name: d.name.clone(),
+            by_id: None,
+            size: ByteSize(d.size),
+            rotational: d.rotational,
+            model: d.model.clone(),
+            serial: d.serial.clone(),
+            usage: DiskUsage::Blank,
+            health: DiskHealth::default(),
+        };
+        Ok(self.0.state.lock().disks.values().map(|(d, _)| shown(d)).collect())
+    }
+
+    fn present(&self) -> std::io::Result<Vec<DiskInfo>> {
+        Ok(self.0.state.lock().disks.values().map(|(d, _)| d.clone()).collect())
+    }
+
+    fn disk_health(&self, disk: &DiskInfo, _: &Deadline) -> Option<DiskHealth> {
+        self.0.state.lock().asked.push(disk.name.clone());
+        self.0.wait_while_hung(&disk.name);
+        self.0.state.lock().disks.get(&disk.name)?.1.clone()
     }
 }
 

@@ -4,6 +4,7 @@ mod disks;
 mod fakes;
 mod orphans;
 mod properties;
+mod smart;
 mod snapshots;
 mod space;
 
