@@ -20,10 +20,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Attachment, Disk, ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool,
-    PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Snapshot, SnapshotCreate, SnapshotGroup,
-    SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume, VolumeCreate, VolumeName, VolumeRef,
-    VolumeUpdate, When,
+    Attachment, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId,
+    Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Snapshot, SnapshotCreate,
+    SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume, VolumeCreate, VolumeName,
+    VolumeRef, VolumeUpdate, When,
 };
 
 /// The answer to a call.
@@ -160,6 +160,11 @@ impl Client {
     /// `GET /v1/disks`
     pub async fn disks(&self) -> Result<Vec<Disk>> {
         Ok(self.get::<Page<Disk>>(&["v1", "disks"]).await?.items)
+    }
+
+    /// `POST /v1/disks/{disk}/wipe`
+    pub async fn wipe_disk(&self, disk: &DiskName, ask: &DiskWipe) -> Result<Disk> {
+        self.ask(Method::POST, &["v1", "disks", disk.as_str(), "wipe"], ask).await
     }
 
     /// `GET /metrics`, as text.

@@ -14,8 +14,8 @@ pub mod client;
 
 pub use error::{ErrorKind, Problem};
 pub use name::{
-    HostName, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef, Tenant, VolumeId,
-    VolumeName, VolumeRef,
+    DiskName, HostName, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef, Tenant,
+    VolumeId, VolumeName, VolumeRef,
 };
 pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Properties, Property, SyncWrites};
 pub use size::ByteSize;

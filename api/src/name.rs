@@ -94,6 +94,11 @@ name_type!(
     PoolName, "pool name", pool_name
 );
 name_type!(
+    /// The kernel's name for a disk, as the inventory lists it: `sdb`, `nvme0n1`. 1 to 32 of `A-Z a-z 0-9 _ -`,
+    /// starting with a letter or digit.
+    DiskName, "disk name", |s| plain_name(s, 32, b"_-")
+);
+name_type!(
     /// An NVMe qualified name (NVMe base specification 2.0, 4.7): `nqn.yyyy-mm.reverse.domain:unique`,
     /// at most 223 bytes. Stricter than the standard in one way: no `/`, white space or control
     /// characters, because the kernel makes a directory of that name.

@@ -794,6 +794,26 @@ pub enum DiskUsage {
     Unreadable(String),
 }
 
+/// `POST /v1/disks/{disk}/wipe`: everything on the disk is lost. The kernel's names change hands when disks come
+/// and go, so the request says which disk is meant, and all that it says must be so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DiskWipe {
+    /// Its serial number. This or `by_id` must be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Its name below `/dev/disk/by-id`, with or without that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_id: Option<String>,
+    /// Its size. Must be given of a disk that has neither of those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// The pool, volume group or array that is lost, where the disk says that it belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
 /// What sort of thing an orphan is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -948,6 +968,8 @@ pub enum EventKind {
     DiskRemoved,
     /// A disk says that it is failing, or no longer: `detail` says which and how.
     DiskHealth,
+    /// A disk was wiped: `detail` says which.
+    DiskWiped,
     /// A pool was made.
     PoolCreated,
     /// A pool was deleted.
@@ -995,6 +1017,7 @@ impl EventKind {
             Self::DiskAdded => "disk_added",
             Self::DiskRemoved => "disk_removed",
             Self::DiskHealth => "disk_health",
+            Self::DiskWiped => "disk_wiped",
             Self::PoolCreated => "pool_created",
             Self::PoolDeleted => "pool_deleted",
             Self::PoolSpace => "pool_space",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use orlop_api::{ByteSize, Filesystem, PoolCreate, Provisioning};
+use orlop_api::{ByteSize, DiskName, DiskWipe, ErrorKind, Filesystem, PoolCreate, Provisioning};
 use orlopd::kernel::Deadline;
 use orlopd::model::{PoolMedium, PoolSpec};
 use orlopd::pool::contract::{self, Subject};
@@ -303,5 +303,110 @@ fn pool_directories_must_be_empty_and_of_the_right_kind() {
         assert!(matches!(r, Err(PoolError::Precondition { .. })), "{r:?}");
         let r = orlopd::pool::open(&none, &PoolEnv::default(), &soon()).map(drop);
         assert!(matches!(r, Err(PoolError::NotFound { .. })), "{r:?}");
+    }
+}
+
+/// What is asked to wipe a loop device: it has no serial number, and no name that stays.
+fn by_size(mib: u64) -> DiskWipe {
+    DiskWipe { size: Some(ByteSize(mib << 20)), ..DiskWipe::default() }
+}
+
+fn disk_name(disk: &LoopDisk) -> DiskName {
+    disk.device.trim_start_matches("/dev/").parse().unwrap()
+}
+
+/// Nothing that anyone knows of is left: wipefs(8) looks for all it knows.
+fn bare(disk: &LoopDisk) -> bool {
+    sh("wipefs", &["--no-act", "--parsable", &disk.device]).lines().all(|l| l.starts_with('#'))
+}
+
+#[test]
+fn a_disk_is_blank_when_it_was_wiped_whatever_was_on_it() {
+    need_root();
+    let mounts = tempfile::tempdir().unwrap();
+    let env = PoolEnv { mounts: mounts.path().to_owned(), loops_as_disks: true, ..PoolEnv::default() };
+    for what in ["btrfs", "xfs", "ext4", "swap", "gpt", "unknown", "ends"] {
+        let disk = LoopDisk::new(400);
+        let name = disk_name(&disk);
+        let device = disk.device.as_str();
+        match what {
+            "btrfs" => drop(sh("mkfs.btrfs", &["-q", device])),
+            "xfs" => drop(sh("mkfs.xfs", &["-q", device])),
+            "ext4" => drop(sh("mkfs.ext4", &["-q", device])),
+            "swap" => drop(sh("mkswap", &[device])),
+            "gpt" => {
+                let script = format!("printf 'label: gpt\\n,100M\\n,\\n' | sfdisk -q {device}");
+                sh("sh", &["-c", &script]);
+            }
+            _ => {
+                let file = std::fs::File::options().write(true).open(device).unwrap();
+                let at = if what == "ends" { (400 << 20) - 512 } else { 8192 };
+                std::os::unix::fs::FileExt::write_all_at(&file, b"something", at).unwrap();
+                file.sync_all().unwrap();
+            }
+        }
+        let not_blank = |found: &orlop_api::Disk| matches!(found.usage, orlop_api::DiskUsage::Data(_));
+        let shown = || {
+            let all = pool::disks::inventory(&env, &soon()).unwrap();
+            all.into_iter().find(|d| d.name == name.as_str()).unwrap()
+        };
+        assert!(not_blank(&shown()), "{what}: {:?}", shown());
+        // Not the one that is meant, or too little was said: nothing is changed.
+        for (ask, kind) in [
+            (by_size(399), ErrorKind::Conflict),
+            (DiskWipe { serial: Some("S".into()), ..by_size(400) }, ErrorKind::Conflict),
+            (DiskWipe::default(), ErrorKind::Invalid),
+        ] {
+            let refused = pool::disks::wipe(&env, &name, &ask, &[], &soon()).unwrap_err();
+            assert_eq!(refused.kind(), kind, "{what}: {refused}");
+        }
+        // A pool of ours stands on it, by whatever name.
+        let ours = vec![("tank".parse().unwrap(), vec!["/nonexistent".into(), device.to_string()])];
+        let refused = pool::disks::wipe(&env, &name, &by_size(400), &ours, &soon()).unwrap_err();
+        assert!(refused.to_string().contains("pool tank"), "{what}: {refused}");
+        // Someone has it.
+        {
+            let _held = orlopd::kernel::block::claim(Path::new(device)).unwrap().unwrap();
+            let refused = pool::disks::wipe(&env, &name, &by_size(400), &[], &soon()).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Precondition, "{what}: {refused}");
+        }
+        if ["btrfs", "xfs", "ext4"].contains(&what) {
+            let point = tempfile::tempdir().unwrap();
+            sh("mount", &[device, point.path().to_str().unwrap()]);
+            let refused = pool::disks::wipe(&env, &name, &by_size(400), &[], &soon());
+            sh("umount", &[point.path().to_str().unwrap()]);
+            let refused = refused.unwrap_err();
+            let at = point.path().display().to_string();
+            assert!(
+                refused.kind() == ErrorKind::Precondition && refused.to_string().contains(&at),
+                "{refused}"
+            );
+        }
+        assert!(not_blank(&shown()), "{what} was changed");
+        let blank = pool::disks::wipe(&env, &name, &by_size(400), &[], &soon()).unwrap();
+        assert_eq!(blank.usage, orlop_api::DiskUsage::Blank, "{what}");
+        assert!(bare(&disk), "{what}");
+        // Again: it is so already.
+        pool::disks::wipe(&env, &name, &by_size(400), &[], &soon()).unwrap();
+        // A pool can be made of it now.
+        let medium = PoolMedium::FileDisk {
+            disk: device.to_string(),
+            filesystem: Filesystem::Xfs,
+            uuid: uuid::Uuid::now_v7(),
+        };
+        let made = pool::create(&spec(medium), &env, &soon()).unwrap();
+        made.export(&soon()).unwrap();
+        drop(made);
+        // It says whose it is, and is lost by that name only.
+        let refused = pool::disks::wipe(&env, &name, &by_size(400), &[], &soon()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Precondition, "{what}: {refused}");
+        let other = DiskWipe { pool: Some("other".into()), ..by_size(400) };
+        assert!(pool::disks::wipe(&env, &name, &other, &[], &soon()).is_err());
+        let named = DiskWipe { pool: Some("contract".into()), ..by_size(400) };
+        pool::disks::wipe(&env, &name, &named, &[], &soon()).unwrap();
+        assert!(bare(&disk), "{what}");
+        let gone = "nosuchdisk".parse().unwrap();
+        let refused = pool::disks::wipe(&env, &gone, &named, &[], &soon()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NotFound);
     }
 }

@@ -1,9 +1,9 @@
 //! Every change there is, who asks for it, and what comes of it.
 
 use orlop_api::{
-    Attachment, Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate,
-    SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, Volume, VolumeCreate, VolumeRef, VolumeUpdate,
-    When,
+    Attachment, Disk, DiskName, DiskWipe, Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName,
+    Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, Volume, VolumeCreate,
+    VolumeRef, VolumeUpdate, When,
 };
 
 use crate::model::{PoolChange, PoolSpec};
@@ -23,6 +23,8 @@ pub enum Action {
     DeletePool(PoolName),
     /// Changes a pool's disks, or starts or stops a pass over them. Legal while it is in use.
     ChangePool(PoolName, PoolChange),
+    /// Makes a disk blank, whatever is on it. Legal when nobody uses it and it is the one that is meant.
+    WipeDisk(DiskName, DiskWipe),
     /// Makes a volume; the same request again is unchanged.
     CreateVolume(VolumeCreate),
     /// Makes a volume larger, or gives it other properties, attached or not.
@@ -58,6 +60,7 @@ impl Action {
             Self::ExportPool(_) => "export_pool",
             Self::DeletePool(_) => "delete_pool",
             Self::ChangePool(..) => "change_pool",
+            Self::WipeDisk(..) => "wipe_disk",
             Self::CreateVolume(_) => "create_volume",
             Self::UpdateVolume(..) => "update_volume",
             Self::DeleteVolume(..) => "delete_volume",
@@ -79,6 +82,7 @@ impl Action {
             Self::CreatePool(spec) | Self::ImportPool(spec, _) => format!("pool/{}", spec.name),
             Self::ExportPool(name) | Self::DeletePool(name) => format!("pool/{name}"),
             Self::ChangePool(name, change) => format!("pool/{name} ({change})"),
+            Self::WipeDisk(disk, _) => format!("disk/{disk}"),
             Self::CreateVolume(ask) => format!("volume/{}", ask.name),
             Self::UpdateVolume(volume, _) | Self::DeleteVolume(volume, _) => format!("volume/{volume}"),
             Self::CreateSnapshot(ask) => format!("snapshot/{} volume/{}", ask.name, ask.volume),
@@ -102,6 +106,8 @@ pub enum Outcome {
         /// Whether anything was done.
         changed: bool,
     },
+    /// The disk as it is now: blank.
+    Disk(Disk),
     /// The volume as it is now.
     Volume {
         /// The volume.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orlop_api::{Disk, DiskHealth, HostName, PoolName, SystemState, VolumeId};
+use orlop_api::{Disk, DiskHealth, DiskName, DiskWipe, HostName, PoolName, SystemState, VolumeId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -29,6 +29,7 @@ use crate::journal::Journal;
 use crate::kernel::Deadline;
 use crate::kernel::disks::DiskInfo;
 use crate::model::{Identity, NqnPrefix, PoolSpec};
+use crate::pool::disks::WipeError;
 use crate::pool::{Opened, Pool, PoolEnv};
 use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
 use crate::telemetry::Metrics;
@@ -51,6 +52,14 @@ pub trait Pools: Send + Sync {
     fn present(&self) -> std::io::Result<Vec<DiskInfo>>;
     /// What a disk says of itself. `None`: it sleeps, and is not woken.
     fn disk_health(&self, disk: &DiskInfo, deadline: &Deadline) -> Option<DiskHealth>;
+    /// Makes a disk blank; `ours` are the pools that there are, with what they stand on.
+    fn wipe_disk(
+        &self,
+        disk: &DiskName,
+        ask: &DiskWipe,
+        ours: &[(PoolName, Vec<String>)],
+        deadline: &Deadline,
+    ) -> std::result::Result<Disk, WipeError>;
 }
 
 impl Pools for PoolEnv {
@@ -85,6 +94,16 @@ impl Pools for PoolEnv {
 
     fn disk_health(&self, disk: &DiskInfo, deadline: &Deadline) -> Option<DiskHealth> {
         crate::pool::disks::health(self, disk, deadline)
+    }
+
+    fn wipe_disk(
+        &self,
+        disk: &DiskName,
+        ask: &DiskWipe,
+        ours: &[(PoolName, Vec<String>)],
+        deadline: &Deadline,
+    ) -> std::result::Result<Disk, WipeError> {
+        crate::pool::disks::wipe(self, disk, ask, ours, deadline)
     }
 }
 

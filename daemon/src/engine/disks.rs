@@ -1,4 +1,4 @@
-//! What disks say of themselves: read behind the answers, kept, and made an alarm of.
+//! Disks: wiping one, and what they say of themselves: read behind the answers, kept, and made an alarm of.
 //!
 //! A disk is asked when it comes and then every ten minutes, on a lane of its own: one that is failing may
 //! take long to say so, and that must delay nothing else. One that hangs is not asked again before it has
@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use orlop_api::{Disk, DiskHealth, DiskHealthState, EventKind};
+use orlop_api::{Disk, DiskHealth, DiskHealthState, DiskName, DiskWipe, EventKind};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::action::Outcome;
 use super::core::Core;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::events::Subject;
+use super::intent::Intent;
+use super::locks::{Key, Mode};
+use super::view::PoolEntry;
 use crate::kernel::disks::DiskInfo;
 use crate::kernel::uevent::DiskEvent;
 
@@ -108,6 +112,35 @@ fn words(disk: &DiskInfo, health: &DiskHealth) -> String {
 }
 
 impl Core {
+    /// Makes a disk blank that nobody uses. There is no intent: a crash in the middle leaves a disk that is blank
+    /// or is not, and the same request again ends it.
+    pub(super) async fn wipe_disk(
+        self: &Arc<Self>,
+        name: DiskName,
+        ask: DiskWipe,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let takes = |intent: &Intent| matches!(intent, Intent::CreatePool { .. } | Intent::ChangePool { .. });
+        let _guards = self.locks.acquire(vec![(Key::FreeDisks, Mode::ExclusiveNow)], until).await?;
+        // What is being made of disks, and is stuck, may hold any.
+        self.check_settled(takes)?;
+        let ours: Vec<_> = {
+            let view = self.view.read();
+            let media = |p: &PoolEntry| p.spec.media().into_iter().map(str::to_string).collect();
+            view.pool_entries().map(|p| (p.spec.name.clone(), media(p))).collect()
+        };
+        let pools = self.settings.pools.clone();
+        let disk = name.clone();
+        let wiped =
+            super::core::run(&self.setup_lane, until, move |d| pools.wipe_disk(&disk, &ask, &ours, d)).await;
+        let disk = wiped.map_err(|f| f.error)?;
+        let serial = disk.serial.as_ref().map(|s| format!(", serial number {s}")).unwrap_or_default();
+        let about = Subject { detail: Some(format!("{name}{serial}")), ..Subject::default() };
+        self.events.publish(EventKind::DiskWiped, about);
+        let shown = self.with_health(vec![disk]).pop();
+        shown.map(Outcome::Disk).ok_or(Error::Died)
+    }
+
     /// Fills in what is known of each.
     pub(super) fn with_health(&self, mut disks: Vec<Disk>) -> Vec<Disk> {
         let known = self.disk_readings.known.lock();

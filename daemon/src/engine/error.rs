@@ -5,6 +5,7 @@ use orlop_api::{ErrorKind, Problem};
 use super::lane::LaneError;
 use crate::journal::JournalError;
 use crate::pool::PoolError;
+use crate::pool::disks::WipeError;
 use crate::target::TargetError;
 
 /// Why an action was not done.
@@ -82,6 +83,9 @@ pub enum Error {
     /// A pool failed.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A disk was not wiped.
+    #[error(transparent)]
+    Wipe(#[from] WipeError),
     /// A target failed.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -119,6 +123,7 @@ impl Error {
             Self::Deadline(_) => ErrorKind::Deadline,
             Self::Unverified { .. } | Self::System(_) | Self::Died => ErrorKind::Internal,
             Self::Pool(e) => e.kind(),
+            Self::Wipe(e) => e.kind(),
             Self::Target(e) => e.kind(),
             Self::Journal(e) => e.kind(),
             Self::Lane(e) => e.kind(),
@@ -136,6 +141,12 @@ impl Error {
         match self {
             Self::Invalid { field, .. } => p.field = Some((*field).to_string()),
             Self::Conflict { field, have, want, .. } => {
+                p.field = Some((*field).to_string());
+                p.have = Some(have.clone());
+                p.want = Some(want.clone());
+            }
+            Self::Wipe(WipeError::Unnamed { field, .. }) => p.field = Some((*field).to_string()),
+            Self::Wipe(WipeError::Another { field, have, want, .. }) => {
                 p.field = Some((*field).to_string());
                 p.have = Some(have.clone());
                 p.want = Some(want.clone());

@@ -15,6 +15,9 @@ use super::error::{Error, Result};
 /// never wait for each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
+    /// Disks that nobody has: shared by what takes some, exclusive for wiping one, which must not come between
+    /// the proof that it is blank and its being taken. Rare enough for one key.
+    FreeDisks,
     /// An orphan that is being adopted or removed.
     Orphan(OrphanId),
     /// A pool: shared by what makes something in it, exclusive for making and deleting the pool.
@@ -41,6 +44,7 @@ pub enum Key {
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::FreeDisks => f.write_str("the disks that are not in use"),
             Self::Orphan(id) => write!(f, "orphan {id}"),
             Self::Pool(name) => write!(f, "pool {name}"),
             Self::Disks(name) => write!(f, "the disks of pool {name}"),

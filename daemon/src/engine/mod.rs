@@ -332,6 +332,7 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::ExportPool(name) => core.export_pool(name, until).await,
         Action::DeletePool(name) => core.delete_pool(name, until).await,
         Action::ChangePool(name, change) => core.change_pool(name, change, until).await,
+        Action::WipeDisk(disk, ask) => core.wipe_disk(disk, ask, until).await,
         Action::CreateVolume(ask) => core.create_volume(who, ask, until).await,
         Action::UpdateVolume(volume, ask) => core.update_volume(who, volume, ask, until).await,
         Action::DeleteVolume(volume, when) => core.delete_volume(who, volume, when, until).await,

@@ -29,7 +29,7 @@ const LISTED: usize = 10;
 impl Core {
     pub(super) async fn create_pool(self: &Arc<Self>, spec: PoolSpec, until: Instant) -> Result<Outcome> {
         self.check_settled(|intent| pool_of(intent) == Some(&spec.name))?;
-        let wants = vec![(Key::Pool(spec.name.clone()), Mode::ExclusiveNow)];
+        let wants = vec![(Key::FreeDisks, Mode::Shared), (Key::Pool(spec.name.clone()), Mode::ExclusiveNow)];
         let guards = self.locks.acquire(wants, until).await?;
         {
             let view = self.view.read();
@@ -123,7 +123,7 @@ impl Core {
         until: Instant,
     ) -> Result<Outcome> {
         self.check_settled(|intent| pool_of(intent) == Some(&asked.name))?;
-        let wants = vec![(Key::Pool(asked.name.clone()), Mode::ExclusiveNow)];
+        let wants = vec![(Key::FreeDisks, Mode::Shared), (Key::Pool(asked.name.clone()), Mode::ExclusiveNow)];
         let guards = self.locks.acquire(wants, until).await?;
         {
             let view = self.view.read();
@@ -279,8 +279,11 @@ impl Core {
         until: Instant,
     ) -> Result<Outcome> {
         self.check_settled(|intent| concerns_disks_of(intent, &name))?;
-        let wants =
+        let mut wants =
             vec![(Key::Pool(name.clone()), Mode::Shared), (Key::Disks(name.clone()), Mode::Exclusive)];
+        if matches!(change, PoolChange::Expand { .. } | PoolChange::Replace { .. }) {
+            wants.push((Key::FreeDisks, Mode::Shared));
+        }
         let guards = self.locks.acquire(wants, until).await?;
         self.check_settled(|intent| concerns_disks_of(intent, &name))?;
         let pool = self.open_pool(&name)?;

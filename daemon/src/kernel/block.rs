@@ -1,13 +1,14 @@
 //! Block devices: their size, what they are, and whether they are provably blank.
 //!
-//! Called by pools and by the inventory of disks. Reads; the one thing that it writes is [`wipe`], for a
-//! disk whose pool has been removed. A read that fails is never "blank" (R1).
+//! Called by pools and by the inventory of disks. Reads; the one thing that it writes are zeros: [`wipe`], for a
+//! disk whose pool has been removed, and [`wipe_all`], for one that a person gave up. A read that fails is never
+//! "blank" (R1).
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,16 @@ const BLKZNAME: Opcode = opcode::read::<[u8; 256]>(0x12, 125);
 
 /// How much of either end of a disk must be zero, and is zeroed by [`wipe`].
 const END: u64 = 1 << 20;
+
+/// How much of either end [`wipe_all`] zeroes: tables, labels and headers with their copies are within it.
+const WIDE_END: u64 = 16 << 20;
+
+/// The same of each partition.
+const PART_END: u64 = 4 << 20;
+
+/// What is written at a time, at an address that direct I/O takes.
+const CHUNK: usize = 1 << 20;
+const ALIGN: usize = 4096;
 
 /// How long the partitions of a wiped disk may be held open by others.
 const PARTITIONS: Duration = Duration::from_secs(10);
@@ -131,11 +142,30 @@ pub enum ProbeError {
     Probe(#[from] ExecError),
 }
 
-/// What blkid(8) finds by looking at the device itself: not at its cache, not at udev's.
+/// What says what is on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// `zfs_member`, `xfs`; nothing where it is not known.
+    pub kind: Option<String>,
+    /// The label in it: of a member of a pool that is the pool's name.
+    pub label: Option<String>,
+    /// Its UUID, or the pool's number.
+    pub uuid: Option<String>,
+    /// In words.
+    pub words: String,
+}
+
+/// In words.
 fn probe(path: &Path, deadline: &Deadline) -> Result<Option<String>, ProbeError> {
+    Ok(signature(path, deadline)?.map(|s| s.words))
+}
+
+/// What blkid(8) finds by looking at the device itself: not at its cache, not at udev's.
+pub fn signature(path: &Path, deadline: &Deadline) -> Result<Option<Signature>, ProbeError> {
     let mut args: Vec<std::ffi::OsString> = ["-p", "-o", "export"].map(Into::into).to_vec();
     args.push(path.into());
-    let out = Tool::locate("blkid")?.run(&args, deadline)?;
+    let out = Tool::locate("blkid")?.at_most(1 << 20).run(&args, deadline)?;
+    let unknown = |words: &str| Signature { kind: None, label: None, uuid: None, words: words.into() };
     match out.code {
         // Its manual: 2 if the device can't be identified.
         Some(2) if out.stdout.is_empty() => Ok(None),
@@ -150,10 +180,11 @@ fn probe(path: &Path, deadline: &Deadline) -> Result<Option<String>, ProbeError>
                 (None, Some(t)) => format!("a partition table ({t})"),
                 (None, None) => "a signature".to_string(),
             };
-            Ok(Some(what))
+            let own = |key| of(key).map(str::to_string);
+            Ok(Some(Signature { kind: own("TYPE"), label: own("LABEL"), uuid: own("UUID"), words: what }))
         }
         // 8: several signatures that contradict each other.
-        Some(8) => Ok(Some("several contradicting signatures".into())),
+        Some(8) => Ok(Some(unknown("several contradicting signatures"))),
         _ => Err(out.failure().into()),
     }
 }
@@ -247,12 +278,69 @@ pub fn wipe(path: &Path, deadline: &Deadline) -> io::Result<()> {
     clear(size.saturating_sub(END))?;
     clear(0)?;
     file.sync_all()?;
+    forget_partitions(&file, deadline)
+}
+
+/// Takes away all by which anything is found on a disk: its ends, the ends of its partitions, which are given by
+/// where they begin and how long they are, and btrfs's further superblocks. Nobody can take the disk meanwhile.
+/// `None`: somebody has it.
+pub fn wipe_all(path: &Path, partitions: &[(u64, u64)], deadline: &Deadline) -> io::Result<Option<()>> {
+    let flags = (OFlags::EXCL | OFlags::DIRECT).bits() as i32;
+    let file = match File::options().read(true).write(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let whole = (0, size(&file)?);
+    // The first MiB goes last: as long as it is there, what is only half wiped is seen not to be blank.
+    for (from, len) in partitions.iter().filter(|(_, len)| *len > 0) {
+        zero_ends(&file, (*from, *len), whole.1, PART_END, deadline)?;
+    }
+    zero_ends(&file, whole, whole.1, WIDE_END, deadline)?;
+    file.sync_all()?;
+    forget_partitions(&file, deadline).map(Some)
+}
+
+/// Zeroes the ends of a part of a disk that has `size` bytes, last the first.
+fn zero_ends(
+    file: &File,
+    (from, len): (u64, u64),
+    size: u64,
+    end: u64,
+    deadline: &Deadline,
+) -> io::Result<()> {
+    let to = from.saturating_add(len).min(size);
+    let room = vec![0u8; CHUNK + ALIGN];
+    let start = room.as_ptr().align_offset(ALIGN);
+    let zeros = &room[start..start + CHUNK];
+    let zero = |at: u64, until: u64| -> io::Result<()> {
+        let mut at = at;
+        while at < until.min(to) {
+            deadline.check().map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+            let left = usize::try_from(until.min(to) - at).unwrap_or(CHUNK).min(CHUNK);
+            file.write_all_at(&zeros[..left], at)?;
+            at += left as u64;
+        }
+        Ok(())
+    };
+    // btrfs keeps copies at 64 MiB and 256 GiB.
+    for copy in [64 << 20, 256 << 30] {
+        let copy = from.saturating_add(copy);
+        zero(copy, copy.saturating_add(CHUNK as u64))?;
+    }
+    zero(to.saturating_sub(end).max(from), to)?;
+    zero(from.saturating_add(CHUNK as u64), from.saturating_add(end))?;
+    zero(from, from.saturating_add(CHUNK as u64))
+}
+
+/// Has the kernel read the partition table again, which is gone.
+fn forget_partitions(file: &File, deadline: &Deadline) -> io::Result<()> {
     // While anything has one of its partitions open (udev does for a moment, after each write) the
     // kernel keeps them all.
     let mut events = Uevents::open()?;
     let reread = || {
         // SAFETY: BLKRRPART takes no argument.
-        match unsafe { ioctl(&file, NoArg::<BLKRRPART>::new()) } {
+        match unsafe { ioctl(file, NoArg::<BLKRRPART>::new()) } {
             Err(Errno::BUSY) => None,
             // INVAL: a device that has no partitions at all (a loop device).
             Ok(()) | Err(Errno::INVAL) => Some(Ok(())),

@@ -2,7 +2,7 @@
 //!
 //! Called by the inventory that the API shows and by pools that take whole disks. Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +52,7 @@ pub fn all(loops: bool) -> io::Result<Vec<DiskInfo>> {
     let sys = Path::new("/sys/block");
     let mounts = mount::mounts()?;
     let by_id = by_id();
+    let swaps = swaps();
     let mut disks = Vec::new();
     for entry in std::fs::read_dir(sys)? {
         let Ok(name) = entry?.file_name().into_string() else { continue };
@@ -82,6 +83,7 @@ pub fn all(loops: bool) -> io::Result<Vec<DiskInfo>> {
                     })
                     .map(|m| m.point.display().to_string()),
             );
+            holders.extend(swaps.iter().filter(|s| **s == node).map(|s| format!("swap on {}", s.display())));
         }
         holders.dedup();
         disks.push(DiskInfo {
@@ -98,6 +100,56 @@ pub fn all(loops: bool) -> io::Result<Vec<DiskInfo>> {
     }
     disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
     Ok(disks)
+}
+
+/// What is swapped to (proc_swaps(5)).
+fn swaps() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    text.lines().skip(1).filter_map(|l| l.split_whitespace().next()).map(PathBuf::from).collect()
+}
+
+/// Where a disk's partitions begin and how long they are, in bytes.
+pub fn extents(disk: &DiskInfo) -> Vec<(u64, u64)> {
+    let dir = Path::new("/sys/block").join(&disk.name);
+    let of = |part: &String| {
+        let bytes = |attribute: &str| number(&dir.join(part).join(attribute))?.checked_mul(512);
+        Some((bytes("start")?, bytes("size")?))
+    };
+    disk.partitions.iter().filter_map(of).collect()
+}
+
+/// The kernel's names of the disks below what is mounted at or above a path, whatever is in between.
+pub fn under(path: &Path) -> io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mounts = mount::mounts()?;
+    // Of several at one point the last is on top.
+    let best = mounts.iter().enumerate().filter(|(_, m)| path.starts_with(&m.point));
+    let Some((_, mount)) = best.max_by_key(|(n, m)| (m.point.components().count(), *n)) else {
+        return Ok(found);
+    };
+    // btrfs has a device number of its own, and its device is the source.
+    let (major, minor) = block::number(&mount.source).unwrap_or(mount.device);
+    if let Ok(dir) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) {
+        below(&dir, 0, &mut found);
+    }
+    Ok(found)
+}
+
+/// How deep devices are stacked at most: what is deeper is a loop.
+const STACKED: usize = 16;
+
+fn below(dir: &Path, depth: usize, found: &mut BTreeSet<String>) {
+    let slaves = names(&dir.join("slaves"));
+    if depth < STACKED && !slaves.is_empty() {
+        for slave in slaves {
+            if let Ok(dir) = std::fs::canonicalize(dir.join("slaves").join(slave)) {
+                below(&dir, depth + 1, found);
+            }
+        }
+        return;
+    }
+    let disk = if dir.join("partition").exists() { dir.parent() } else { Some(dir) };
+    found.extend(disk.and_then(|d| d.file_name()).and_then(|n| n.to_str()).map(str::to_string));
 }
 
 /// Shorter names first: `vdz` comes before `vdaa`.

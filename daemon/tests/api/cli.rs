@@ -104,7 +104,11 @@ async fn a_volume_from_making_to_deleting() {
     assert!(good(&d, "system").contains("simulated"));
     assert!(good(&d, "completions bash").contains("_orlop"));
     assert_eq!(good(&d, "volume list").lines().count(), 1);
-    good(&d, "disk list");
+    assert!(good(&d, "disk list").lines().next().unwrap().contains("HEALTH"));
+    assert_eq!(bad(&d, "disk wipe nosuchdisk").0, 2);
+    assert_eq!(bad(&d, "disk wipe nosuchdisk --pool tank").0, 2);
+    assert_eq!(bad(&d, "disk wipe ../x --yes-destroy-serial S").0, 2);
+    assert_eq!(bad(&d, "disk wipe nosuchdisk --yes-destroy-serial S").0, 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,3 +74,33 @@ async fn layouts_and_disks_have_rules() {
     assert!(pools.len() == 1 && pools[0].health.is_none(), "{pools:?}");
     assert!(client.system().await.unwrap().alarms.is_empty());
 }
+
+#[tokio::test]
+async fn wiping_a_disk_has_rules() {
+    let d = Daemon::start();
+    let ask = |disk: &str, body: &str| {
+        let reply = raw::call(&d.socket(), "POST", &format!("/v1/disks/{disk}/wipe"), body.as_bytes());
+        let problem = reply.json();
+        let field = problem["field"].as_str().unwrap_or_default().to_string();
+        (problem["kind"].as_str().unwrap().to_string(), field)
+    };
+    let is = |kind: &str, field: &str| (kind.to_string(), field.to_string());
+    for body in ["", "{", "null", "7"] {
+        assert_eq!(ask("sda", body).0, "invalid", "{body}");
+    }
+    assert_eq!(ask("sda", r#"{"serial":"x","force":true}"#), is("invalid", "force"));
+    assert_eq!(ask("sda", r#"{"serial":7}"#), is("invalid", "serial"));
+    assert_eq!(ask("sda", r#"{"size":-1}"#), is("invalid", "size"));
+    for name in ["..", "sda%2fsdb", "-f", "a%20b", "%00", &"x".repeat(40)] {
+        assert_ne!(ask(name, r#"{"serial":"x"}"#).0, "internal", "{name}");
+    }
+    assert_eq!(ask("nosuchdisk", r#"{"serial":"x"}"#).0, "not_found");
+    // A simulation looks at the machine's disks, and would not wipe any of them even if it was the right one.
+    for disk in d.client().disks().await.unwrap() {
+        let body =
+            serde_json::json!({"serial": disk.serial, "by_id": disk.by_id, "size": disk.size}).to_string();
+        assert_eq!(ask(&disk.name, &body).0, "unsupported", "{disk:?}");
+        let other = ask(&disk.name, r#"{"serial":"no disk has this","size":1}"#);
+        assert_eq!(other, is("conflict", "serial"), "{disk:?}");
+    }
+}

@@ -7,9 +7,9 @@ use std::ffi::OsStr;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
-    ByteSize, Filesystem, HostName, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties,
-    Property, Provisioning, SnapshotName, SnapshotRef, SourceMode, VolumeName, VolumeRef, VolumeSource,
-    VolumeUpdate, When,
+    ByteSize, DiskName, Filesystem, HostName, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName,
+    Properties, Property, Provisioning, SnapshotName, SnapshotRef, SourceMode, VolumeName, VolumeRef,
+    VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.
@@ -66,8 +66,27 @@ pub enum Command {
 /// `orlop disk`
 #[derive(Debug, Clone, Subcommand)]
 pub enum DiskCommand {
-    /// List disks, and whether a pool can be made on each
+    /// List disks, how each is, and whether a pool can be made on it
     List,
+    /// Make a disk blank that nobody uses. EVERYTHING on it is lost
+    #[command(group = ArgGroup::new("which").required(true).multiple(true)
+        .args(["yes_destroy_serial", "yes_destroy_by_id", "yes_destroy_size"]))]
+    Wipe {
+        /// Its name, as listed
+        disk: DiskName,
+        /// Its serial number, as listed: names change hands when disks come and go, serial numbers do not
+        #[arg(long, value_name = "SERIAL")]
+        yes_destroy_serial: Option<String>,
+        /// Its name below /dev/disk/by-id instead
+        #[arg(long, value_name = "BY-ID")]
+        yes_destroy_by_id: Option<String>,
+        /// Its size; the only thing to say of a disk that has neither
+        #[arg(long, value_name = "SIZE")]
+        yes_destroy_size: Option<ByteSize>,
+        /// The pool, volume group or array that it says it belongs to, which is lost
+        #[arg(long, value_name = "NAME")]
+        pool: Option<String>,
+    },
 }
 
 /// `orlop pool`

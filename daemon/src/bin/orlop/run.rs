@@ -7,8 +7,8 @@ use std::pin::pin;
 use futures_util::StreamExt;
 use orlop_api::client::{Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
-    ErrorKind, HostPut, OrphanAdopt, PoolCreate, PoolExpand, PoolReplace, Problem, Protocol, Provisioning,
-    SnapshotCreate, SnapshotGroupCreate, Volume, VolumeCreate, VolumeRef, VolumeUpdate,
+    DiskWipe, ErrorKind, HostPut, OrphanAdopt, PoolCreate, PoolExpand, PoolReplace, Problem, Protocol,
+    Provisioning, SnapshotCreate, SnapshotGroupCreate, Volume, VolumeCreate, VolumeRef, VolumeUpdate,
 };
 
 use crate::grammar::{
@@ -22,6 +22,16 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
     Ok(match command {
         Command::System => Answer::System(client.system().await?),
         Command::Disk(DiskCommand::List) => Answer::Disks(client.disks().await?),
+        Command::Disk(DiskCommand::Wipe {
+            disk,
+            yes_destroy_serial: serial,
+            yes_destroy_by_id: by_id,
+            yes_destroy_size: size,
+            pool,
+        }) => {
+            let blank = client.wipe_disk(&disk, &DiskWipe { serial, by_id, size, pool }).await?;
+            Answer::Disks(vec![blank])
+        }
         Command::Pool(command) => pool(client, command).await?,
         Command::Volume(command) => volume(client, command).await?,
         Command::Snapshot(command) => snapshot(client, command).await?,

@@ -29,7 +29,7 @@ impl Rig {
     }
 
     /// As a pool that stands on disks: the fake one does not look at what it is made of.
-    async fn on_disks(&self, disks: &[&str]) {
+    pub(super) async fn on_disks(&self, disks: &[&str]) {
         let disks = disks.iter().map(ToString::to_string).collect();
         let medium = PoolMedium::Zfs { disks, layout: PoolLayout::Mirror, spares: Vec::new(), guid: None };
         self.engine().core.view.write().set_spec(PoolSpec { v: 1, name: tank(), medium });

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, Disk, DiskHealth, DiskUsage, Nqn, PoolHealth, PoolKind, PoolName, Portal, Property,
-    Provisioning, VolumeId,
+    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, Nqn, PoolHealth, PoolKind, PoolName, Portal,
+    Property, Provisioning, VolumeId,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -17,6 +17,7 @@ use crate::engine::Pools;
 use crate::kernel::Deadline;
 use crate::kernel::disks::DiskInfo;
 use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
+use crate::pool::disks::WipeError;
 use crate::pool::{
     Capacity, Change, Features, Listing, Opened, Pool, PoolError, Result, Snapped, Stored, Stray,
 };
@@ -53,6 +54,7 @@ struct State {
     disks: BTreeMap<String, (DiskInfo, Option<DiskHealth>)>,
     /// Those that were asked, in order.
     asked: Vec<String>,
+    wiped: Vec<(DiskName, DiskWipe)>,
     faults: Faults,
 }
 
@@ -133,6 +135,10 @@ impl Platter {
         let mut asked = std::mem::take(&mut self.state.lock().asked);
         asked.sort();
         asked
+    }
+
+    pub fn wiped(&self) -> Vec<(DiskName, DiskWipe)> {
+        self.state.lock().wiped.clone()
     }
 
     pub fn set_away(&self, away: bool) {
@@ -294,6 +300,22 @@ impl Pools for FakePools {
 
     fn present(&self) -> std::io::Result<Vec<DiskInfo>> {
         Ok(self.0.state.lock().disks.values().map(|(d, _)| d.clone()).collect())
+    }
+
+    fn wipe_disk(
+        &self,
+        name: &DiskName,
+        ask: &DiskWipe,
+        ours: &[(PoolName, Vec<String>)],
+        deadline: &Deadline,
+    ) -> std::result::Result<Disk, WipeError> {
+        self.0.wait_while_hung(name.as_str());
+        if ours.iter().any(|(_, media)| media.iter().any(|m| m == name.as_str())) {
+            return Err(WipeError::Used { disk: name.clone(), by: "a pool".into() });
+        }
+        self.0.state.lock().wiped.push((name.clone(), ask.clone()));
+        let all = self.disks(deadline).unwrap().into_iter();
+        all.into_iter().find(|d| d.name == name.as_str()).ok_or_else(|| WipeError::NotFound(name.clone()))
     }
 
     fn disk_health(&self, disk: &DiskInfo, _: &Deadline) -> Option<DiskHealth> {

@@ -1,6 +1,7 @@
 //! What disks say of themselves: who is told, and how often they are asked.
 
 use super::*;
+use crate::model::PoolChange;
 
 fn says(state: DiskHealthState, reason: Option<&str>) -> Option<DiskHealth> {
     let temperature = (state != DiskHealthState::Unknown).then_some(30);
@@ -17,8 +18,6 @@ fn failing() -> Option<DiskHealth> {
 
 impl Rig {
     async fn look_again(&self) {
-        let event = |name: &str| DiskEvent { name: name.into(), added: true };
-        self.engine().core.disks_came_or_went(&[event("sda"), event("sdb")]);
         self.engine().core.read_disks().await.unwrap();
     }
 
@@ -63,6 +62,17 @@ async fn a_failing_disk_is_an_alarm_until_it_is_gone() {
     rig.engine().core.read_disks().await.unwrap();
     assert_eq!(rig.disk("sdb").await.unwrap().state, DiskHealthState::Passed);
     assert_eq!(rig.told_of_disks(start).len(), 1);
+}
+
+#[tokio::test]
+async fn one_that_comes_is_asked_at_once() {
+    let rig = Rig::new().await;
+    rig.platter.set_disk("sda", "A1", failing());
+    rig.engine().disks_changed(&[DiskEvent { name: "sda".into(), added: true }]);
+    rig.until("an alarm", |rig| rig.disk_alarm("sda").is_some()).await;
+    rig.platter.pull_disk("sda");
+    rig.engine().disks_changed(&[DiskEvent { name: "sda".into(), added: false }]);
+    assert_eq!(rig.disk_alarm("sda"), None);
 }
 
 #[tokio::test]
@@ -125,4 +135,48 @@ async fn one_that_hangs_delays_no_other_and_no_reader() {
     rig.platter.faults(|f| f.hang.clear());
     reading.await.unwrap().unwrap();
     assert_eq!(rig.disk("sd3").await.unwrap().state, DiskHealthState::Passed);
+}
+
+fn wipe(name: &str, serial: &str) -> Action {
+    Action::WipeDisk(name.parse().unwrap(), DiskWipe { serial: Some(serial.into()), ..DiskWipe::default() })
+}
+
+#[tokio::test]
+async fn a_disk_is_wiped_by_one_door_and_told() {
+    let rig = Rig::new().await;
+    rig.platter.set_disk("sda", "A1", well());
+    let start = rig.engine().events().newest();
+    let Outcome::Disk(disk) = rig.ok(wipe("sda", "A1")).await else { panic!() };
+    assert_eq!((disk.name.as_str(), disk.usage), ("sda", DiskUsage::Blank));
+    assert_eq!(rig.platter.wiped().len(), 1);
+    let told = rig.engine().events().after(start, 10);
+    let told: Vec<_> = told.into_iter().filter(|e| e.kind == EventKind::DiskWiped).collect();
+    assert_eq!(told[0].detail.as_deref(), Some("sda, serial number A1"));
+    assert_eq!(rig.fails(wipe("sdz", "A1")).await.kind, ErrorKind::NotFound);
+
+    // What a pool stands on is told with the question, and refused.
+    rig.on_disks(&["sda", "sdb"]).await;
+    assert_eq!(rig.fails(wipe("sda", "A1")).await.kind, ErrorKind::Precondition);
+    assert_eq!(rig.platter.wiped().len(), 2, "only the two that were let through");
+    assert_eq!(rig.engine().core.locks.len(), 0);
+}
+
+#[tokio::test]
+async fn no_disk_is_taken_while_one_is_wiped() {
+    let rig = Rig::new().await;
+    rig.platter.set_disk("sda", "A1", well());
+    rig.on_disks(&["x"]).await;
+    rig.platter.faults(|f| f.hang.extend(["sda".to_string()]));
+    let engine = rig.engine().clone();
+    let wiping = tokio::spawn(async move { engine.submit(who(), wipe("sda", "A1"), LONG).await });
+    rig.until("the wipe to begin", |rig| rig.engine().core.locks.len() == 1).await;
+    assert_eq!(rig.fails(wipe("sda", "A1")).await.kind, ErrorKind::Busy);
+    let expand = PoolChange::Expand { disks: vec!["sda".into()] };
+    let taken = rig.submit(Action::ChangePool("tank".parse().unwrap(), expand), SHORT).await;
+    assert_eq!(taken.unwrap_err().kind(), ErrorKind::Busy);
+    // What takes no disk goes on.
+    rig.ok(Action::ChangePool("tank".parse().unwrap(), PoolChange::Scrub)).await;
+    rig.create("data").await;
+    rig.platter.faults(|f| f.hang.clear());
+    wiping.await.unwrap().unwrap();
 }

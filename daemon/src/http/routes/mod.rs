@@ -5,6 +5,7 @@
 //! document too; there is no other way in.
 
 mod attachments;
+mod disks;
 mod events;
 mod hosts;
 mod orphans;
@@ -45,7 +46,8 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::metrics))
         .routes(routes!(system::system))
         .routes(routes!(system::document))
-        .routes(routes!(system::disks))
+        .routes(routes!(disks::list))
+        .routes(routes!(disks::wipe))
         .routes(routes!(pools::list, pools::create))
         .routes(routes!(pools::get, pools::delete))
         .routes(routes!(pools::export))

@@ -1,10 +1,10 @@
-//! The daemon itself: how it is, its disks, its metrics and its document.
+//! The daemon itself: how it is, its metrics and its document.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use orlop_api::{Disk, ErrorKind, Page, PoolState, Problem, System, SystemState};
+use orlop_api::{ErrorKind, PoolState, Problem, System, SystemState};
 
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
@@ -70,15 +70,6 @@ pub async fn document(State(api): State<Api>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], api.openapi.clone()).into_response()
 }
 
-/// The machine's disks.
-#[utoipa::path(get, path = "/v1/disks", tag = "pools", responses(
-    (status = 200, body = Page<Disk>),
-    (status = 503, body = Problem, content_type = "application/problem+json"),
-))]
-pub async fn disks(State(api): State<Api>) -> ApiResult<Json<Page<Disk>>> {
-    Ok(Json(Page { items: api.engine.disks(api.settings.request).await?, next: None }))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -93,7 +84,7 @@ mod tests {
         for (path, item) in json["paths"].as_object().unwrap() {
             got.extend(item.as_object().unwrap().keys().map(|m| format!("{m} {path}")));
         }
-        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/disks|get /v1/openapi.json|\
+        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
             get /v1/pools|post /v1/pools|get /v1/pools/{pool}|delete /v1/pools/{pool}|\
             post /v1/pools/{pool}/export|post /v1/pools/{pool}/disks|post /v1/pools/{pool}/replace|post /v1/pools/{pool}/scrub|\
             delete /v1/pools/{pool}/scrub|get /v1/volumes|\
@@ -109,7 +100,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 26 && !source.contains(".route("), "{added}");
+        assert!(added == 27 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }

@@ -91,7 +91,24 @@ pub(super) fn read(device: &Path, name: &str) -> io::Result<Option<Section>> {
     read_from(&file, name)
 }
 
+/// The name of the group that a disk belongs to, as the disk itself has it.
+pub(super) fn group_of(device: &Path) -> io::Result<Option<String>> {
+    let file = File::open(device)?;
+    fs::set_direct(&file)?;
+    let Some(whole) = text_of(&file)? else { return Ok(None) };
+    Ok(whole.sections().next().map(|(name, _)| name.to_string()))
+}
+
 fn read_from(file: &File, name: &str) -> io::Result<Option<Section>> {
+    let Some(mut whole) = text_of(file)? else { return Ok(None) };
+    Ok(match whole.0.remove(name) {
+        Some(Value::Section(group)) => Some(group),
+        _ => None,
+    })
+}
+
+/// The committed text: a section with the group's name, and what LVM says of the text itself.
+fn text_of(file: &File) -> io::Result<Option<Section>> {
     let head = bytes(file, 0, 4 * SECTOR)?;
     let Some(area) = area(&head) else { return Ok(None) };
     // A text can be overwritten while it is read, by two changes in a row.
@@ -103,11 +120,7 @@ fn read_from(file: &File, name: &str) -> io::Result<Option<Section>> {
             continue;
         }
         let text = String::from_utf8(text).map_err(|_| bad("its metadata is no text"))?;
-        let mut whole = parse(text.trim_end_matches('\0')).map_err(bad)?;
-        return Ok(match whole.0.remove(name) {
-            Some(Value::Section(group)) => Some(group),
-            _ => None,
-        });
+        return parse(text.trim_end_matches('\0')).map(Some).map_err(bad);
     }
     Err(bad("its metadata does not have its checksum"))
 }

@@ -11,6 +11,11 @@
 mod adopt;
 mod group;
 mod metadata;
+
+/// The name of the volume group that a disk belongs to, as the disk itself has it.
+pub(super) fn group_of(device: &std::path::Path) -> std::io::Result<Option<String>> {
+    metadata::group_of(device)
+}
 mod report;
 mod tags;
 
