@@ -4,14 +4,18 @@
 
 use std::sync::Arc;
 
-use orlop_api::{EventKind, PoolHealth, PoolHealthState, PoolName, PoolScan, PoolScanKind, PoolScanState};
+use orlop_api::{
+    EventKind, PoolDisk, PoolHealth, PoolHealthState, PoolName, PoolScan, PoolScanKind, PoolScanState,
+    SystemState,
+};
 use tokio::time::Instant;
 
-use super::core::{Core, On, OpenPool};
+use super::core::{Core, On, OpenPool, Outcome};
 use super::events::Subject;
 use super::lane::Late;
+use super::locks::{Key, Mode};
 use crate::kernel::Deadline;
-use crate::pool::Pool;
+use crate::pool::{Change, Pool};
 
 /// The alarm's subject, apart from the pool's own, which tells whether it is there at all.
 pub(super) fn alarm_of(name: &PoolName) -> String {
@@ -46,12 +50,52 @@ fn pass(scan: &PoolScan) -> String {
     }
 }
 
+/// Whether a spare may have to take a place, or could step back.
+fn spares_matter(health: &PoolHealth) -> bool {
+    let is_spare = |d: &PoolDisk| d.part.as_deref() == Some("spares");
+    let lost = |d: &PoolDisk| !is_spare(d) && ["unavail", "removed", "faulted"].contains(&d.state.as_str());
+    let spare = |state: &str| health.disks.iter().any(|d| is_spare(d) && d.state == state);
+    spare("inuse") || (spare("avail") && health.disks.iter().any(lost))
+}
+
 impl Core {
     /// Reads how a pool's disks are, if that may have changed since, and tells if it is news. The late end
     /// of a read that hangs.
     pub(super) async fn look_at_health(&self, pool: &Arc<OpenPool>, on: On, until: Instant) -> Option<Late> {
-        let last = self.view.read().pool_entry(&pool.name).and_then(|p| p.health.clone());
-        self.read_health(pool, last, on, until).await
+        let health = || self.view.read().pool_entry(&pool.name).and_then(|p| p.health.clone());
+        let late = self.read_health(pool, health(), on, until).await;
+        if late.is_some() || !health().is_some_and(|h| spares_matter(&h)) {
+            return late;
+        }
+        match self.mind_spares(pool, until).await {
+            Ok(Change::Unchanged) => None,
+            Ok(Change::Done) => self.read_health(pool, None, on, until).await,
+            Err(f) => {
+                tracing::warn!(pool = %pool.name, error = f.error.chain(), "its spares were not minded");
+                f.late
+            }
+        }
+    }
+
+    /// Nobody asked for it, so it yields to whoever changes the pool's disks: the next look comes.
+    async fn mind_spares(&self, pool: &Arc<OpenPool>, until: Instant) -> Outcome<Change> {
+        let name = &pool.name;
+        let Some(_pass) = self.gate.enter().filter(|_| *self.state.read() == SystemState::Ready) else {
+            return Ok(Change::Unchanged);
+        };
+        let wants =
+            vec![(Key::Pool(name.clone()), Mode::Shared), (Key::Disks(name.clone()), Mode::ExclusiveNow)];
+        let Ok(_guards) = self.locks.acquire(wants, until).await else { return Ok(Change::Unchanged) };
+        if self.check_settled(|intent| super::pools::concerns_disks_of(intent, name)).is_err() {
+            return Ok(Change::Unchanged);
+        }
+        // Where disks are replaced: that takes a while, and an attach must not wait for it (R6).
+        let change = self.on_pool(pool, On::Make, until, |p, d| p.mind_spares(d)).await?;
+        if change == Change::Done {
+            let subject = format!("pool/{name}");
+            tracing::info!(target: "audit", principal = "daemon", verb = "use_spare", subject, outcome = "ok");
+        }
+        Ok(change)
     }
 
     /// The same, with what is known to be so unless something happened by itself; `None` after a change.

@@ -556,7 +556,7 @@ fn pool_of(intent: &Intent) -> Option<&PoolName> {
     }
 }
 
-fn concerns_disks_of(intent: &Intent, pool: &PoolName) -> bool {
+pub(super) fn concerns_disks_of(intent: &Intent, pool: &PoolName) -> bool {
     match intent {
         Intent::CreatePool { spec } => spec.name == *pool,
         Intent::DeletePool { name } | Intent::ExportPool { name } | Intent::ChangePool { name, .. } => {

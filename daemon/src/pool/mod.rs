@@ -471,6 +471,14 @@ pub trait Pool: Send + Sync {
         Ok(Change::Unchanged)
     }
 
+    /// A spare takes the place of a disk that has been lost for a while, or steps back from one that is well again:
+    /// one of it at a time. The caller sees to it that nobody changes its disks meanwhile, and asks again and again:
+    /// how long a disk has been lost counts from the first time.
+    fn mind_spares(&self, deadline: &Deadline) -> Result<Change> {
+        let _ = deadline;
+        Ok(Change::Unchanged)
+    }
+
     /// Changes its disks while it is in use, or starts or stops a pass over them. Unchanged if it is so
     /// already; on error the pool is as it was.
     fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {

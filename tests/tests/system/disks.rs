@@ -184,6 +184,31 @@ pub fn pool_survives_lost_disks(w: &mut World) -> Result<()> {
         ensure!(h.state == PoolHealthState::Ok, "{layout:?}: {h:#?}");
         w.api(w.lab.api.delete_pool(&pool))?;
     }
+    spare_takes_the_place_of_a_lost_disk(w, &ask)
+}
+
+/// Nobody asks for it: the spare takes the place by itself, and steps back when the disk is there again.
+fn spare_takes_the_place_of_a_lost_disk(w: &mut World, ask: &PoolCreate) -> Result<()> {
+    let ask = PoolCreate { disks: vec![disk(1), disk(2)], spares: vec![disk(4)], ..ask.clone() };
+    w.api(w.lab.api.create_pool(&ask))?;
+    let pool = name()?;
+    let volume = w.volume("spared", POOL, 64)?;
+    let spare_is = |h: &PoolHealth, state: &str| {
+        h.disks.iter().any(|d| d.part.as_deref() == Some("spares") && d.state == state)
+    };
+    wait_health(w, "its health", |h| h.state == PoolHealthState::Ok && spare_is(h, "avail"))?;
+    pull(w, 1)?;
+    let h = wait_health(w, "the spare to take the place", |h| spare_is(h, "inuse"))?;
+    ensure!(h.reason.as_ref().is_some_and(|r| r.contains("is taken by spare")), "it does not say so: {h:#?}");
+    ensure!(alarmed(w)?, "no alarm for {h:#?}");
+    put_back(w)?;
+    let h = wait_health(w, "the spare to be free again", |h| {
+        h.state == PoolHealthState::Ok && spare_is(h, "avail")
+    })?;
+    ensure!(h.disks.len() == 3 && !alarmed(w)?, "{h:#?}");
+    println!("     a spare stepped in and back: {}", scan(&h));
+    w.remove(&volume)?;
+    w.api(w.lab.api.delete_pool(&pool))?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Pools' disks: who is told of one that is lost, and what comes of changing them.
 
 use super::*;
+use crate::engine::locks::{Key, Mode};
 use crate::model::{PoolChange, PoolMedium, PoolSpec};
 
 const SUBJECT: &str = "pool/tank/health";
@@ -227,4 +228,60 @@ async fn changes_of_disks_are_remembered() {
     assert_eq!(rig.media(), ["a", "e", "c", "d", "f", "g"]);
     rig.restart().await;
     assert_eq!(rig.media(), ["a", "e", "c", "d", "f", "g"]);
+}
+
+fn pool_disk(name: &str, part: &str, state: &str) -> PoolDisk {
+    PoolDisk {
+        name: name.into(),
+        was: None,
+        part: Some(part.into()),
+        state: state.into(),
+        read_errors: 0,
+        write_errors: 0,
+        checksum_errors: 0,
+    }
+}
+
+#[tokio::test]
+async fn spares_are_minded_where_there_is_a_reason_and_nobody_else_is_at_it() {
+    let rig = Rig::new().await;
+    let start = rig.engine().events().newest();
+    let with = |state, reason, one: &str, spare: &str| PoolHealth {
+        disks: vec![pool_disk("a", "mirror-0", one), pool_disk("s", "spares", spare)],
+        ..health(state, reason)
+    };
+    rig.becomes(with(PoolHealthState::Ok, None, "online", "avail")).await;
+    let nothing = with(PoolHealthState::Degraded, Some("no spare left"), "removed", "unavail");
+    rig.becomes(nothing).await;
+    assert_eq!(rig.platter.spares_minded(), 0);
+
+    // While an operator changes its disks it is not the daemon's turn.
+    let lost = with(PoolHealthState::Degraded, Some("disk a is removed"), "removed", "avail");
+    let held = vec![(Key::Disks(tank()), Mode::Exclusive)];
+    let guards = rig.engine().core.locks.acquire(held, Instant::now() + LONG).await.unwrap();
+    rig.becomes(lost).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(rig.platter.spares_minded(), 0);
+    drop(guards);
+
+    let taken = with(PoolHealthState::Degraded, Some("its place is taken by spare s"), "removed", "inuse");
+    rig.platter.move_spare(taken.clone());
+    rig.engine().disks_changed(&[]);
+    rig.until("the spare", |rig| rig.engine().view().pool(&tank()).unwrap().health.as_ref() == Some(&taken))
+        .await;
+    assert!(rig.health_alarm().unwrap().contains("taken by spare s"));
+    // The disk is back: all is well, and the spare steps back all the same.
+    let free = with(PoolHealthState::Ok, None, "online", "avail");
+    rig.platter.move_spare(free.clone());
+    rig.platter.set_health(with(PoolHealthState::Ok, None, "online", "inuse"));
+    rig.engine().disks_changed(&[]);
+    rig.until("it to step back", |rig| {
+        rig.engine().view().pool(&tank()).unwrap().health.as_ref() == Some(&free)
+    })
+    .await;
+    assert_eq!(rig.health_alarm(), None);
+    let told = rig.engine().events().after(start, 100);
+    let told: Vec<_> =
+        told.into_iter().filter(|e| e.kind == EventKind::PoolHealth).filter_map(|e| e.detail).collect();
+    assert!(told.iter().any(|t| t.contains("taken by spare s")), "{told:?}");
 }

@@ -49,6 +49,9 @@ struct State {
     /// Much, unless a test says otherwise.
     capacity: Option<Capacity>,
     health: Option<PoolHealth>,
+    /// What it becomes when a spare is moved.
+    health_with_spare: Option<PoolHealth>,
+    spares_minded: u64,
     changes: Vec<PoolChange>,
     /// The machine's disks, and what each says of itself; `None`: it sleeps.
     disks: BTreeMap<String, (DiskInfo, Option<DiskHealth>)>,
@@ -103,6 +106,15 @@ impl Platter {
 
     pub fn set_health(&self, health: PoolHealth) {
         self.state.lock().health = Some(health);
+    }
+
+    /// A spare will be moved when the pool is asked to mind them.
+    pub fn move_spare(&self, then: PoolHealth) {
+        self.state.lock().health_with_spare = Some(then);
+    }
+
+    pub fn spares_minded(&self) -> u64 {
+        self.state.lock().spares_minded
     }
 
     /// What was done to its disks.
@@ -558,6 +570,18 @@ impl Pool for FakePool {
 
     fn health(&self, _: Option<&PoolHealth>, _: &Deadline) -> Result<Option<PoolHealth>> {
         Ok(self.platter.state.lock().health.clone())
+    }
+
+    fn mind_spares(&self, _: &Deadline) -> Result<Change> {
+        let mut s = self.platter.state.lock();
+        s.spares_minded += 1;
+        match s.health_with_spare.take() {
+            None => Ok(Change::Unchanged),
+            Some(health) => {
+                s.health = Some(health);
+                Ok(Change::Done)
+            }
+        }
     }
 
     fn change(&self, change: &PoolChange, _: &Deadline) -> Result<Change> {

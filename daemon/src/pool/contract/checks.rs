@@ -30,7 +30,22 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("many volumes are listed in order", many),
     ("eight threads make and destroy at once", threads),
     ("an overrun deadline makes nothing", overrun),
+    ("where all is well nothing is done to disks", disks_stay),
 ];
+
+/// The daemon asks for these by itself, again and again.
+fn disks_stay(_: &Subject, pool: &dyn Pool) -> Check {
+    let minds = pool.features().minds_disks;
+    let health = ok("health", pool.health(None, &soon()))?;
+    same("whether it tells of its disks", health.is_some(), minds)?;
+    for _ in 0..2 {
+        same("take back", ok("take back", pool.take_back(&soon()))?, Change::Unchanged)?;
+        same("mind spares", ok("mind spares", pool.mind_spares(&soon()))?, Change::Unchanged)?;
+    }
+    let disks = |h: Option<orlop_api::PoolHealth>| h.map(|h| h.disks);
+    let after = ok("health", pool.health(None, &soon()))?;
+    same("its disks", disks(after), disks(health))
+}
 
 fn empty(_: &Subject, pool: &dyn Pool) -> Check {
     let l = ok("list", pool.list(&soon()))?;

@@ -10,6 +10,7 @@
 mod adopt;
 mod dataset;
 mod device;
+mod spares;
 mod status;
 mod zpool;
 
@@ -631,6 +632,10 @@ impl Pool for ZfsPool {
 
     fn take_back(&self, deadline: &Deadline) -> Result<Change> {
         self.vdevs.take_back(deadline)
+    }
+
+    fn mind_spares(&self, deadline: &Deadline) -> Result<Change> {
+        self.vdevs.mind_spares(deadline)
     }
 
     fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {

@@ -13,6 +13,7 @@ use orlop_api::{PoolDisk, PoolHealth, PoolHealthState, PoolLayout, PoolScan, Poo
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 
+use super::spares::{Step, Watch, stand_ins};
 use crate::kernel::Deadline;
 use crate::kernel::disks::{self, DiskInfo};
 use crate::kernel::exec::Tool;
@@ -31,8 +32,8 @@ struct Status {
 }
 
 #[derive(Debug, Deserialize)]
-struct Zpool {
-    state: String,
+pub(super) struct Zpool {
+    pub(super) state: String,
     #[serde(default)]
     status: Option<String>,
     #[serde(default)]
@@ -62,14 +63,14 @@ struct Scan {
 }
 
 #[derive(Debug, Deserialize)]
-struct Vdev {
+pub(super) struct Vdev {
     name: String,
-    vdev_type: String,
-    state: String,
+    pub(super) vdev_type: String,
+    pub(super) state: String,
     #[serde(default)]
     path: Option<String>,
     #[serde(default, deserialize_with = "count")]
-    guid: u64,
+    pub(super) guid: u64,
     #[serde(default, deserialize_with = "count")]
     read_errors: u64,
     #[serde(default, deserialize_with = "count")]
@@ -77,7 +78,7 @@ struct Vdev {
     #[serde(default, deserialize_with = "count")]
     checksum_errors: u64,
     #[serde(default)]
-    vdevs: HashMap<String, Vdev>,
+    pub(super) vdevs: HashMap<String, Vdev>,
 }
 
 /// A number, or a text that is one: it depends on the version which of them is said.
@@ -100,12 +101,32 @@ struct Leaf {
     guid: u64,
     /// Of the partition that the zpool made on it.
     path: String,
-    /// Where it is being rebuilt: `replacing-0`.
+    /// Where it is being rebuilt, or has a spare in its place: `replacing-0`, `spare-0`.
     replacing: Option<String>,
     shown: PoolDisk,
 }
 
+fn ordered(vdevs: &HashMap<String, Vdev>) -> Vec<&Vdev> {
+    let mut all: Vec<&Vdev> = vdevs.values().collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
 impl Vdev {
+    /// Its parts, ordered by name.
+    pub(super) fn children(&self) -> Vec<&Vdev> {
+        ordered(&self.vdevs)
+    }
+
+    /// What `zpool` takes for it: its path, or the name of one that has none.
+    pub(super) fn place(&self) -> &str {
+        self.path.as_deref().unwrap_or(&self.name)
+    }
+
+    pub(super) fn errors(&self) -> u64 {
+        self.read_errors.saturating_add(self.write_errors).saturating_add(self.checksum_errors)
+    }
+
     fn leaves(&self, part: Option<&str>, all: &[DiskInfo], found: &mut Vec<Leaf>) {
         if self.vdevs.is_empty() && self.vdev_type != "root" {
             if self.vdev_type != "dspare" {
@@ -116,13 +137,12 @@ impl Vdev {
         // `replacing-0` and `spare-0` are inside of the part whose disk is being replaced.
         let inner = if self.vdev_type == "root" || part.is_some() { part } else { Some(self.name.as_str()) };
         let first = found.len();
-        let mut children: Vec<&Vdev> = self.vdevs.values().collect();
-        children.sort_by(|a, b| a.name.cmp(&b.name));
-        for child in children {
+        for child in self.children() {
             child.leaves(inner, all, found);
         }
-        if self.vdev_type == "replacing" {
-            found[first..].iter_mut().for_each(|l| l.replacing = Some(self.name.clone()));
+        if ["replacing", "spare"].contains(&self.vdev_type.as_str()) {
+            let together = found[first..].iter_mut().filter(|l| l.replacing.is_none());
+            together.for_each(|l| l.replacing = Some(self.name.clone()));
         }
     }
 
@@ -173,10 +193,23 @@ impl Zpool {
         for vdev in self.vdevs.values() {
             vdev.leaves(None, all, &mut found);
         }
-        let mut spares: Vec<&Vdev> = self.spares.values().collect();
-        spares.sort_by(|a, b| a.name.cmp(&b.name));
-        found.extend(spares.into_iter().map(|s| s.leaf(Some("spares"), all)));
+        found.extend(self.spares().into_iter().map(|s| s.leaf(Some("spares"), all)));
         found
+    }
+
+    /// What it is made of, ordered by name.
+    pub(super) fn parts(&self) -> Vec<&Vdev> {
+        ordered(&self.vdevs)
+    }
+
+    /// Its spares, ordered by name.
+    pub(super) fn spares(&self) -> Vec<&Vdev> {
+        ordered(&self.spares)
+    }
+
+    pub(super) fn is_rebuilding(&self) -> bool {
+        let running = |s: PoolScan| s.kind == PoolScanKind::Rebuild && s.state == PoolScanState::Running;
+        self.scan().is_some_and(running)
     }
 
     fn scan(&self) -> Option<PoolScan> {
@@ -205,16 +238,13 @@ impl Zpool {
         })
     }
 
-    fn health(&self, all: &[DiskInfo]) -> PoolHealth {
+    pub(super) fn health(&self, all: &[DiskInfo]) -> PoolHealth {
         let disks: Vec<PoolDisk> = self.leaves(all).into_iter().map(|l| l.shown).collect();
         let wrong = |d: &PoolDisk| {
             !["online", "avail", "inuse"].contains(&d.state.as_str())
                 || d.read_errors + d.write_errors + d.checksum_errors > 0
         };
-        let scan = self.scan();
-        let rebuilding = scan
-            .as_ref()
-            .is_some_and(|s| s.kind == PoolScanKind::Rebuild && s.state == PoolScanState::Running);
+        let (scan, rebuilding) = (self.scan(), self.is_rebuilding());
         let state = match self.state.as_str() {
             "ONLINE" if self.error_count > 0 => PoolHealthState::Failed,
             // Until it is rebuilt, a disk does not have what it should.
@@ -224,6 +254,9 @@ impl Zpool {
             _ => PoolHealthState::Failed,
         };
         let mut bad: Vec<String> = disks.iter().filter(|d| wrong(d)).map(describe).collect();
+        for (disk, spare) in stand_ins(self) {
+            bad.push(format!("the place of disk {} is taken by spare {}", disk.place(), spare.place()));
+        }
         if rebuilding {
             bad.push("a disk is being rebuilt".into());
         }
@@ -261,12 +294,20 @@ pub(super) struct Vdevs {
     zpool: Tool,
     /// When details were read last.
     read: Mutex<Option<Instant>>,
+    /// Which disks are lost, and since when.
+    watch: Mutex<Watch>,
 }
 
 impl Vdevs {
     pub fn new(ctx: &Context, env: &PoolEnv) -> Result<Self> {
         let zpool = Tool::locate("zpool").map_err(|e| ctx.exec(e))?;
-        Ok(Self { ctx: ctx.clone(), env: env.clone(), zpool, read: Mutex::default() })
+        Ok(Self {
+            ctx: ctx.clone(),
+            env: env.clone(),
+            zpool,
+            read: Mutex::default(),
+            watch: Mutex::default(),
+        })
     }
 
     fn disks(&self) -> Result<Vec<DiskInfo>> {
@@ -381,13 +422,19 @@ impl Vdevs {
             let detail = format!("it has no disk {old}; it has {}", names.join(", "));
             return Err(self.ctx.precondition(detail));
         };
-        let blank = prove_blank(&self.ctx, &self.env, &[new.to_string()], deadline)?;
-        let path: String = blank.iter().map(DiskInfo::lasting_path).collect();
+        // Its own spare is not blank: it says that it is this pool's.
+        let path = match found.filter(|l| l.shown.state == "avail") {
+            Some(spare) => self.argument(&spare.path, &all),
+            None => {
+                let blank = prove_blank(&self.ctx, &self.env, &[new.to_string()], deadline)?;
+                blank.iter().map(DiskInfo::lasting_path).collect()
+            }
+        };
         let guid = leaf.guid.to_string();
         let done = self.run(&["replace", self.ctx.pool.as_str(), &guid, &path], deadline);
         let all = self.disks()?;
         let leaves = self.status(deadline)?.leaves(&all);
-        match self.find(&leaves, &all, new) {
+        match self.find(&leaves, &all, new).filter(|l| l.shown.part.as_deref() != Some("spares")) {
             Some(_) => Ok(Change::Done),
             None => Err(self.failed(done, "the zpool does not have the new disk")),
         }
@@ -415,6 +462,51 @@ impl Vdevs {
         Ok(change)
     }
 
+    /// What `zpool replace` takes for a spare: the whole disk, as it took it when the spare was added.
+    fn argument(&self, place: &str, all: &[DiskInfo]) -> String {
+        disk_of(place, all).map_or_else(|| place.to_string(), DiskInfo::lasting_path)
+    }
+
+    /// Has a spare take the place of a disk that is lost for good, or step back when that is well again: at most
+    /// one of it at a time. What ZFS refuses is told in the log and by the pool's health, which stays as it is.
+    pub fn mind_spares(&self, deadline: &Deadline) -> Result<Change> {
+        let before = self.status(deadline)?;
+        let Some(step) = self.watch.lock().next(&before, Instant::now()) else {
+            return Ok(Change::Unchanged);
+        };
+        let pool = self.ctx.pool.as_str();
+        let done = match &step {
+            Step::TakePlace { lost, spare, .. } => {
+                let argument = self.argument(spare, &self.disks()?);
+                self.run(&["replace", pool, &lost.to_string(), &argument], deadline)
+            }
+            Step::StepBack { spare, .. } => self.run(&["detach", pool, &spare.to_string()], deadline),
+        };
+        // What it says is for people; how it is now is what counts.
+        let after = self.status(deadline)?;
+        let taken =
+            |guid: u64| stand_ins(&after).iter().any(|(disk, spare)| [disk.guid, spare.guid].contains(&guid));
+        let whole = match &step {
+            Step::TakePlace { lost, .. } => taken(*lost),
+            Step::StepBack { spare, .. } => !taken(*spare),
+        };
+        if whole {
+            match &step {
+                Step::TakePlace { was, spare, .. } => {
+                    tracing::warn!(pool, disk = was, spare, "a spare takes the place of a lost disk")
+                }
+                Step::StepBack { path, .. } => tracing::info!(pool, spare = path, "a spare is free again"),
+            }
+            return Ok(Change::Done);
+        }
+        let error = self.failed(done, "its disks are as they were");
+        tracing::warn!(pool, ?step, %error, "a spare was not moved");
+        if let Step::TakePlace { lost, spare, .. } = step {
+            self.watch.lock().refused(lost, spare, Instant::now());
+        }
+        Ok(Change::Unchanged)
+    }
+
     fn scrub(&self, start: bool, deadline: &Deadline) -> Result<Change> {
         let running = |zpool: &Zpool, kind| {
             zpool.scan().is_some_and(|s| s.state == PoolScanState::Running && s.kind == kind)
@@ -433,11 +525,11 @@ impl Vdevs {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn zpool(text: &str) -> Zpool {
+    pub(in crate::pool::zfs) fn zpool(text: &str) -> Zpool {
         let status: Status = serde_json::from_str(text).unwrap();
         status.pools.into_values().next().unwrap()
     }
