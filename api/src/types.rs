@@ -173,6 +173,10 @@ pub struct PoolCreate {
     /// that write to one pool destroy it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+    /// Which zpool of this name is imported, where there are disks of several: its number, in digits, as the
+    /// refusal and `zpool import` show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guid: Option<String>,
 }
 
 /// `POST /v1/pools/{pool}/disks`: the pool gets larger, and keeps its layout.

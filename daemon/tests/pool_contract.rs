@@ -221,17 +221,20 @@ fn pool_disks_are_exported_and_recognized() {
         drop(made);
 
         let elsewhere = PoolEnv { mounts: dir.path().join("other"), ..env.clone() };
-        let found = pool::recognize(&ask("travels"), &elsewhere).unwrap();
+        let found = pool::recognize(&ask("travels"), &elsewhere, &soon()).unwrap();
         assert_eq!(found.medium, spec.medium, "what was minted is read from the disk");
         let other = ask("another");
-        let other = pool::recognize(&other, &elsewhere).unwrap();
+        let other = pool::recognize(&other, &elsewhere, &soon()).unwrap();
         assert!(pool::import(&other, &elsewhere, false, &long).is_err(), "{filesystem}: by another name");
         assert!(!elsewhere.mounts.join("another").exists(), "{filesystem}: it is still mounted");
         let back = pool::import(&found, &elsewhere, false, &long).unwrap();
         assert_eq!(back.get(label.id, &long).unwrap().unwrap().label, label);
         back.destroy(label.id, &long).unwrap();
         back.remove(&long).unwrap();
-        assert!(pool::recognize(&found, &elsewhere).is_err(), "{filesystem}: a blank disk is no pool");
+        assert!(
+            pool::recognize(&found, &elsewhere, &soon()).is_err(),
+            "{filesystem}: a blank disk is no pool"
+        );
     }
 }
 

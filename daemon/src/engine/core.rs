@@ -42,7 +42,7 @@ pub trait Pools: Send + Sync {
     /// Opens a pool that was made before: imports or mounts it.
     fn open(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>>;
     /// A pool that is to be imported, with what only its medium can tell.
-    fn recognize(&self, spec: &PoolSpec) -> crate::pool::Result<PoolSpec>;
+    fn recognize(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<PoolSpec>;
     /// Opens a pool that another machine may have had.
     fn import(&self, spec: &PoolSpec, force: bool, deadline: &Deadline)
     -> crate::pool::Result<Box<dyn Pool>>;
@@ -71,8 +71,8 @@ impl Pools for PoolEnv {
         crate::pool::open(spec, self, deadline)
     }
 
-    fn recognize(&self, spec: &PoolSpec) -> crate::pool::Result<PoolSpec> {
-        crate::pool::recognize(spec, self)
+    fn recognize(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<PoolSpec> {
+        crate::pool::recognize(spec, self, deadline)
     }
 
     fn import(

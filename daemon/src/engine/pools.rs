@@ -128,6 +128,16 @@ impl Core {
         {
             let view = self.view.read();
             if let Some(there) = view.pool_entry(&asked.name) {
+                if let (Some(have), Some(want)) = (there.spec.guid(), asked.guid())
+                    && have != want
+                {
+                    return Err(Error::Conflict {
+                        object: format!("pool {}", asked.name),
+                        field: "guid",
+                        have: have.to_string(),
+                        want: want.to_string(),
+                    });
+                }
                 if there.spec.kind() == asked.kind() {
                     return self.shown_pool(&view, &asked.name, false);
                 }
@@ -142,7 +152,8 @@ impl Core {
         self.check_media(&asked)?;
         let pools = self.settings.pools.clone();
         let ask = asked.clone();
-        let spec = run(&self.setup_lane, until, move |_| pools.recognize(&ask)).await.map_err(|f| f.error)?;
+        let spec =
+            run(&self.setup_lane, until, move |d| pools.recognize(&ask, d)).await.map_err(|f| f.error)?;
         let (pools, ask) = (self.settings.pools.clone(), spec.clone());
         let opened = async {
             let pool = run(&self.setup_lane, until, move |d| pools.import(&ask, force, d)).await?;

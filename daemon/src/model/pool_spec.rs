@@ -134,6 +134,14 @@ impl PoolSpec {
         }
     }
 
+    /// The zpool's own number, where it is known.
+    pub fn guid(&self) -> Option<u64> {
+        match &self.medium {
+            PoolMedium::Zfs { guid, .. } => *guid,
+            _ => None,
+        }
+    }
+
     /// Whether both ask for the same pool. What was minted for one of them does not count.
     pub fn same_request(&self, other: &PoolSpec) -> bool {
         let medium = match (&self.medium, &other.medium) {
@@ -283,6 +291,20 @@ impl TryFrom<PoolCreate> for PoolSpec {
         if ask.force && (!ask.import || ask.kind != PoolKind::Zfs) {
             return err("force", "is for importing a zfs pool only");
         }
+        let guid = match &ask.guid {
+            None => None,
+            Some(_) if !ask.import || ask.kind != PoolKind::Zfs => {
+                return err("guid", "is for importing a zfs pool only");
+            }
+            Some(text) => {
+                // `u64` would take a sign.
+                let digits = text.bytes().all(|b| b.is_ascii_digit());
+                match text.parse::<u64>() {
+                    Ok(n) if digits && n > 0 => Some(n),
+                    _ => return err("guid", "must be a zpool's number, in digits"),
+                }
+            }
+        };
         if ask.import && (ask.layout.is_some() || ask.thin_size.is_some() || ask.thin_metadata_size.is_some())
         {
             return err("import", "takes a pool as it is: leave out how it is to be made");
@@ -291,7 +313,7 @@ impl TryFrom<PoolCreate> for PoolSpec {
         let medium = match (ask.kind, directory, ask.disks.len()) {
             // Found by its name, wherever its disks are.
             (PoolKind::Zfs, None, _) if ask.import => {
-                PoolMedium::Zfs { disks: ask.disks, layout, spares: ask.spares, guid: None }
+                PoolMedium::Zfs { disks: ask.disks, layout, spares: ask.spares, guid }
             }
             (PoolKind::Lvm, None, _) if ask.import => PoolMedium::Lvm { disks: ask.disks, thin },
             (PoolKind::Zfs, None, 1..) => {

@@ -552,8 +552,11 @@ pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<d
 }
 
 /// A pool that is to be imported, with what only its medium can tell. Reads. Blocking: from a lane.
-pub fn recognize(spec: &PoolSpec, env: &PoolEnv) -> Result<PoolSpec> {
+pub fn recognize(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<PoolSpec> {
     let mut found = spec.clone();
+    if let Some(number) = spec.guid() {
+        zfs::check_number(spec, number, deadline)?;
+    }
     if let PoolMedium::FileDisk { disk, filesystem, uuid } = &mut found.medium {
         (*filesystem, *uuid) = file_disk::recognize(spec, env, disk)?;
     }

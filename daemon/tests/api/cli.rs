@@ -105,6 +105,8 @@ async fn a_volume_from_making_to_deleting() {
     assert!(good(&d, "completions bash").contains("_orlop"));
     assert_eq!(good(&d, "volume list").lines().count(), 1);
     assert!(good(&d, "disk list").lines().next().unwrap().contains("HEALTH"));
+    assert_eq!(bad(&d, "pool import other --kind lvm --guid 12").0, 3);
+    assert_eq!(bad(&d, "pool import other --kind zfs --guid twelve").0, 3);
     assert_eq!(bad(&d, "disk wipe nosuchdisk").0, 2);
     assert_eq!(bad(&d, "disk wipe nosuchdisk --pool tank").0, 2);
     assert_eq!(bad(&d, "disk wipe ../x --yes-destroy-serial S").0, 2);

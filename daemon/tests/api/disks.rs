@@ -29,6 +29,13 @@ async fn layouts_and_disks_have_rules() {
         (zfs(json!({"force": true})), "force"),
         (zfs(json!({"import": true, "layout": "mirror"})), "import"),
         (json!({"name": "safe", "kind": "lvm", "import": true, "force": true}), "force"),
+        (zfs(json!({"guid": "123"})), "guid"),
+        (zfs(json!({"import": true, "guid": "0"})), "guid"),
+        (zfs(json!({"import": true, "guid": "+1"})), "guid"),
+        (zfs(json!({"import": true, "guid": "18446744073709551616"})), "guid"),
+        (zfs(json!({"import": true, "guid": "0x1f"})), "guid"),
+        (zfs(json!({"import": true, "guid": 7})), "guid"),
+        (json!({"name": "safe", "kind": "lvm", "import": true, "guid": "1"}), "guid"),
         (json!({"name": "safe", "kind": "file", "import": true}), "disks"),
     ] {
         let reply = raw::call(&d.socket(), "POST", "/v1/pools", body.to_string().as_bytes());

@@ -93,6 +93,7 @@ fn main() -> Result<()> {
             spares: Vec::new(),
             import: false,
             force: false,
+            guid: None,
         })
     };
     s.step("make a ZFS pool `tank` on the first disk", |_| {

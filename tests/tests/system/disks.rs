@@ -154,6 +154,7 @@ pub fn pool_survives_lost_disks(w: &mut World) -> Result<()> {
     refused(w.api(w.lab.api.export_pool(&pool)), ErrorKind::Precondition)?;
     w.lab.initiator.disconnect(&a)?;
     w.detach(&volume, 1)?;
+    let guid = w.lab.on_appliance(&format!("zpool get -H -p -o value guid {POOL}"))?.trim().to_string();
     w.api(w.lab.api.export_pool(&pool))?;
     ensure!(!w.lab.on_appliance("zpool list -H -o name")?.lines().any(|l| l == POOL), "it is still imported");
     refused(w.api(w.lab.api.volume(&volume.id.into())), ErrorKind::NotFound)?;
@@ -161,6 +162,13 @@ pub fn pool_survives_lost_disks(w: &mut World) -> Result<()> {
     // The disk that was pulled belongs to a pool of the same name: which of the two is meant?
     let problem = refused(w.api(w.lab.api.create_pool(&import)), ErrorKind::Precondition)?;
     ensure!(problem.detail.contains("several zpools"), "{problem}");
+    // By its number; what no such zpool has is not guessed.
+    let number = |guid: &str| PoolCreate { guid: Some(guid.into()), ..import.clone() };
+    ensure!(problem.detail.contains(&guid), "{problem}");
+    refused(w.api(w.lab.api.create_pool(&number("12345"))), ErrorKind::Precondition)?;
+    w.api(w.lab.api.create_pool(&number(&guid)))?;
+    refused(w.api(w.lab.api.create_pool(&number("12345"))), ErrorKind::Conflict)?;
+    w.api(w.lab.api.export_pool(&pool))?;
     w.lab.on_appliance(&format!("zpool labelclear -f {}-part1", disk(0)))?;
     w.api(w.lab.api.create_pool(&import))?;
     w.api(w.lab.api.create_pool(&import)).context("the same again")?;

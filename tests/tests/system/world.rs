@@ -134,6 +134,7 @@ fn pool(name: &str, kind: PoolKind, disk: &str, filesystem: Option<Filesystem>) 
         spares: Vec::new(),
         import: false,
         force: false,
+        guid: None,
     }
 }
 

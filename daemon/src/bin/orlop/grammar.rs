@@ -117,6 +117,9 @@ pub enum PoolCommand {
         /// Even if the machine that had it did not let go of it. It must be off for sure
         #[arg(long)]
         force: bool,
+        /// Which zpool, by its number, if there are disks of several that have this name
+        #[arg(long, value_name = "NUMBER")]
+        guid: Option<String>,
     },
     /// Let go of a pool with the volumes in it, for another appliance to import
     Export {
@@ -417,6 +420,7 @@ impl PoolSpec {
             spares: self.spares,
             import: false,
             force: false,
+            guid: None,
         }
     }
 }

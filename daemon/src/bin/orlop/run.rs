@@ -52,7 +52,7 @@ async fn pool(client: &Client, command: PoolCommand) -> Result<Answer> {
         PoolCommand::List => Answer::Pools(client.pools().await?),
         PoolCommand::Create(spec) => Answer::Pool(client.create_pool(&spec.ask()).await?),
         PoolCommand::Get { pool } => Answer::Pool(client.pool(&pool).await?),
-        PoolCommand::Import { name, kind, disks, directory, force } => {
+        PoolCommand::Import { name, kind, disks, directory, force, guid } => {
             let ask = PoolCreate {
                 name,
                 kind,
@@ -65,6 +65,7 @@ async fn pool(client: &Client, command: PoolCommand) -> Result<Answer> {
                 spares: Vec::new(),
                 import: true,
                 force,
+                guid,
             };
             Answer::Pool(client.create_pool(&ask).await?)
         }

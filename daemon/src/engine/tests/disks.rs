@@ -126,6 +126,7 @@ fn import() -> Action {
         spares: Vec::new(),
         import: true,
         force: false,
+        guid: None,
     };
     Action::ImportPool(ask.try_into().unwrap(), false)
 }
@@ -188,6 +189,26 @@ async fn a_pool_goes_and_comes_back_with_its_volumes_and_without_its_hosts() {
     assert_eq!(rig.fails(import()).await.kind, ErrorKind::NotFound);
     assert_eq!(rig.engine().view().counts().0, 0);
     assert!(rig.engine().core.unsettled.lock().is_empty());
+}
+
+#[tokio::test]
+async fn another_zpool_of_the_same_name_is_a_conflict() {
+    let rig = Rig::new().await;
+    let spec = |guid| {
+        let medium =
+            PoolMedium::Zfs { disks: Vec::new(), layout: PoolLayout::Stripe, spares: Vec::new(), guid };
+        PoolSpec { v: 1, name: tank(), medium }
+    };
+    rig.engine().core.view.write().set_spec(spec(Some(u64::MAX)));
+    for guid in [None, Some(u64::MAX)] {
+        assert!(matches!(
+            rig.ok(Action::ImportPool(spec(guid), false)).await,
+            Outcome::Pool { changed: false, .. }
+        ));
+    }
+    let p = rig.fails(Action::ImportPool(spec(Some(5)), false)).await;
+    assert_eq!((p.kind, p.field.as_deref()), (ErrorKind::Conflict, Some("guid")));
+    assert_eq!((p.have.as_deref(), p.want.as_deref()), (Some("18446744073709551615"), Some("5")));
 }
 
 #[tokio::test]

@@ -288,7 +288,7 @@ impl Pools for FakePools {
         Ok(Box::new(FakePool { spec: spec.clone(), platter: self.0.clone() }))
     }
 
-    fn recognize(&self, spec: &PoolSpec) -> Result<PoolSpec> {
+    fn recognize(&self, spec: &PoolSpec, _: &Deadline) -> Result<PoolSpec> {
         Ok(spec.clone())
     }
 

@@ -49,6 +49,7 @@ impl Rig {
                 spares: Vec::new(),
                 import: false,
                 force: false,
+                guid: None,
             }
             .try_into()
             .unwrap(),

@@ -57,12 +57,9 @@ pub(super) struct ZfsPool {
     readers: Mutex<BTreeMap<VolumeId, usize>>,
 }
 
-/// The zpool's number, where it is known.
-fn guid(spec: &PoolSpec) -> Option<u64> {
-    match &spec.medium {
-        PoolMedium::Zfs { guid, .. } => *guid,
-        _ => None,
-    }
+/// Whether the zpool of a number that a person gave has the pool's name. Reads.
+pub(super) fn check_number(spec: &PoolSpec, number: u64, deadline: &Deadline) -> Result<()> {
+    zpool::check_number(&Context::new(&spec.name), number, deadline)
 }
 
 impl ZfsPool {
@@ -74,14 +71,14 @@ impl ZfsPool {
 
     pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        zpool::import(&ctx, guid(spec), false, deadline)?;
+        zpool::import(&ctx, spec.guid(), false, deadline)?;
         Self::opened(ctx, env)
     }
 
     /// As `open`, from a machine that did not let go of it.
     pub fn take(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        zpool::import(&ctx, guid(spec), true, deadline)?;
+        zpool::import(&ctx, spec.guid(), true, deadline)?;
         Self::opened(ctx, env)
     }
 

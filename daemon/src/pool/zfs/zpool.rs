@@ -115,6 +115,14 @@ impl<'a> Tools<'a> {
         if matches!(owner, Owner::Foreign(_)) && output.code == Some(0) {
             self.must(&self.zpool, &["export", self.name()], deadline)?;
         }
+        // What has the number may have another name: then it is not the one that is meant.
+        if let (Owner::Absent, Some(0), Some(number)) = (&owner, output.code, &number) {
+            let all = self.must(&self.zpool, &["list", "-H", "-p", "-o", "name,guid"], deadline)?;
+            let other = all.lines().filter_map(|l| l.split_once('\t')).find(|(_, n)| n == number);
+            if let Some((other, _)) = other {
+                self.must(&self.zpool, &["export", other], deadline)?;
+            }
+        }
         Ok((owner, output))
     }
 
@@ -151,11 +159,7 @@ pub(super) fn import(ctx: &Context, guid: Option<u64>, force: bool, deadline: &D
                 return Err(match found.as_slice() {
                     [] => ctx.not_found(format!("zpool {}", ctx.pool)),
                     [_] => ctx.exec(output.failure()),
-                    several => ctx.precondition(format!(
-                        "there are several zpools of that name on disks, {}: take the disks of the others away, \
-                         or clear them (zpool labelclear)",
-                        several.join(" and ")
-                    )),
+                    several => ctx.precondition(ambiguous(ctx, several)),
                 });
             }
             (owner, _) => owner,
@@ -163,10 +167,57 @@ pub(super) fn import(ctx: &Context, guid: Option<u64>, force: bool, deadline: &D
         owner => owner,
     };
     match owner {
-        Owner::Ours => tools.ensure_parent(deadline),
+        Owner::Ours => {
+            if let Some(want) = guid {
+                check_imported(ctx, want, deadline)?;
+            }
+            tools.ensure_parent(deadline)
+        }
         Owner::Foreign(why) => Err(tools.refuse(&why)),
         Owner::Absent => Err(ctx.not_found(format!("zpool {}", ctx.pool))),
     }
+}
+
+/// What to say, and what to do, where a name is not enough.
+fn ambiguous(ctx: &Context, numbers: &[String]) -> String {
+    format!(
+        "there are several zpools of that name on disks, with the numbers {}: say which by its number (`guid`; \
+         orlop pool import {} --kind zfs --guid NUMBER), or take the disks of the others away",
+        numbers.join(" and "),
+        ctx.pool
+    )
+}
+
+/// Several zpools may have one name, but only one of them is imported at a time.
+fn check_imported(ctx: &Context, want: u64, deadline: &Deadline) -> Result<()> {
+    match guid(ctx, deadline)? {
+        have if have == want => Ok(()),
+        have => Err(ctx.precondition(format!(
+            "the zpool of that name that is imported has the number {have}, not {want}: export it first"
+        ))),
+    }
+}
+
+/// Whether the zpool of a number that a person gave has the pool's name.
+pub(super) fn check_number(ctx: &Context, number: u64, deadline: &Deadline) -> Result<()> {
+    let tools = Tools::new(ctx)?;
+    if tools.owner(deadline)? != Owner::Absent {
+        return check_imported(ctx, number, deadline);
+    }
+    wrong_number(ctx, number, &tools.on_disks(deadline)?).map_or(Ok(()), Err)
+}
+
+fn wrong_number(ctx: &Context, number: u64, found: &[String]) -> Option<PoolError> {
+    if found.contains(&number.to_string()) {
+        return None;
+    }
+    Some(match found {
+        [] => ctx.not_found(format!("zpool {} with the number {number}", ctx.pool)),
+        others => ctx.precondition(format!(
+            "no zpool of that name has the number {number}; on disks there is {}",
+            others.join(" and ")
+        )),
+    })
 }
 
 /// Whether each of these disks is there and part of the zpool, which is imported.
@@ -354,6 +405,7 @@ fn wipe(tools: &Tools<'_>, parts: &[PathBuf], deadline: &Deadline) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -363,6 +415,24 @@ mod tests {
         assert_eq!(numbers(text, "safe"), ["123", "77"]);
         assert_eq!(numbers(text, "other"), ["5"]);
         assert!(numbers("no pools available to import\n", "safe").is_empty());
+    }
+
+    #[test]
+    fn which_of_several_is_said_by_its_number() {
+        let ctx = Context::new(&"safe".parse().unwrap());
+        let found = ["123".to_string(), "77".to_string()];
+        let text = ambiguous(&ctx, &found);
+        assert!(
+            text.contains("several zpools") && text.contains("123 and 77") && text.contains("--guid"),
+            "{text}"
+        );
+        assert!(wrong_number(&ctx, 77, &found).is_none());
+        let other = wrong_number(&ctx, 7, &found).unwrap();
+        assert!(
+            matches!(&other, PoolError::Precondition { detail, .. } if detail.contains("123 and 77")),
+            "{other}"
+        );
+        assert!(matches!(wrong_number(&ctx, 7, &[]), Some(PoolError::NotFound { .. })));
     }
 
     #[test]

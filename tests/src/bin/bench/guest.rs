@@ -34,6 +34,7 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
         spares: Vec::new(),
         import: false,
         force: false,
+        guid: None,
         name: "tank".parse()?,
         kind: PoolKind::Zfs,
         disks: vec!["/dev/disk/by-id/virtio-disk0".into()],
