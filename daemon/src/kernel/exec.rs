@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -99,12 +99,32 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
+#[cfg(any(test, feature = "contract"))]
+thread_local! {
+    static INSTEAD: std::cell::RefCell<Option<PathBuf>> = const { std::cell::RefCell::new(None) };
+}
+
+/// For tests alone: from now on this thread finds tools in this directory and nowhere else; with `None`, where
+/// they are.
+#[cfg(any(test, feature = "contract"))]
+pub fn find_in(directory: Option<PathBuf>) {
+    INSTEAD.set(directory);
+}
+
+fn directories() -> Vec<PathBuf> {
+    #[cfg(any(test, feature = "contract"))]
+    if let Some(directory) = INSTEAD.with_borrow(Clone::clone) {
+        return vec![directory];
+    }
+    DIRECTORIES.iter().map(PathBuf::from).collect()
+}
+
 impl Tool {
     /// Finds it.
     pub fn locate(name: &'static str) -> Result<Self, ExecError> {
-        DIRECTORIES
+        directories()
             .iter()
-            .map(|d| Path::new(d).join(name))
+            .map(|d| d.join(name))
             .find(|p| p.is_file())
             .map(|path| Self { name, path, most: MAX_OUTPUT })
             .ok_or(ExecError::Missing(name))
