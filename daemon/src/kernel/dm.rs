@@ -1,6 +1,6 @@
-//! The device mapper, as far as it is asked here: how full a thin pool is, and holding writers for a moment.
+//! The device mapper, as far as it is asked here: how full a thin pool is.
 //!
-//! Called by `lvm` pools. LVM makes and changes devices; what is here needs no process.
+//! Called by `lvm` pools. LVM makes and changes devices; a reading needs no process.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -16,17 +16,8 @@ const TARGET: usize = 40;
 /// Room for the header and one target's status.
 const BUFFER: usize = 4096;
 
-/// The commands' numbers in linux/dm-ioctl.h. The first both suspends and resumes.
-const DM_DEV_SUSPEND: Opcode = command(6);
-const DM_DEV_STATUS: Opcode = command(7);
-const DM_TABLE_STATUS: Opcode = command(12);
-
-/// Asked for: suspend. Answered: is suspended.
-const DM_SUSPEND_FLAG: u32 = 1 << 1;
-
-const fn command(number: u8) -> Opcode {
-    opcode::read_write::<[u8; HEADER]>(0xfd, number)
-}
+/// DM_TABLE_STATUS of linux/dm-ioctl.h.
+const DM_TABLE_STATUS: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 12);
 
 /// How full a thin pool is (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,37 +31,11 @@ pub struct ThinStatus {
 /// The status of a thin pool's device, with what is under way committed first. `None`: there is no device
 /// of that name. `InvalidData`: it is no thin pool, or one that has failed.
 pub fn thin_status(name: &str) -> io::Result<Option<ThinStatus>> {
-    let Some(buffer) = ask::<DM_TABLE_STATUS>(name, 0)? else { return Ok(None) };
-    let text = answer(&buffer).unwrap_or_default();
-    parse(&text).map(Some).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("the device mapper says {text:?} of {name}"))
-    })
-}
-
-/// Holds a device: what is under way ends, what is written from now on waits until [`resume`]. False: there
-/// is no device of that name.
-pub fn suspend(name: &str) -> io::Result<bool> {
-    Ok(ask::<DM_DEV_SUSPEND>(name, DM_SUSPEND_FLAG)?.is_some())
-}
-
-/// Lets a device go on, if it is held. Whether it was.
-pub fn resume(name: &str) -> io::Result<bool> {
-    let held = ask::<DM_DEV_STATUS>(name, 0)?.is_some_and(|b| word(&b, 28) & DM_SUSPEND_FLAG != 0);
-    if held {
-        ask::<DM_DEV_SUSPEND>(name, 0)?;
-    }
-    Ok(held)
-}
-
-/// One command to the device of a name, and its answer; `None`: there is no such device.
-fn ask<const COMMAND: Opcode>(name: &str, flags: u32) -> io::Result<Option<[u8; BUFFER]>> {
     let mut buffer = [0u8; BUFFER];
-    let mut put = |at: usize, word: u32| buffer[at..at + 4].copy_from_slice(&word.to_ne_bytes());
     // Version 4.0.0 of the interface, which every later one answers.
-    put(0, 4);
-    put(12, BUFFER as u32);
-    put(16, HEADER as u32);
-    put(28, flags);
+    buffer[0..4].copy_from_slice(&4u32.to_ne_bytes());
+    buffer[12..16].copy_from_slice(&(BUFFER as u32).to_ne_bytes());
+    buffer[16..20].copy_from_slice(&(HEADER as u32).to_ne_bytes());
     let room = &mut buffer[48..48 + 127];
     if name.len() > room.len() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is too long")));
@@ -79,20 +44,21 @@ fn ask<const COMMAND: Opcode>(name: &str, flags: u32) -> io::Result<Option<[u8; 
     let control = File::options().read(true).write(true).open("/dev/mapper/control")?;
     // SAFETY: the kernel reads the header, whose size the opcode gives, and writes at most `data_size` bytes
     // of the buffer, which is its length. Any bytes are valid in it.
-    match unsafe { ioctl(&control, Updater::<COMMAND, [u8; BUFFER]>::new(&mut buffer)) } {
-        Ok(()) => Ok(Some(buffer)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(e) => Err(e.into()),
+    match unsafe { ioctl(&control, Updater::<DM_TABLE_STATUS, [u8; BUFFER]>::new(&mut buffer)) } {
+        Ok(()) => {}
+        Err(Errno::NXIO) => return Ok(None),
+        Err(e) => return Err(e.into()),
     }
-}
-
-fn word(buffer: &[u8; BUFFER], at: usize) -> u32 {
-    buffer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+    let text = answer(&buffer).unwrap_or_default();
+    parse(&text).map(Some).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("the device mapper says {text:?} of {name}"))
+    })
 }
 
 /// The first target's kind and status.
 fn answer(buffer: &[u8; BUFFER]) -> Option<String> {
-    let (start, count) = (word(buffer, 16) as usize, word(buffer, 20));
+    let word = |at: usize| Some(u32::from_ne_bytes(buffer.get(at..at + 4)?.try_into().ok()?) as usize);
+    let (start, count) = (word(16)?, word(20)?);
     let text = |from: usize| {
         let bytes = buffer.get(from..)?.split(|b| *b == 0).next()?;
         Some(String::from_utf8_lossy(bytes).into_owned())

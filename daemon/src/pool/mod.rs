@@ -169,7 +169,7 @@ pub struct Features {
     /// does not, both only share blocks that the pool counts.
     pub clones_depend: bool,
     /// Snapshots of several volumes are taken at one instant by the pool itself, whatever is written
-    /// meanwhile, or would be if it did not wait. Where they are not, they are taken one after another, again and again until nothing was
+    /// meanwhile. Where they are not, they are taken one after another, again and again until nothing was
     /// written between the first and the last.
     pub groups_under_writes: bool,
     /// It knows its disks: health, redundancy, scrub, replacing and adding them.
@@ -198,8 +198,7 @@ pub const fn features(kind: PoolKind) -> Features {
         // What shares blocks knows nothing of each other: dm-thin or the file system counts who uses one.
         PoolKind::Lvm | PoolKind::File => Features {
             clones_depend: false,
-            // All of a group are held while it is taken; behind images there is nothing to hold.
-            groups_under_writes: matches!(kind, PoolKind::Lvm),
+            groups_under_writes: false,
             minds_disks: false,
             thick_with_snapshots: false,
             reprovision: false,

@@ -284,7 +284,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
         devices.push(ok("open", File::options().write(true).custom_flags(sync).open(device))?);
     }
     // Longer each time, so that one is longer than a try to find an instant takes, however slow the machine.
-    let mut rest = Duration::from_millis(50);
+    let mut rest = Duration::from_millis(if pool.kind() == PoolKind::Lvm { 1000 } else { 50 });
     for rests in [false, true] {
         let stop = AtomicBool::new(false);
         let result = std::thread::scope(|scope| {
@@ -298,7 +298,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
                     }
                     if rests && n % 20 == 0 {
                         std::thread::sleep(rest);
-                        rest = (rest * 2).min(Duration::from_secs(2));
+                        rest = (rest * 2).min(Duration::from_secs(16));
                     }
                 }
                 Ok(())

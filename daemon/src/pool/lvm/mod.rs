@@ -4,7 +4,7 @@
 //! Called by the engine through [`Pool`]. Thin snapshots share blocks that dm-thin counts: nothing depends
 //! on anything. A thick volume is a thin one all of whose blocks were written with zeros when it was made.
 //! What is not whole yet (a thick volume that is being written, the snapshots of a group that are not
-//! all there) carries the tag `orlop.new`.
+//! known to be of one instant) carries the tag `orlop.new`.
 //!
 //! Nothing is decided by what a command says on stderr: state is read before and after.
 
@@ -21,14 +21,14 @@ mod tags;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, SourceMode, VolumeId};
 
 use super::context::Context;
 use super::rules::{check_properties, check_room, check_same, check_size};
 use super::{Capacity, Change, Listing, Opened, Pool, PoolEnv, Result, Snapped, Stored, Stray};
-use crate::kernel::{Deadline, block, dm, fs};
+use crate::kernel::{Deadline, block, fs};
 use crate::model::{Document, Label, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
 use group::{EXTENT, Group, Row, THIN, escape};
 use tags::{NEW, Told};
@@ -36,6 +36,10 @@ use tags::{NEW, Told};
 /// How long someone else may hold a volume that is to be destroyed: udev probes every new one, and lags
 /// behind on a slow machine.
 const BUSY: Duration = Duration::from_secs(30);
+
+/// How long a moment is looked for in which no volume of a group is written to. Each try starts a process
+/// or two a volume, so this is longer than images take.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
@@ -127,7 +131,6 @@ impl LvmPool {
     pub fn open(spec: &PoolSpec, deadline: &Deadline) -> Result<Self> {
         let pool = Self::at(spec)?;
         pool.group.find(deadline)?;
-        pool.let_go(deadline)?;
         Ok(pool)
     }
 
@@ -196,7 +199,7 @@ impl LvmPool {
 
     /// The device of an active volume: the kernel's name, not a link to it. `None`: it is not active.
     fn device(&self, lv: &str) -> Result<Option<PathBuf>> {
-        let name = self.dm_name(lv);
+        let name = format!("{}-{}", escape(self.group.name()), escape(lv));
         let link = Path::new("/dev/mapper").join(&name);
         let device = match std::fs::canonicalize(&link) {
             Ok(device) => device,
@@ -325,46 +328,63 @@ impl LvmPool {
         Ok(Change::Unchanged)
     }
 
-    /// Takes snapshots. Those of several volumes are of one instant: all of them are held first, so that what
-    /// is written waits. LVM lets each go on when it has its snapshot; by then nothing was written to it since
-    /// the last one was held. How long writers had to wait at most, where there was more than one.
-    fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Option<Duration>> {
-        let group = labels.len() > 1;
-        let mut held = Held { pool: self, names: Vec::new() };
-        let started = Instant::now();
-        for label in labels.iter().filter(|_| group) {
-            let name = self.dm_name(&label.key.volume.lv());
-            held.names.push(name.clone());
-            dm::suspend(&name).map_err(self.ctx.io(format!("holding {name}")))?;
+    /// How many writes each volume has ended; `None` while one is under way.
+    fn writes(&self, labels: &[SnapshotLabel]) -> Result<Option<Vec<u64>>> {
+        let mut all = Vec::new();
+        for label in labels {
+            let Some(device) = self.device(&label.key.volume.lv())? else { continue };
+            let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let action = format!("reading the statistics of {name}");
+            match block::writes(name).map_err(self.ctx.io(action))? {
+                Some(writes) => all.push(writes),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// Takes snapshots: those of several volumes again and again until nothing was written to any of them
+    /// between the first and the last.
+    ///
+    /// Suspending all origins beforehand would hold the writers instead. But LVM (2.03.31) that finds an
+    /// origin suspended counts up the pool's transaction without sending the kernel its message, and takes no
+    /// more from that pool afterwards until a person repairs it.
+    fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<()> {
+        let patience = deadline.at_most(QUIET);
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let before = self.writes(labels)?;
+            for label in labels {
+                self.ctx.check(deadline, "taking snapshots")?;
+                let mut spelled = self.spell(label, 1)?;
+                if labels.len() > 1 {
+                    spelled.push(NEW.into());
+                }
+                self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
+            }
+            // One alone is of one instant by itself: its origin was suspended.
+            if labels.len() == 1 {
+                return Ok(());
+            }
+            if before.is_some() && self.writes(labels)? == before {
+                break;
+            }
+            for label in labels {
+                self.erase(&label.key.lv(), deadline)?;
+            }
+            if patience.pause(pause).is_err() {
+                return Err(self.ctx.precondition(
+                    "its volumes are written to all the time, so that no instant was found for all of \
+                     them: let their writers rest for a moment",
+                ));
+            }
+            pause = (pause * 2).min(Duration::from_millis(200));
         }
         for label in labels {
-            self.ctx.check(deadline, "taking snapshots")?;
-            let mut spelled = self.spell(label, 1)?;
-            if group {
-                spelled.push(NEW.into());
-            }
-            self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
-        }
-        drop(held);
-        let paused = started.elapsed();
-        for label in labels.iter().filter(|_| group) {
             let path = self.group.path(&label.key.lv());
             self.group.must("lvchange", &["-q", "--deltag", NEW, &path], deadline)?;
         }
-        Ok(group.then_some(paused))
-    }
-
-    /// What a daemon that was killed in the middle of a group held is let go of.
-    fn let_go(&self, deadline: &Deadline) -> Result<()> {
-        let rows = self.group.rows(deadline)?;
-        let volumes = rows.iter().filter(|r| matches!(name_of(&r.lv_name), Some(Name::Volume(_))));
-        drop(Held { pool: self, names: volumes.map(|r| self.dm_name(&r.lv_name)).collect() });
         Ok(())
-    }
-
-    /// What the device mapper calls the device of a logical volume.
-    fn dm_name(&self, lv: &str) -> String {
-        format!("{}-{}", escape(self.group.name()), escape(lv))
     }
 
     /// What an attempt left, after an error that its caller hears.
@@ -401,22 +421,6 @@ pub(super) fn write_raw_label(spec: &PoolSpec, lv: &str, text: &str, deadline: &
     }
     args.push(&path);
     pool.group.must("lvchange", &args, deadline).map(drop)
-}
-
-/// Devices that are held. Whatever happens, they go on in the end: a host that waits for ever is cut off.
-struct Held<'a> {
-    pool: &'a LvmPool,
-    names: Vec<String>,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        for name in &self.names {
-            if let Err(error) = dm::resume(name) {
-                tracing::error!(pool = %self.pool.ctx.pool, device = name, %error, "a device is still held");
-            }
-        }
-    }
 }
 
 impl Pool for LvmPool {
@@ -632,7 +636,7 @@ impl Pool for LvmPool {
             }
         }
         match self.take(labels, deadline) {
-            Ok(paused) => Ok(Snapped { change: Change::Done, paused }),
+            Ok(()) => Ok(Snapped { change: Change::Done, paused: None }),
             Err(error) => {
                 self.tidy(labels.iter().map(|l| l.key.lv()), deadline);
                 Err(error)
