@@ -1,6 +1,6 @@
 //! Mounting, and what is mounted.
 //!
-//! Called by file pools on disks of their own, and by the inventory of disks. Mounts what it is told,
+//! Called by file pools on disks of their own, for volumes that are file systems, and by the inventory of disks. Mounts what it is told,
 //! where it is told; never decides.
 
 use std::ffi::CString;
@@ -76,13 +76,13 @@ pub fn at(point: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rfind(|m| m.point == point))
 }
 
-/// Mounts the file system on a device. No access times: reading a volume must not write. Nothing on it
+/// Mounts the file system on a device, or what else `fstype` mounts; `options` are its own. No access times: reading a volume must not write. Nothing on it
 /// is run, is a device, or changes who one is.
-pub fn mount(device: &Path, point: &Path, fstype: &str) -> io::Result<()> {
+pub fn mount(device: &Path, point: &Path, fstype: &str, options: &str) -> io::Result<()> {
     let flags = MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    let none: Option<&std::ffi::CStr> = None;
-    let fstype = CString::new(fstype).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-    Ok(rustix::mount::mount(device, point, fstype.as_c_str(), flags, none)?)
+    let text = |s: &str| CString::new(s).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e));
+    let (fstype, options) = (text(fstype)?, text(options)?);
+    Ok(rustix::mount::mount(device, point, fstype.as_c_str(), flags, Some(options.as_c_str()))?)
 }
 
 /// Unmounts; fails while anything is open there.

@@ -90,7 +90,7 @@ impl OwnDisk {
             None => {
                 fs::make_dirs(&self.point).map_err(self.ctx.io(format!("making {shown}")))?;
                 self.ctx.check(deadline, "mounting the pool's disk")?;
-                mount::mount(&self.device, &self.point, fstype)
+                mount::mount(&self.device, &self.point, fstype, "")
                     .map_err(self.ctx.io(format!("mounting {} at {shown}", self.device.display())))
             }
         }
