@@ -69,6 +69,55 @@ pub enum Filesystem {
     Btrfs,
 }
 
+/// What a volume is to its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum VolumeKind {
+    /// A disk: what is on it is its host's affair.
+    #[default]
+    Block,
+    /// A file system that the appliance makes, grows and mounts.
+    Filesystem,
+}
+
+impl VolumeKind {
+    /// As it is spelled on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Filesystem => "filesystem",
+        }
+    }
+}
+
+/// File systems that a volume can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum FilesystemKind {
+    /// A ZFS dataset.
+    Zfs,
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl FilesystemKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Zfs, Self::Ext4, Self::Xfs];
+
+    /// As it is spelled on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Zfs => "zfs",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
 /// How a `zfs` pool is laid out on its disks: what it survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -378,6 +427,13 @@ pub struct VolumeCreate {
     pub pool: PoolName,
     /// Its size: at least one and a whole number of the pool's `granularity`.
     pub size: ByteSize,
+    /// What it is. Unless given a disk, or what its source is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<VolumeKind>,
+    /// Of kind `filesystem`, which one. Unless given what its source has, else the pool's own: `zfs` in a `zfs`
+    /// pool, `ext4` elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<FilesystemKind>,
     /// Thin unless given.
     #[serde(default)]
     pub provisioning: Provisioning,
@@ -616,6 +672,12 @@ pub struct Volume {
     pub pool: PoolName,
     /// Its size.
     pub size: ByteSize,
+    /// What it is.
+    #[serde(default)]
+    pub kind: VolumeKind,
+    /// Which file system, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<FilesystemKind>,
     /// How its space is reserved.
     pub provisioning: Provisioning,
     /// How it is reached.

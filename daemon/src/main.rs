@@ -263,6 +263,7 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
         pools: Arc::new(PoolEnv {
             mounts: settings.state_dir.join("pools"),
             simulated: sim,
+            volumes: settings.state_dir.join("volumes"),
             ..PoolEnv::default()
         }),
         pool_threads: settings.limits.pool_threads,

@@ -81,6 +81,17 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        let pool = self.point.path().join("pool/volumes");
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let all = Command::new("losetup").args(["-l", "-n", "-O", "NAME,BACK-FILE"]).output().unwrap();
+        for line in String::from_utf8_lossy(&all.stdout).lines() {
+            let Some((device, file)) = line.trim().split_once(' ') else { continue };
+            if Path::new(file.trim()).starts_with(&pool)
+                && let Some(mount) = mounts.lines().find(|l| l.split(' ').next() == Some(device))
+            {
+                let _ = Command::new("umount").args(mount.split(' ').nth(1)).status();
+            }
+        }
         // What a test that has failed left attached keeps the rest from going.
         let all = Command::new("losetup").args(["-l", "-n", "-O", "NAME,BACK-FILE"]).output().unwrap();
         for line in String::from_utf8_lossy(&all.stdout).lines() {
@@ -119,9 +130,10 @@ fn on_directory(mkfs: &[&str]) {
     need_root();
     let m = Mounted::new(mkfs);
     let directory = m.dir();
+    let volumes = tempfile::tempdir().unwrap();
     suite(&Subject {
         spec: spec(PoolMedium::FileDirectory { directory: directory.clone() }),
-        env: PoolEnv::default(),
+        env: PoolEnv { volumes: volumes.path().to_owned(), ..PoolEnv::default() },
     });
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0, "nothing is left in the directory");
 }
@@ -151,7 +163,7 @@ fn pool_file_gives_space_back_when_thin_and_keeps_it_when_thick() {
     for provisioning in [orlop_api::Provisioning::Thick, orlop_api::Provisioning::Thin] {
         let l = contract::label(orlop_api::ByteSize(64 << 20), provisioning);
         pool.create(&l, &soon()).unwrap();
-        let device = pool.open(l.id, &soon()).unwrap().device;
+        let device = pool.open(l.id, &soon()).unwrap().path().to_owned();
         let file = std::fs::File::options().write(true).open(&device).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[1; 16 << 20], 0).unwrap();
         file.sync_all().unwrap();
@@ -171,7 +183,8 @@ fn on_disk(filesystem: Filesystem) {
     need_root();
     let disk = LoopDisk::new(DISK);
     let mounts = tempfile::tempdir().unwrap();
-    let env = PoolEnv { mounts: mounts.path().join("pools"), loops_as_disks: true, ..PoolEnv::default() };
+    let (mounts_at, volumes) = (mounts.path().join("pools"), mounts.path().join("volumes"));
+    let env = PoolEnv { mounts: mounts_at, volumes, loops_as_disks: true, ..PoolEnv::default() };
     let medium = PoolMedium::FileDisk { disk: disk.device.clone(), filesystem, uuid: uuid::Uuid::now_v7() };
     let subject = Subject { spec: spec(medium), env: env.clone() };
     suite(&subject);

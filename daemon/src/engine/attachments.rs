@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_api::{Attachment, EventKind, HostName, VolumeId, VolumeRef};
+use orlop_api::{Attachment, EventKind, HostName, VolumeId, VolumeKind, VolumeRef};
 use tokio::time::Instant;
 
 use super::action::{Outcome, Principal};
@@ -33,6 +33,12 @@ impl Core {
             let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
             if view.host_record(&host).is_none() {
                 return Err(Error::NotFound(format!("host {host}")));
+            }
+            // Exports are what lets hosts in to these, and there are none yet. An attachment gives a disk.
+            if entry.label.kind == VolumeKind::Filesystem {
+                return Err(Error::Unsupported(format!(
+                    "volume {volume} is a file system: a host can be attached to a disk only"
+                )));
             }
             (entry.pool.clone(), entry.label.size, view.is_attached(id, &host))
         };

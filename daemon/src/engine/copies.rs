@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use orlop_api::{ByteSize, EventKind, Provisioning, SourceMode, VolumeId, VolumeState};
+use orlop_api::{ByteSize, EventKind, Provisioning, SourceMode, VolumeId, VolumeKind, VolumeState};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use super::core::{Core, On, OpenPool, Outcome};
 use super::error::{Error, Result};
 use super::events::Subject;
 use super::locks::{Key, Mode};
+use super::volumes::{open_once, verify_opened};
 use crate::model::{Label, SnapshotKey};
 use crate::pool::copy::{self, Watch};
 
@@ -280,7 +281,19 @@ impl Core {
         let Some(mut entry) = entry else { return Err(Error::NotFound(format!("volume {id}")).into()) };
         entry.label = Label { copied, ..entry.label };
         let label = entry.label.clone();
-        self.on_pool(to, On::Make, until, move |p, d| p.relabel(&label, d)).await?;
+        let want = label.clone();
+        let opened = self
+            .on_pool(to, On::Make, until, move |p, d| {
+                // A copy may be larger than its source. Its file system becomes so with the label that says
+                // that it is whole.
+                match (label.kind, label.copied) {
+                    (VolumeKind::Filesystem, None) => p.grow(&label, d).map(drop)?,
+                    _ => p.relabel(&label, d)?,
+                }
+                open_once(p, &label, d)
+            })
+            .await?;
+        verify_opened(&want, opened)?;
         self.view.write().put_volume(entry);
         Ok(())
     }

@@ -301,7 +301,9 @@ impl Core {
         if hosts.is_empty() {
             return None;
         }
-        Some(Export { identity: self.identity(id), device: opened.device, size: opened.size, hosts })
+        // A directory is no device, and no target here serves one.
+        let device = opened.device()?.to_owned();
+        Some(Export { identity: self.identity(id), device, size: opened.size, hosts })
     }
 
     pub(super) fn identity(&self, id: VolumeId) -> Identity {

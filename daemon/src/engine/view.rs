@@ -161,6 +161,8 @@ impl View {
             tenant: v.label.tenant.clone(),
             pool: v.pool.clone(),
             size: v.label.size,
+            kind: v.label.kind,
+            filesystem: v.label.filesystem,
             provisioning: v.label.provisioning,
             protocol: v.label.protocol,
             nqn: self.prefix.subsystem(id),

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use orlop_api::{
-    BlockSize, ByteSize, EventKind, PoolName, Properties, Property, Provisioning, SnapshotId, SourceMode,
-    VolumeCreate, VolumeId, VolumeOrigin, VolumeRef, VolumeSource, VolumeState, When,
+    BlockSize, ByteSize, EventKind, FilesystemKind, PoolName, Properties, Property, Provisioning, SnapshotId,
+    SourceMode, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin, VolumeRef, VolumeSource, VolumeState, When,
 };
 use tokio::time::Instant;
 
@@ -14,8 +14,9 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
+use crate::kernel::Deadline;
 use crate::model::{Label, LabelSource, SnapshotKey, SnapshotLabel};
-use crate::pool::{self, Stored};
+use crate::pool::{self, Opened, Pool, Stored};
 
 impl Core {
     pub(super) async fn create_volume(
@@ -56,7 +57,13 @@ impl Core {
         }
         let pool = self.open_pool(&ask.pool)?;
         let mut label = Label::new(VolumeId::mint(), who.tenant.clone(), &ask);
+        (label.kind, label.filesystem) = match ask.source {
+            None => (label.kind, a_filesystem(&pool, &ask)),
+            // What its source is, as soon as that is known.
+            Some(_) => (VolumeKind::Block, None),
+        };
         pool::check_properties(&pool.name, pool.pool.features(), None, &label)?;
+        check_least(&label)?;
         // What is being made is not taken for an orphan.
         guards.join(self.locks.acquire(vec![(Key::Backing(label.id), Mode::Exclusive)], until).await?);
         let mut taken = None;
@@ -64,6 +71,7 @@ impl Core {
             // Again, now that nobody can take it away.
             let source = self.find_source(who, wanted)?;
             self.check_fits(&ask, wanted.mode, &source)?;
+            check_kind(&ask, source.filesystem)?;
             if wanted.mode == SourceMode::Linked {
                 // It shares them, so it has its source's, and a size that is a whole number of them.
                 label.properties.block_size = source.block_size;
@@ -80,6 +88,10 @@ impl Core {
             };
             label.source = Some(LabelSource { snapshot, mode: wanted.mode });
             label.copied = (wanted.mode == SourceMode::Copied).then_some(ByteSize(0));
+            label.filesystem = source.filesystem;
+            label.kind = if source.filesystem.is_some() { VolumeKind::Filesystem } else { VolumeKind::Block };
+            // Where a copy goes may not have it.
+            pool::check_properties(&pool.name, pool.pool.features(), None, &label)?;
         }
         if let Some((_, snapshot)) = &taken {
             // It is deleted from the start, and nothing is seen to need it before the volume is there.
@@ -131,6 +143,7 @@ impl Core {
                 Ok(Source {
                     pool: entry.pool.clone(),
                     size: entry.label.size,
+                    filesystem: entry.label.filesystem,
                     block_size: volume.and_then(|v| v.label.properties.block_size),
                     of,
                 })
@@ -143,6 +156,7 @@ impl Core {
                 Ok(Source {
                     pool: entry.pool,
                     size: entry.label.size,
+                    filesystem: entry.label.filesystem,
                     block_size: entry.label.properties.block_size,
                     of: SourceOf::Volume(Box::new(entry.label)),
                 })
@@ -180,13 +194,15 @@ impl Core {
     /// Makes a backing and reads it back from the pool (R5).
     async fn make(&self, pool: &Arc<OpenPool>, label: Label, until: Instant) -> CoreOutcome<Label> {
         let want = label.clone();
-        let stored = self
+        let (stored, opened) = self
             .on_pool(pool, On::Make, until, move |p, d| {
                 p.create(&label, d)?;
-                p.get(label.id, d)
+                let opened = open_once(p, &label, d)?;
+                Ok::<_, pool::PoolError>((p.get(label.id, d)?, opened))
             })
             .await?;
         verify(&want, stored)?;
+        verify_opened(&want, opened)?;
         Ok(want)
     }
 
@@ -201,7 +217,12 @@ impl Core {
             let shown = |of: &Properties| of.get(*p).unwrap_or_else(|| "the pool's default".into());
             (p.field(), shown(&volume.properties), shown(&ask.properties))
         });
+        // What was not said is as the source had it.
+        let kind = ask.kind.or_else(|| ask.source.is_none().then(VolumeKind::default));
+        let system = |f: Option<FilesystemKind>| f.map(|f| word(&f)).unwrap_or_else(|| "none".into());
         let differs = [
+            ("kind", word(&volume.kind), word(&kind.unwrap_or(volume.kind))),
+            ("filesystem", system(volume.filesystem), system(ask.filesystem.or(volume.filesystem))),
             ("pool", volume.pool.to_string(), ask.pool.to_string()),
             ("size", volume.size.0.to_string(), ask.size.0.to_string()),
             ("provisioning", word(&volume.provisioning), word(&ask.provisioning)),
@@ -361,6 +382,8 @@ impl Core {
 struct Source {
     pool: PoolName,
     size: ByteSize,
+    /// What it is, if it is not a disk.
+    filesystem: Option<FilesystemKind>,
     /// Of its blocks, if that is not the pool's default.
     block_size: Option<BlockSize>,
     of: SourceOf,
@@ -372,6 +395,10 @@ enum SourceOf {
 }
 
 fn check_source(ask: &VolumeCreate) -> Result<()> {
+    if ask.filesystem.is_some() && ask.kind != Some(VolumeKind::Filesystem) {
+        let reason = "is for volumes of kind filesystem".into();
+        return Err(Error::Invalid { field: "filesystem", reason });
+    }
     let Some(source) = &ask.source else { return Ok(()) };
     let wrong = |field, reason: &str| Err(Error::Invalid { field, reason: reason.into() });
     if source.snapshot.is_some() == source.volume.is_some() {
@@ -385,6 +412,64 @@ fn check_source(ask: &VolumeCreate) -> Result<()> {
         return wrong(Property::BlockSize.field(), reason);
     }
     Ok(())
+}
+
+/// The file system of a new volume that is one: the pool's own unless another is asked for. Whether the pool has
+/// it is for its rules to say.
+fn a_filesystem(pool: &OpenPool, ask: &VolumeCreate) -> Option<FilesystemKind> {
+    let wanted = ask.kind == Some(VolumeKind::Filesystem);
+    let own = || pool.pool.features().filesystems.first().copied();
+    ask.filesystem.or_else(own).filter(|_| wanted)
+}
+
+/// A volume that begins with the content of another is what that is.
+fn check_kind(ask: &VolumeCreate, source: Option<FilesystemKind>) -> Result<()> {
+    let is = source.map_or(VolumeKind::Block, |_| VolumeKind::Filesystem);
+    if let Some(kind) = ask.kind.filter(|k| *k != is) {
+        let reason = format!("is {}, and its source is of kind {}", kind.as_str(), is.as_str());
+        return Err(Error::Invalid { field: "kind", reason });
+    }
+    match (ask.filesystem, source) {
+        (Some(wanted), Some(has)) if wanted != has => {
+            let reason = format!("is {}, and its source has {}", wanted.as_str(), has.as_str());
+            Err(Error::Invalid { field: "filesystem", reason })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a file system that is smaller than its kind can be.
+fn check_least(label: &Label) -> Result<()> {
+    let Some(filesystem) = label.filesystem else { return Ok(()) };
+    let least = pool::least_size(filesystem);
+    if label.size >= least {
+        return Ok(());
+    }
+    let reason = format!("is {}, and {} takes at least {}", label.size.0, filesystem.as_str(), least.0);
+    Err(Error::Invalid { field: "size", reason })
+}
+
+/// Opens a new file system once and closes it: what can't be mounted was not made. One that is still to be
+/// copied is looked at when it is whole. Nothing of a disk: its host does that.
+pub(super) fn open_once(p: &dyn Pool, label: &Label, d: &Deadline) -> pool::Result<Option<Opened>> {
+    if label.kind == VolumeKind::Block || label.copied.is_some() {
+        return Ok(None);
+    }
+    let opened = p.open(label.id, d);
+    // Also what could not be opened to the end.
+    let closed = p.close(label.id, d);
+    let opened = opened?;
+    closed.map(|()| Some(opened))
+}
+
+/// What was opened is a directory, and as large as the volume.
+pub(super) fn verify_opened(want: &Label, opened: Option<Opened>) -> Result<()> {
+    let found = match opened {
+        Some(o) if o.device().is_some() => "a device and no directory".into(),
+        Some(o) if o.size != want.size => format!("a file system of {} bytes", o.size.0),
+        _ => return Ok(()),
+    };
+    Err(Error::Unverified { object: format!("volume {}", want.id), found })
 }
 
 /// Why a clone is thin, and stays so.
@@ -414,6 +499,7 @@ pub(super) fn verify(want: &Label, stored: Option<Stored>) -> Result<()> {
         None => "nothing".into(),
         Some(s) if s.label != *want => "another label".into(),
         Some(s) if s.size != want.size => format!("{} bytes", s.size.0),
+        Some(s) if s.filesystem != want.filesystem => "another file system".into(),
         Some(s) if s.provisioning != want.provisioning => format!("a {} volume", word(&s.provisioning)),
         Some(s) if s.properties != want.properties => {
             format!("the properties {:?}", s.properties.to_string())

@@ -30,18 +30,22 @@ type Program = unsafe extern "C" fn(*const c_char, *const c_char, u64, u64, Nvli
 const INSTRUCTIONS: u64 = 10_000_000;
 const MEMORY: u64 = 10 << 20;
 
-/// Reads a dataset, and of a zvol the native properties `p1`, `p2`... as `v1`, `v2`... No answer at all
-/// where it does not exist.
+/// Reads a dataset, and of a zvol the native properties `p1`, `p2`... as `v1`, `v2`..., of a file system
+/// `f1`, `f2`... No answer at all where it does not exist.
 const READ: &str = r#"
 local a = ...
 local r = {}
 if zfs.exists(a["dataset"]) then
     r["type"] = zfs.get_prop(a["dataset"], "type")
-    if r["type"] == "volume" then
-        r["volsize"] = zfs.get_prop(a["dataset"], "volsize")
+    local sizes = { volume = "volsize", filesystem = "refquota" }
+    local lists = { volume = "p", filesystem = "f" }
+    local size, list = sizes[r["type"]], lists[r["type"]]
+    if size then
+        local n = zfs.get_prop(a["dataset"], size)
+        if n then r["size"] = n end
         local i = 1
-        while a["p" .. i] do
-            local v = zfs.get_prop(a["dataset"], a["p" .. i])
+        while a[list .. i] do
+            local v = zfs.get_prop(a["dataset"], a[list .. i])
             if v then r["v" .. i] = "" .. v end
             i = i + 1
         end
@@ -82,9 +86,11 @@ return { error = 0 }
 pub struct Dataset {
     /// Its size, if it is a zvol.
     pub volsize: Option<u64>,
+    /// What its files may take, if it is a file system; 0 if that is not limited.
+    pub refquota: Option<u64>,
     /// The user property that was asked for, if it is set.
     pub text: Option<String>,
-    /// The native properties that were asked for, of a zvol: numbers in decimal, words as zfs(8) has them.
+    /// The native properties that were asked for, of a zvol or a file system: numbers in decimal, words as zfs(8) has them.
     pub native: Vec<Option<String>>,
 }
 
@@ -235,27 +241,39 @@ impl Lzc {
         errno(unsafe { (self.destroy)(name.as_ptr()) })
     }
 
-    /// Reads one dataset's size, one user property and any native ones, all at one instant. `None`: there
-    /// is no such dataset.
-    pub fn read(&self, pool: &str, dataset: &str, key: &str, native: &[&str]) -> io::Result<Option<Dataset>> {
-        let names: Vec<String> = (1..=native.len()).map(|i| format!("p{i}")).collect();
+    /// Reads one dataset's size, one user property and any native ones, all at one instant: those of a zvol,
+    /// or as many others of a file system. `None`: there is no such dataset.
+    pub fn read(
+        &self,
+        pool: &str,
+        dataset: &str,
+        key: &str,
+        native: &[&str],
+        of_filesystems: &[&str],
+    ) -> io::Result<Option<Dataset>> {
+        let names =
+            |list: &str, of: &[&str]| (1..=of.len()).map(|i| format!("{list}{i}")).collect::<Vec<_>>();
+        let (p, f) = (names("p", native), names("f", of_filesystems));
         let mut arguments = vec![("dataset", dataset), ("key", key)];
-        arguments.extend(names.iter().map(String::as_str).zip(native.iter().copied()));
+        arguments.extend(p.iter().map(String::as_str).zip(native.iter().copied()));
+        arguments.extend(f.iter().map(String::as_str).zip(of_filesystems.iter().copied()));
         let answer = self.run(self.program_nosync, pool, READ, &arguments)?;
         let result = self.result(&answer)?;
         let Some(kind) = self.string(result, "type")? else { return Ok(None) };
-        let volsize = match kind.as_str() {
-            "volume" => {
-                let mut size = 0i64;
-                // SAFETY: a live list; the number is where the answer goes.
-                errno(unsafe { (self.get_i64)(result, c"volsize".as_ptr(), &mut size) })?;
-                Some(u64::try_from(size).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?)
-            }
-            _ => None,
+        let size = || -> io::Result<Option<u64>> {
+            let mut size = 0i64;
+            // SAFETY: a live list; the number is where the answer goes.
+            errno(unsafe { (self.get_i64)(result, c"size".as_ptr(), &mut size) })?;
+            Ok(Some(u64::try_from(size).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?))
+        };
+        let (volsize, refquota) = match kind.as_str() {
+            "volume" => (size()?, None),
+            "filesystem" => (None, size()?),
+            _ => (None, None),
         };
         let native: io::Result<_> =
             (1..=native.len()).map(|i| self.string(result, &format!("v{i}"))).collect();
-        Ok(Some(Dataset { volsize, text: self.string(result, "text")?, native: native? }))
+        Ok(Some(Dataset { volsize, refquota, text: self.string(result, "text")?, native: native? }))
     }
 
     /// Sets a user property of one dataset. It is durable when this returns.

@@ -9,17 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use orlop_api::{
-    ByteSize, HostName, Nqn, OrphanId, ParseError, Properties, Protocol, Provisioning, SnapshotId,
-    SnapshotName, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeName,
+    ByteSize, FilesystemKind, HostName, Nqn, OrphanId, ParseError, Properties, Protocol, Provisioning,
+    SnapshotId, SnapshotName, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeKind, VolumeName,
 };
-
-/// What a volume is to its user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VolumeKind {
-    /// A disk.
-    Block,
-}
 
 /// A host as a label remembers it: enough to restore its access without the journal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -74,8 +66,11 @@ pub struct Label {
     pub name: VolumeName,
     /// Owner.
     pub tenant: Tenant,
-    /// Block or, later, filesystem.
+    /// A disk or a file system.
     pub kind: VolumeKind,
+    /// Which one, of a file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<FilesystemKind>,
     /// What was asked for last. The backing is this large or, in the middle of a grow, smaller.
     pub size: ByteSize,
     /// Thin or thick.
@@ -119,6 +114,9 @@ pub struct SnapshotLabel {
     pub tenant: Tenant,
     /// The volume's size at that instant.
     pub size: ByteSize,
+    /// The file system that it is of, which may outlive the volume; none of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<FilesystemKind>,
     /// The group that it was taken with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<SnapshotName>,
@@ -149,7 +147,8 @@ impl Label {
             id,
             name: ask.name.clone(),
             tenant,
-            kind: VolumeKind::Block,
+            kind: ask.kind.unwrap_or_default(),
+            filesystem: ask.filesystem,
             size: ask.size,
             provisioning: ask.provisioning,
             protocol: ask.protocol,
@@ -173,6 +172,7 @@ impl SnapshotLabel {
             name,
             tenant: of.tenant.clone(),
             size: of.size,
+            filesystem: of.filesystem,
             group,
             created: now(),
             deleted: false,
@@ -269,6 +269,22 @@ mod tests {
         assert_eq!(Label::from_json(&label).unwrap().to_json(), label);
         // Those before there were any have none.
         assert!(Label::from_json(V1).unwrap().properties.is_empty());
+    }
+
+    #[test]
+    fn a_file_system_and_its_snapshot_read_and_write_the_same() {
+        let label = V1
+            .replace(r#""kind":"block""#, r#""kind":"filesystem","filesystem":"xfs""#)
+            .replace(r#""hosts":["#, r#""copied":4096,"was":["#);
+        let label = label.split(r#","was""#).next().unwrap().to_string() + "}";
+        let read = Label::from_json(&label).unwrap();
+        assert_eq!((read.kind, read.filesystem), (VolumeKind::Filesystem, Some(FilesystemKind::Xfs)));
+        assert_eq!(read.to_json(), label);
+        let id = "0190c0de-1234-7abc-8def-000000000002".parse().unwrap();
+        let snapshot = SnapshotLabel::new(&read, id, "s".parse().unwrap(), None).to_json();
+        assert!(snapshot.contains(r#""filesystem":"xfs""#), "{snapshot}");
+        assert_eq!(SnapshotLabel::from_json(&snapshot).unwrap().to_json(), snapshot);
+        assert_eq!(Label::from_json(V1).unwrap().filesystem, None);
     }
 
     #[test]

@@ -7,9 +7,7 @@ mod label;
 mod pool_spec;
 
 pub use identity::{Identity, NqnPrefix};
-pub use label::{
-    Document, Label, LabelError, LabelHost, LabelSource, SnapshotKey, SnapshotLabel, VolumeKind,
-};
+pub use label::{Document, Label, LabelError, LabelHost, LabelSource, SnapshotKey, SnapshotLabel};
 pub use pool_spec::{PoolChange, PoolMedium, PoolSpec, PoolSpecError, ThinPool, check_disk};
 
 pub use orlop_api::{

@@ -9,6 +9,7 @@
 
 mod adoption;
 mod checks;
+mod filesystems;
 pub mod history;
 mod properties;
 pub mod reboot;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use orlop_api::{ByteSize, PoolKind, Provisioning, VolumeCreate, VolumeId};
 
-use super::{Change, Opened, Pool, PoolEnv, Stored};
+use super::{Change, Opened, Place, Pool, PoolEnv, Stored};
 use crate::kernel::Deadline;
 use crate::model::{Document, Label, PoolMedium, PoolSpec, SnapshotKey};
 
@@ -84,7 +85,7 @@ pub fn run_some(
     };
     note("the pool is made", start, Ok(()));
     let all = checks::ALL.iter().chain(space::ALL).chain(snapshots::ALL).chain(strange::ALL);
-    let all = all.chain(adoption::ALL).chain(properties::ALL).chain(history::ALL);
+    let all = all.chain(adoption::ALL).chain(properties::ALL).chain(filesystems::ALL).chain(history::ALL);
     for (name, check) in all.filter(|(name, _)| wanted(name)) {
         let start = Instant::now();
         let result = check(subject, pool.as_ref());
@@ -158,6 +159,8 @@ pub fn label(size: ByteSize, provisioning: Provisioning) -> Label {
         size,
         provisioning,
         protocol: Default::default(),
+        kind: None,
+        filesystem: None,
         source: None,
         properties: Default::default(),
     };
@@ -206,13 +209,13 @@ fn whole(l: &Label) -> Stored {
 }
 
 fn write(opened: &Opened, offset: u64, bytes: &[u8]) -> Check {
-    let file = ok("opening for writing", File::options().write(true).open(&opened.device))?;
+    let file = ok("opening for writing", File::options().write(true).open(opened.path()))?;
     ok("writing", file.write_all_at(bytes, offset))?;
     ok("syncing", file.sync_all())
 }
 
 fn read(opened: &Opened, offset: u64, len: usize) -> Result<Vec<u8>, String> {
-    let file = ok("opening for reading", File::open(&opened.device))?;
+    let file = ok("opening for reading", File::open(opened.path()))?;
     // What the medium has, not what this machine remembers having written.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let mut bytes = vec![0; len];

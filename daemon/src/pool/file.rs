@@ -9,13 +9,18 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, VolumeId};
+use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, VolumeId, VolumeKind};
 use parking_lot::Mutex;
 
 use super::context::Context;
 use super::file_disk::OwnDisk;
 use super::images::{GRANULARITY, Images, image_name};
-use super::{Capacity, Change, Listing, Opened, Pool, PoolError, Result, Snapped, Stored, check_properties};
+use super::mounted::Mounts;
+use super::rules::check_filled;
+use super::{
+    Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, PoolError, Result, Snapped, Stored,
+    check_properties,
+};
 use crate::kernel::fs::{self, FsKind};
 use crate::kernel::loopdev::{self, Behind};
 use crate::kernel::{Deadline, block};
@@ -30,12 +35,13 @@ pub(super) struct FilePool {
     disk: Option<OwnDisk>,
     /// Loop devices by volume: a hint, examined before each use.
     loops: Mutex<BTreeMap<VolumeId, u32>>,
+    mounts: Mounts,
 }
 
 impl FilePool {
     /// In a directory that someone else mounts.
-    pub fn create(spec: &PoolSpec, directory: &Path) -> Result<Self> {
-        let pool = Self::at(spec, directory, None).map_err(|e| match e {
+    pub fn create(spec: &PoolSpec, env: &PoolEnv, directory: &Path) -> Result<Self> {
+        let pool = Self::at(spec, env, directory, None).map_err(|e| match e {
             // To make one, its directory must be there first.
             PoolError::NotFound { pool, object } => {
                 PoolError::Precondition { pool, detail: format!("{object} does not exist") }
@@ -48,32 +54,32 @@ impl FilePool {
     }
 
     /// Opens one.
-    pub fn open(spec: &PoolSpec, directory: &Path) -> Result<Self> {
-        let pool = Self::at(spec, directory, None)?;
+    pub fn open(spec: &PoolSpec, env: &PoolEnv, directory: &Path) -> Result<Self> {
+        let pool = Self::at(spec, env, directory, None)?;
         pool.images.open()?;
         pool.recall()?;
         Ok(pool)
     }
 
     /// On a disk that has been formatted and mounted.
-    pub fn create_on(spec: &PoolSpec, disk: OwnDisk) -> Result<Self> {
+    pub fn create_on(spec: &PoolSpec, env: &PoolEnv, disk: OwnDisk) -> Result<Self> {
         let point = disk.point().to_owned();
-        let pool = Self::at(spec, &point, Some(disk))?;
+        let pool = Self::at(spec, env, &point, Some(disk))?;
         pool.images.adopt()?;
         pool.recall()?;
         Ok(pool)
     }
 
     /// Opens one that has been mounted.
-    pub fn open_on(spec: &PoolSpec, disk: OwnDisk) -> Result<Self> {
+    pub fn open_on(spec: &PoolSpec, env: &PoolEnv, disk: OwnDisk) -> Result<Self> {
         let point = disk.point().to_owned();
-        let pool = Self::at(spec, &point, Some(disk))?;
+        let pool = Self::at(spec, env, &point, Some(disk))?;
         pool.images.open()?;
         pool.recall()?;
         Ok(pool)
     }
 
-    fn at(spec: &PoolSpec, directory: &Path, disk: Option<OwnDisk>) -> Result<Self> {
+    fn at(spec: &PoolSpec, env: &PoolEnv, directory: &Path, disk: Option<OwnDisk>) -> Result<Self> {
         let ctx = Context::new(&spec.name);
         let kind = match fs::kind(directory) {
             Ok(k) => k,
@@ -89,12 +95,14 @@ impl FilePool {
             )));
         }
         let images = Images::new(&ctx, directory, true, kind == FsKind::Btrfs);
-        Ok(Self { ctx, images, disk, loops: Mutex::default() })
+        let mounts = Mounts::new(&ctx, env);
+        Ok(Self { ctx, images, disk, loops: Mutex::default(), mounts })
     }
 
     /// Fills the hints once, so that opening many volumes after a restart does not look at every loop
-    /// device for each.
+    /// device for each. What a daemon that was killed held for a snapshot goes on.
     fn recall(&self) -> Result<()> {
+        self.mounts.recall()?;
         let listing = |e| self.ctx.io("listing loop devices")(e);
         let bound = loopdev::scan(&BTreeSet::new(), |f| f.ends_with(".img")).map_err(listing)?;
         let mut loops = self.loops.lock();
@@ -128,6 +136,7 @@ impl FilePool {
     }
 
     fn detach(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        self.mounts.unmount(id, deadline)?;
         // A device that is bound to a deleted image is not found here; destroy detaches first.
         let Some(key) = self.images.key(id)? else { return Ok(()) };
         if let Some(number) = self.attached(id, &key)? {
@@ -169,6 +178,15 @@ impl Pool for FilePool {
         {
             loopdev::refresh_size(number).map_err(self.ctx.io(format!("growing loop{number}")))?;
         }
+        if label.kind == VolumeKind::Filesystem {
+            // A file system grows while it is mounted.
+            let mounted = self.mounts.at(label.id)?.is_some();
+            let grown = self.open(label.id, deadline).and_then(|o| self.mounts.check_grown(label, &o));
+            if !mounted {
+                self.detach(label.id, deadline)?;
+            }
+            grown?;
+        }
         Ok(change)
     }
 
@@ -206,6 +224,7 @@ impl Pool for FilePool {
 
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let (file, label) = self.images.file(id)?;
+        check_filled(&self.ctx, &label)?;
         // Before anyone writes: see docs/adr/0006.
         fs::set_synchronous(&file)
             .map_err(self.ctx.io(format!("making writes to the image of {id} synchronous")))?;
@@ -240,7 +259,10 @@ impl Pool for FilePool {
             loopdev::refresh_size(number).map_err(self.ctx.io(action()))?;
             size = measure().map_err(self.ctx.io(action()))?;
         }
-        Ok(Opened { device, size: ByteSize(size) })
+        match label.kind {
+            VolumeKind::Block => Ok(Opened { place: Place::Device(device), size: ByteSize(size) }),
+            VolumeKind::Filesystem => self.mounts.open(&label, &device, ByteSize(size), deadline),
+        }
     }
 
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
@@ -258,12 +280,14 @@ impl Pool for FilePool {
                 }
             }
         }
-        self.images.snapshot(labels, deadline, || {
+        let quiet = || {
             let counters =
                 devices.iter().map(|n| block::writes(&format!("loop{n}"))).collect::<io::Result<Vec<_>>>();
             let counters = counters.map_err(self.ctx.io("reading the statistics of loop devices"))?;
             Ok(counters.into_iter().collect::<Option<Vec<u64>>>())
-        })
+        };
+        let hold = || self.mounts.hold(labels.iter().map(|l| l.key.volume));
+        self.images.snapshot(labels, deadline, quiet, hold)
     }
 
     fn get_snapshot(&self, key: SnapshotKey, _: &Deadline) -> Result<Option<SnapshotLabel>> {
@@ -296,12 +320,16 @@ impl Pool for FilePool {
         Ok(file)
     }
 
-    fn export(&self, _: &Deadline) -> Result<()> {
+    fn export(&self, deadline: &Deadline) -> Result<()> {
+        // None is in use; a daemon that was killed may have left one mounted that it was looking at.
+        self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
+        self.mounts.forget();
         self.disk.as_ref().map_or(Ok(()), |disk| disk.unmount())
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
         self.images.remove(deadline)?;
+        self.mounts.forget();
         match &self.disk {
             Some(disk) => disk.release(deadline),
             None => Ok(()),

@@ -10,7 +10,7 @@
 //!
 //! The label comes first and goes last. So a crash leaves one of: nothing; a label without an image
 //! (`partial`); both. The image appears under its name only when it is whole: full length, all reserved
-//! if it is thick, and synced. The two renames happen in one directory in that order, and btrfs and XFS
+//! if it is thick, formatted if it is a file system, and synced. The two renames happen in one directory in that order, and btrfs and XFS
 //! both recover one directory's changes in order, so one sync of the directory covers both.
 //!
 //! Called by `file` and `sim`. Never touches a name that it can't read as its own.
@@ -28,6 +28,7 @@ use orlop_api::{ByteSize, PoolName, Provisioning, SourceMode, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::context::Context;
+use super::mounted::{self, Held};
 use super::rules::{check_clone, check_room, check_same, check_size};
 use super::{Capacity, Change, Listing, Result, Snapped, Stored, Stray};
 use crate::kernel::fs::{self, Dir, Entry, TMP};
@@ -309,6 +310,9 @@ impl Images {
             Found::Nothing | Found::Partial => {}
         }
         check_room(&self.ctx, label, label.size.bytes(), self.capacity()?)?;
+        if self.durable {
+            mounted::check_tool(&self.ctx, label)?;
+        }
         let linked = match label.source.filter(|s| s.mode == SourceMode::Linked) {
             Some(source) => {
                 // A snapshot may outlive its volume here; nothing is known of its blocks then.
@@ -322,6 +326,9 @@ impl Images {
         let image = image_name(label.id);
         let thick = label.provisioning == Provisioning::Thick;
         let late = "making an image";
+        // A simulation has no file systems, it only says so.
+        let format = if self.durable { mounted::to_format(label) } else { None };
+        let mut failed = None;
         let mut placed = false;
         let made = self
             .write_label(&dir, label)
@@ -335,9 +342,18 @@ impl Images {
                         self.clone_image(file, source)?;
                     }
                     file.set_len(label.size.bytes())?;
-                    if thick { fs::reserve(file, 0, label.size.bytes()) } else { Ok(()) }
+                    if thick {
+                        fs::reserve(file, 0, label.size.bytes())?;
+                    }
+                    let Some(kind) = format else { return Ok(()) };
+                    // It has no name of a volume yet: this very call has made it.
+                    let path = dir.path().join(format!("{image}{TMP}"));
+                    mounted::format(&self.ctx, kind, label, &path, deadline).map_err(|e| {
+                        failed = Some(e);
+                        io::Error::other("it could not be formatted")
+                    })
                 })
-                .map_err(self.io("making", &image))
+                .map_err(|e| failed.take().unwrap_or_else(|| self.io("making", &image)(e)))
             })
             .and_then(|()| {
                 placed = true;
@@ -478,12 +494,14 @@ impl Images {
     }
 
     /// See [`super::Pool::snapshot`]. `quiet` is asked before the first image is cloned and after the
-    /// last one, with what it said before: whether nothing was written in between.
+    /// last one, with what it said before: whether nothing was written in between. `hold` keeps those still
+    /// that are mounted, for as long as that takes.
     pub fn snapshot<Q: PartialEq>(
         &self,
         labels: &[SnapshotLabel],
         deadline: &Deadline,
         quiet: impl Fn() -> Result<Option<Q>>,
+        hold: impl FnOnce() -> Result<Held>,
     ) -> Result<Snapped> {
         let (volumes, dir) = (self.volumes()?, self.snapshots()?);
         let mut missing = Vec::new();
@@ -515,7 +533,7 @@ impl Images {
             let image = image_name(label.key.volume);
             sources.push(volumes.file(&image, false).map_err(self.io("opening", &image))?);
         }
-        let made = self.snapshot_all(&dir, labels, &sources, deadline, quiet);
+        let made = self.snapshot_all(&dir, labels, &sources, deadline, quiet, hold);
         if made.is_err() && !deadline.remaining().is_zero() {
             for label in labels {
                 let image = image_name(label.key);
@@ -535,6 +553,7 @@ impl Images {
         sources: &[File],
         deadline: &Deadline,
         quiet: impl Fn() -> Result<Option<Q>>,
+        hold: impl FnOnce() -> Result<Held>,
     ) -> Result<Duration> {
         for label in labels {
             self.ctx.check(deadline, "taking snapshots")?;
@@ -543,6 +562,8 @@ impl Images {
         let mut longest = Duration::ZERO;
         let patience = deadline.at_most(QUIET);
         let mut pause = Duration::from_millis(5);
+        // Last before the clones and first after them: writers wait for nothing else.
+        let held = hold()?;
         let made = loop {
             // One alone is of one instant by itself: the file system sees to that.
             let before = if labels.len() > 1 { Some(quiet()?) } else { None };
@@ -568,6 +589,7 @@ impl Images {
             }
             pause = (pause * 2).min(Duration::from_millis(200));
         };
+        longest = held.release(&self.ctx)?.unwrap_or(longest);
         // Under their own names only now, when they are known to be of one instant.
         for (file, image) in made {
             self.ctx.check(deadline, "taking snapshots")?;

@@ -13,19 +13,21 @@ mod file;
 mod file_disk;
 mod images;
 mod lvm;
+mod mounted;
 mod rules;
 mod sim;
 mod zfs;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, ErrorKind, PoolHealth, PoolKind, PoolName, Properties, Property, Provisioning, VolumeId,
+    ByteSize, ErrorKind, FilesystemKind, PoolHealth, PoolKind, PoolName, Properties, Property, Provisioning,
+    VolumeId,
 };
 
-pub use rules::{check_properties, size_unit};
+pub use rules::{check_properties, least_size, size_unit};
 
 use crate::kernel::{Deadline, Overrun};
 use crate::model::{Label, PoolChange, PoolMedium, PoolSpec, SnapshotKey, SnapshotLabel};
@@ -60,6 +62,8 @@ pub struct Stored {
     pub label: Label,
     /// How large the backing is. `label.size` after a completed create or grow.
     pub size: ByteSize,
+    /// The file system that it is made for, as far as the pool knows without opening it: `label.filesystem`.
+    pub filesystem: Option<FilesystemKind>,
     /// Whether its space is reserved. `label.provisioning` after a completed create or set.
     pub provisioning: Provisioning,
     /// What those properties are that the label sets, in so far as they have a value that it could set.
@@ -70,19 +74,24 @@ pub struct Stored {
 impl Stored {
     /// A backing whose label is all there is to know, but for its size.
     pub fn of(label: Label, size: ByteSize) -> Self {
-        Self { size, provisioning: label.provisioning, properties: label.properties, label }
+        let Label { provisioning, properties, filesystem, .. } = label;
+        Self { size, filesystem, provisioning, properties, label }
     }
 
     /// The label that says what the backing is.
     pub fn as_it_is(self) -> Label {
-        let Self { label, size, provisioning, properties } = self;
+        // A label of another file system is no label of this backing: pools say so before it comes to this.
+        let Self { label, size, filesystem: _, provisioning, properties } = self;
         Label { size, provisioning, properties, ..label }
     }
 
     /// Whether the backing is what its label says.
     pub fn is_whole(&self) -> bool {
-        let Self { label, size, provisioning, properties } = self;
-        *size == label.size && *provisioning == label.provisioning && *properties == label.properties
+        let Self { label, size, filesystem, provisioning, properties } = self;
+        *size == label.size
+            && *filesystem == label.filesystem
+            && *provisioning == label.provisioning
+            && *properties == label.properties
     }
 }
 
@@ -181,6 +190,8 @@ pub struct Features {
     pub reprovision: bool,
     /// The properties that volumes can have.
     pub properties: &'static [Property],
+    /// The file systems that volumes can be, the one first that is made where none is named.
+    pub filesystems: &'static [FilesystemKind],
 }
 
 /// What each kind of pool can do: pools answer with it, and docs/pools.md is held to it by a test.
@@ -194,6 +205,7 @@ pub const fn features(kind: PoolKind) -> Features {
             thick_with_snapshots: true,
             reprovision: true,
             properties: Property::ALL,
+            filesystems: &[FilesystemKind::Zfs],
         },
         // What shares blocks knows nothing of each other: dm-thin or the file system counts who uses one.
         PoolKind::Lvm | PoolKind::File => Features {
@@ -203,6 +215,7 @@ pub const fn features(kind: PoolKind) -> Features {
             thick_with_snapshots: false,
             reprovision: false,
             properties: &[],
+            filesystems: &[FilesystemKind::Ext4, FilesystemKind::Xfs],
         },
         // Properties are kept and shown, and nothing comes of them: without ZFS nobody could try that part
         // of the API otherwise, nor put a client to the test.
@@ -213,6 +226,7 @@ pub const fn features(kind: PoolKind) -> Features {
             thick_with_snapshots: false,
             reprovision: true,
             properties: Property::ALL,
+            filesystems: &[FilesystemKind::Ext4, FilesystemKind::Xfs, FilesystemKind::Zfs],
         },
     }
 }
@@ -226,13 +240,39 @@ pub struct Snapped {
     pub paused: Option<Duration>,
 }
 
+/// Where a backing is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A block device (a plain file in a `sim` pool).
+    Device(PathBuf),
+    /// The root of a mounted file system (an empty directory in a `sim` pool).
+    Directory(PathBuf),
+}
+
 /// A backing that is ready to be given to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
-    /// A block device (a plain file in a `sim` pool).
-    pub device: PathBuf,
-    /// Its size as the device tells it.
+    /// Where it is.
+    pub place: Place,
+    /// Its size as the device tells it; of a file system the volume's, or its own where that is less.
     pub size: ByteSize,
+}
+
+impl Opened {
+    /// Its path, whatever is there.
+    pub fn path(&self) -> &Path {
+        match &self.place {
+            Place::Device(path) | Place::Directory(path) => path,
+        }
+    }
+
+    /// The block device, if it is one.
+    pub fn device(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Device(path) => Some(path),
+            Place::Directory(_) => None,
+        }
+    }
 }
 
 /// Why a pool could not do what it was told.
@@ -380,10 +420,15 @@ pub trait Pool: Send + Sync {
     ///
     /// A new backing reads as zeros, or, with a linked `source`, as that snapshot and zeros behind it.
     /// With a copied one it also reads as zeros: its content is written into `fill`.
+    ///
+    /// A file system is made on a new backing before anything takes that for whole, and on nothing else, ever:
+    /// a crash before its end leaves a `partial` one. A clone has its source's, and a copy gets that with its
+    /// content.
     fn create(&self, label: &Label, deadline: &Deadline) -> Result<Change>;
 
     /// Makes a backing as large as `label.size`, and writes `label` on it. Never makes it smaller:
-    /// that is `Conflict`.
+    /// that is `Conflict`. A file system is made as large as its backing, mounted or not, and also where the
+    /// backing has its size already.
     fn grow(&self, label: &Label, deadline: &Deadline) -> Result<Change>;
 
     /// Gives a backing the provisioning and the properties of `label`, and writes `label` on it. A
@@ -424,7 +469,8 @@ pub trait Pool: Send + Sync {
     /// touches its content. Fine if nothing was done.
     fn release(&self, stray: &str, id: VolumeId, deadline: &Deadline) -> Result<Change>;
 
-    /// Brings a backing to where a target can use it (a loop device; a device node that has appeared)
+    /// Brings a backing to where a target can use it (a loop device; a device node that has appeared; the
+    /// directory where a file system is mounted, which is made as large as its backing where it is not)
     /// and opens it once, so that a device that hangs does so here and not under the kernel target's
     /// lock (R12). Opening an open one gives the same device.
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened>;
@@ -433,7 +479,7 @@ pub trait Pool: Send + Sync {
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()>;
 
     /// Takes a snapshot of each label's volume, all at one instant, open and written to or not, with
-    /// the label on each in the same operation. They exist when this returns. On error none is left
+    /// the label on each in the same operation. A file system that is mounted is whole in it. They exist when this returns. On error none is left
     /// but, at worst, what `list` shows as partial. Unchanged if all are there already. The caller sees
     /// to it that nothing else is done to these volumes meanwhile.
     fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped>;
@@ -504,6 +550,9 @@ pub trait Pool: Send + Sync {
 pub struct PoolEnv {
     /// The directory below which disks of `file` pools are mounted.
     pub mounts: PathBuf,
+    /// The directory below which volumes are mounted that are file systems. Not one that is cleared away while
+    /// they are: it has what is in them.
+    pub volumes: PathBuf,
     /// Whether loop devices count as disks: for tests on a machine that has no disk to spare.
     pub loops_as_disks: bool,
     /// Whether this is a simulation, which asks no disk anything and changes none.
@@ -512,7 +561,8 @@ pub struct PoolEnv {
 
 impl Default for PoolEnv {
     fn default() -> Self {
-        Self { mounts: PathBuf::from("/var/lib/orlop/pools"), loops_as_disks: false, simulated: false }
+        let (mounts, volumes) = ("/var/lib/orlop/pools".into(), "/var/lib/orlop/volumes".into());
+        Self { mounts, volumes, loops_as_disks: false, simulated: false }
     }
 }
 
@@ -522,10 +572,10 @@ impl Default for PoolEnv {
 pub fn create(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<dyn Pool>> {
     Ok(match &spec.medium {
         PoolMedium::Sim { directory } => Box::new(sim::SimPool::create(spec, directory)?),
-        PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::create(spec, directory)?),
+        PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::create(spec, env, directory)?),
         PoolMedium::FileDisk { disk, filesystem, uuid } => {
             let own = file_disk::OwnDisk::create(spec, env, disk, *filesystem, *uuid, deadline)?;
-            Box::new(file::FilePool::create_on(spec, own)?)
+            Box::new(file::FilePool::create_on(spec, env, own)?)
         }
         PoolMedium::Zfs { disks, layout, spares, .. } => {
             let on = zfs::Disks { disks, layout: *layout, spares };
@@ -540,13 +590,13 @@ pub fn create(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box
 pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<dyn Pool>> {
     Ok(match &spec.medium {
         PoolMedium::Sim { directory } => Box::new(sim::SimPool::open(spec, directory)?),
-        PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::open(spec, directory)?),
+        PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::open(spec, env, directory)?),
         PoolMedium::FileDisk { uuid, .. } => {
             let own = file_disk::OwnDisk::open(spec, env, *uuid, deadline)?;
-            Box::new(file::FilePool::open_on(spec, own)?)
+            Box::new(file::FilePool::open_on(spec, env, own)?)
         }
         PoolMedium::Zfs { .. } => Box::new(zfs::ZfsPool::open(spec, env, deadline)?),
-        PoolMedium::Lvm { .. } => Box::new(lvm::LvmPool::open(spec, deadline)?),
+        PoolMedium::Lvm { .. } => Box::new(lvm::LvmPool::open(spec, env, deadline)?),
     })
 }
 
@@ -596,6 +646,8 @@ mod tests {
             ("a thick volume stays thick with snapshots", all.map(|f| f.thick_with_snapshots)),
             ("thin is made thick later, and thick thin", all.map(|f| f.reprovision)),
         ];
+        let systems = FilesystemKind::ALL.map(|f| (format!("file system `{}`", f.as_str()), f));
+        rows.extend(systems.iter().map(|(n, k)| (n.as_str(), all.map(|f| f.filesystems.contains(k)))));
         let names: Vec<_> = Property::ALL.iter().map(|p| (format!("property `{p}`"), *p)).collect();
         rows.extend(names.iter().map(|(n, p)| (n.as_str(), all.map(|f| f.properties.contains(p)))));
         let document =

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use orlop_api::{ByteSize, PoolName, Properties, Property, Provisioning};
+use orlop_api::{ByteSize, FilesystemKind, PoolName, Properties, Property, Provisioning, VolumeKind};
 
 use super::context::Context;
+use super::mounted::on_device;
 use super::{Capacity, Features, PoolError, Result};
+use crate::kernel::filesystem::Kind;
 use crate::model::Label;
 
 /// Refuses a size that no caller should have let through.
@@ -17,7 +19,21 @@ pub(super) fn check_size(ctx: &Context, label: &Label, granularity: ByteSize) ->
             label.size.bytes()
         )));
     }
-    Ok(())
+    match label.filesystem {
+        Some(filesystem) if label.size < least_size(filesystem) => Err(ctx.precondition(format!(
+            "{} is less than the {} that {} takes at least",
+            label.size,
+            least_size(filesystem),
+            filesystem.as_str()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The smallest volume that can be such a file system.
+pub fn least_size(filesystem: FilesystemKind) -> ByteSize {
+    // A dataset has no smallest size, only one below which nothing fits.
+    ByteSize(on_device(filesystem).map_or(16 << 20, Kind::least))
 }
 
 /// What a volume's size is a whole number of: both are powers of two, so the larger one will do.
@@ -35,6 +51,24 @@ pub fn check_properties(
 ) -> Result<()> {
     let refuse =
         |field, reason: &str| Err(PoolError::Property { pool: pool.clone(), field, reason: reason.into() });
+    match (want.kind, want.filesystem) {
+        (VolumeKind::Block, None) => {}
+        (VolumeKind::Block, Some(_)) => return refuse("filesystem", "is no part of a disk"),
+        (VolumeKind::Filesystem, None) => {
+            return refuse("kind", "can't be filesystem: this kind of pool has none");
+        }
+        (VolumeKind::Filesystem, Some(f)) if !features.filesystems.contains(&f) => {
+            return refuse("filesystem", &format!("can't be {} in this kind of pool", f.as_str()));
+        }
+        // Its bytes are not in one place, as those of a device are.
+        (VolumeKind::Filesystem, Some(FilesystemKind::Zfs)) if want.copied.is_some() => {
+            return refuse(
+                "source",
+                "is a ZFS dataset, which can't be copied yet: a linked clone can be made",
+            );
+        }
+        (VolumeKind::Filesystem, Some(_)) => {}
+    }
     for (property, value) in want.properties.iter() {
         if !features.properties.contains(&property) {
             return refuse(
@@ -90,6 +124,14 @@ pub(super) fn check_room(ctx: &Context, label: &Label, more: u64, have: Capacity
     Ok(())
 }
 
+/// Refuses to mount a file system that is not all there yet.
+pub(super) fn check_filled(ctx: &Context, label: &Label) -> Result<()> {
+    if label.kind == VolumeKind::Filesystem && label.copied.is_some() {
+        return Err(ctx.precondition(format!("volume {}: its content is still being copied", label.id)));
+    }
+    Ok(())
+}
+
 /// Refuses a linked clone with other blocks than those that it shares with its source.
 pub(super) fn check_clone(ctx: &Context, source: &Label, clone: &Label) -> Result<()> {
     if source.properties.block_size == clone.properties.block_size {
@@ -111,7 +153,8 @@ pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()
             format!("it exists with another {field}: it has {have}, not {wanted}"),
         ))
     };
-    let Label { v: _, id, name, tenant, kind, size, provisioning, protocol, source, properties, .. } = have;
+    let Label { v: _, id, name, tenant, kind, filesystem, size, provisioning, protocol, .. } = have;
+    let Label { source, properties, .. } = have;
     if *id != want.id {
         return differs("id", id.to_string(), want.id.to_string());
     }
@@ -123,6 +166,10 @@ pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()
     }
     if *kind != want.kind {
         return differs("kind", format!("{kind:?}"), format!("{:?}", want.kind));
+    }
+    if *filesystem != want.filesystem {
+        let shown = |f: Option<FilesystemKind>| f.map_or("none", FilesystemKind::as_str).to_string();
+        return differs("filesystem", shown(*filesystem), shown(want.filesystem));
     }
     if *size != want.size {
         return differs("size", size.to_string(), want.size.to_string());

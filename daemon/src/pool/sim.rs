@@ -5,13 +5,15 @@
 //! not that of the machine. Waiting for a disk would buy a simulation nothing.
 
 use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use orlop_api::{ByteSize, PoolKind, PoolName, VolumeId};
+use orlop_api::{ByteSize, PoolKind, PoolName, VolumeId, VolumeKind};
 
 use super::context::Context;
 use super::images::{GRANULARITY, Images};
-use super::{Capacity, Change, Listing, Opened, Pool, Result, Snapped, Stored, check_properties};
+use super::mounted::Held;
+use super::{Capacity, Change, Listing, Opened, Place, Pool, Result, Snapped, Stored, check_properties};
 use crate::kernel::{Deadline, block};
 use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
 
@@ -20,7 +22,11 @@ use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
 pub(super) struct SimPool {
     ctx: Context,
     images: Images,
+    directory: PathBuf,
 }
+
+/// Below it is a directory for each volume that is a file system and was opened.
+const FILESYSTEMS: &str = "filesystems";
 
 impl SimPool {
     pub fn create(spec: &PoolSpec, directory: &Path) -> Result<Self> {
@@ -38,7 +44,7 @@ impl SimPool {
     fn at(spec: &PoolSpec, directory: &Path) -> Self {
         let ctx = Context::new(&spec.name);
         let images = Images::new(&ctx, directory, false, false);
-        Self { ctx, images }
+        Self { ctx, images, directory: directory.to_owned() }
     }
 }
 
@@ -79,6 +85,13 @@ impl Pool for SimPool {
     }
 
     fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        let path = self.directory.join(FILESYSTEMS).join(id.to_string());
+        match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(self.ctx.io(format!("removing {}", path.display()))(e));
+            }
+            _ => {}
+        }
         self.images.destroy(id, deadline)
     }
 
@@ -99,9 +112,15 @@ impl Pool for SimPool {
     }
 
     fn open(&self, id: VolumeId, _: &Deadline) -> Result<Opened> {
-        let (file, _): (File, _) = self.images.file(id)?;
+        let (file, label) = self.images.file(id)?;
         let size = block::size(&file).map_err(self.ctx.io(format!("measuring the image of {id}")))?;
-        Ok(Opened { device: self.images.image(id), size: ByteSize(size) })
+        if label.kind == VolumeKind::Block {
+            return Ok(Opened { place: Place::Device(self.images.image(id)), size: ByteSize(size) });
+        }
+        // There, so that whoever is told of it finds it. Nothing is mounted, and it stays until the volume goes.
+        let path = self.directory.join(FILESYSTEMS).join(id.to_string());
+        std::fs::create_dir_all(&path).map_err(self.ctx.io(format!("making {}", path.display())))?;
+        Ok(Opened { place: Place::Directory(path), size: ByteSize(size) })
     }
 
     fn close(&self, _: VolumeId, _: &Deadline) -> Result<()> {
@@ -109,7 +128,7 @@ impl Pool for SimPool {
     }
 
     fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
-        self.images.snapshot(labels, deadline, || self.images.written(labels))
+        self.images.snapshot(labels, deadline, || self.images.written(labels), || Ok(Held::default()))
     }
 
     fn get_snapshot(&self, key: SnapshotKey, _: &Deadline) -> Result<Option<SnapshotLabel>> {
@@ -137,6 +156,8 @@ impl Pool for SimPool {
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
-        self.images.remove(deadline)
+        self.images.remove(deadline)?;
+        let _ = std::fs::remove_dir(self.directory.join(FILESYSTEMS));
+        Ok(())
     }
 }

@@ -203,3 +203,29 @@ fn no_daemon_is_unavailable() {
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(text.starts_with("orlop: the daemon cannot be reached"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_is_asked_for_by_name_or_not() {
+    let d = Daemon::start();
+    d.pool("tank").await;
+    let made = json(&d, "volume create data --pool tank --size 320M --filesystem");
+    assert_eq!((made["kind"].as_str(), made["filesystem"].as_str()), (Some("filesystem"), Some("ext4")));
+    let xfs = json(&d, "volume create more --pool tank --size 320M --filesystem xfs");
+    assert_eq!(xfs["filesystem"], "xfs");
+    let first = json(&d, "volume create --filesystem=zfs --pool tank --size 320M first");
+    assert_eq!(first["filesystem"], "zfs");
+    assert_eq!(json(&d, "volume create clone --from-volume more")["filesystem"], "xfs");
+    let (code, text) = bad(&d, "volume create data --pool tank --size 320M --filesystem xfs");
+    assert!(code == 7 && text.contains("field: filesystem") && text.contains("have: ext4"), "{text}");
+    let (code, text) = bad(&d, "volume create copy --from-volume first --copy");
+    assert!(code == 11 && text.contains("field: source"), "{text}");
+    assert_eq!(bad(&d, "volume create x --pool tank --size 320M --filesystem btrfs").0, 2);
+    assert_eq!(bad(&d, "volume create x --pool tank --size 1M --filesystem xfs").0, 3);
+    let listed = good(&d, "volume list");
+    assert!(listed.contains(" KIND ") && listed.contains(" xfs ") && listed.contains(" ext4 "), "{listed}");
+    let one = good(&d, "volume get more");
+    assert!(one.lines().any(|l| l == "kind:        xfs"), "{one}");
+    good(&d, "host put worker-1 --nqn nqn.2014-08.org.nvmexpress:w1");
+    let (code, text) = bad(&d, "attach data worker-1");
+    assert!(code == 11 && text.contains("is a file system"), "{text}");
+}

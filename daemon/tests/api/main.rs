@@ -8,6 +8,7 @@ mod cli;
 mod daemon;
 mod disks;
 mod events;
+mod filesystems;
 mod inputs;
 mod lifecycle;
 mod network;

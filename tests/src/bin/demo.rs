@@ -120,6 +120,8 @@ fn main() -> Result<()> {
             size: ByteSize(1 << 30),
             provisioning: Provisioning::Thin,
             protocol: Protocol::Nvme,
+            kind: None,
+            filesystem: None,
         };
         let volume = s.step(&format!("create volume `{name}` in `{pool}`"), |_| {
             let volume = lab.wait(lab.api.create_volume(&ask))?;

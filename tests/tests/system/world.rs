@@ -148,6 +148,8 @@ pub fn ask(name: &str, pool: &str, mib: u64) -> VolumeCreate {
         size: ByteSize(mib << 20),
         provisioning: Provisioning::Thin,
         protocol: Protocol::Nvme,
+        kind: None,
+        filesystem: None,
     }
 }
 

@@ -7,9 +7,7 @@ use std::ffi::OsStr;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
-    ByteSize, DiskName, Filesystem, HostName, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName,
-    Properties, Property, Provisioning, SnapshotName, SnapshotRef, SourceMode, VolumeName, VolumeRef,
-    VolumeSource, VolumeUpdate, When,
+    ByteSize, DiskName, Filesystem, FilesystemKind, HostName, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Provisioning, SnapshotName, SnapshotRef, SourceMode, VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.
@@ -239,6 +237,9 @@ pub struct VolumeSpec {
     /// Reserve all of its space now
     #[arg(long)]
     pub thick: bool,
+    /// A file system instead of a disk: ext4, xfs or zfs; the pool's own unless one is named
+    #[arg(long, value_name = "KIND", num_args = 0..=1, value_parser = parse_filesystem_kind)]
+    pub filesystem: Option<Option<FilesystemKind>>,
     /// A property, like compression=zstd or block_size=16K; may be given more than once. Those that are
     /// not given are as the pool's default has them
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = OneProperty, hide_possible_values = true)]
@@ -258,6 +259,11 @@ pub struct VolumeSpec {
 }
 
 impl VolumeSpec {
+    /// What it is to be, if that was said.
+    pub fn kind(&self) -> Option<VolumeKind> {
+        self.filesystem.map(|_| VolumeKind::Filesystem)
+    }
+
     /// What it begins with.
     pub fn source(&self) -> Option<VolumeSource> {
         let mode = if self.copy { SourceMode::Copied } else { SourceMode::Linked };
@@ -438,6 +444,11 @@ fn parse_kind(text: &str) -> Result<PoolKind, &'static str> {
         "sim" => Ok(PoolKind::Sim),
         _ => Err("must be zfs, lvm, file or sim"),
     }
+}
+
+fn parse_filesystem_kind(text: &str) -> Result<FilesystemKind, &'static str> {
+    let all = FilesystemKind::ALL.into_iter();
+    all.into_iter().find(|k| k.as_str() == text).ok_or("must be ext4, xfs or zfs")
 }
 
 fn parse_filesystem(text: &str) -> Result<Filesystem, &'static str> {

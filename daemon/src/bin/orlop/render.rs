@@ -100,7 +100,7 @@ fn as_table(answer: &Answer) -> String {
 const DISK: [&str; 9] = ["NAME", "SIZE", "TYPE", "MODEL", "SERIAL", "HEALTH", "WEAR", "STATE", "BY ID"];
 const POOL: [&str; 8] = ["NAME", "KIND", "STATE", "VOLUMES", "PROVISIONED", "USED", "AVAILABLE", "TOTAL"];
 const POOL_DISK: [&str; 6] = ["DISK", "PART", "STATE", "READ", "WRITE", "CHECKSUM"];
-const VOLUME: [&str; 8] = ["NAME", "ID", "POOL", "SIZE", "SPACE", "STATE", "HOSTS", "CREATED"];
+const VOLUME: [&str; 9] = ["NAME", "ID", "POOL", "SIZE", "KIND", "SPACE", "STATE", "HOSTS", "CREATED"];
 
 const SNAPSHOT: [&str; 8] = ["NAME", "ID", "VOLUME", "POOL", "SIZE", "STATE", "GROUP", "CREATED"];
 
@@ -263,7 +263,7 @@ fn largest(p: &Pool) -> String {
         + &field("thick up to", &p.largest_thick.to_string())
 }
 
-fn volume(v: &Volume) -> [String; 8] {
+fn volume(v: &Volume) -> [String; 9] {
     let name = match v.state {
         VolumeState::Ready => "ready",
         VolumeState::Stuck => "stuck",
@@ -282,6 +282,7 @@ fn volume(v: &Volume) -> [String; 8] {
         v.id.to_string(),
         v.pool.to_string(),
         v.size.to_string(),
+        v.filesystem.map_or(v.kind.as_str(), |f| f.as_str()).into(),
         space.into(),
         state(name, v.reason.as_deref().or(far.as_deref())),
         or_dash(Some(&hosts.join(","))),

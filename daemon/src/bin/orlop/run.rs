@@ -144,6 +144,8 @@ async fn create_volume(client: &Client, spec: VolumeSpec) -> Result<Volume> {
         pool,
         size,
         provisioning: if spec.thick { Provisioning::Thick } else { Provisioning::Thin },
+        kind: spec.kind(),
+        filesystem: spec.filesystem.flatten(),
         protocol: Protocol::Nvme,
         source: spec.source(),
         properties: together(&spec.properties),

@@ -220,6 +220,8 @@ fn label_for(
                 size,
                 provisioning: *provisioning,
                 protocol: Protocol::default(),
+                kind: None,
+                filesystem: None,
                 source: None,
             };
             Ok(Label { adopted: Some(id.clone()), ..Label::new(volume, who.tenant.clone(), &shape) })

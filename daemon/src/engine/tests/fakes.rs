@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, Nqn, PoolHealth, PoolKind, PoolName, Portal,
-    Property, Provisioning, VolumeId,
+    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, FilesystemKind, Nqn, PoolHealth, PoolKind, PoolName, Portal, Property, Provisioning, VolumeId, VolumeKind,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -19,7 +18,7 @@ use crate::kernel::disks::DiskInfo;
 use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
 use crate::pool::disks::WipeError;
 use crate::pool::{
-    Capacity, Change, Features, Listing, Opened, Pool, PoolError, Result, Snapped, Stored, Stray,
+    Capacity, Change, Features, Listing, Opened, Place, Pool, PoolError, Result, Snapped, Stored, Stray,
 };
 use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
 
@@ -45,6 +44,8 @@ struct State {
     content: BTreeMap<String, Arc<File>>,
     readers: usize,
     open: BTreeSet<VolumeId>,
+    /// How often a file system was mounted.
+    mounts: usize,
     relabels: u64,
     /// Much, unless a test says otherwise.
     capacity: Option<Capacity>,
@@ -86,8 +87,12 @@ pub struct Faults {
     pub fail_set: bool,
     /// Sets write the label and leave the pool as it is.
     pub deaf: bool,
-    /// The pool has no properties at all.
+    /// The pool has no properties and no file systems at all.
     pub plain: bool,
+    /// What is a file system can't be mounted.
+    pub fail_mount: bool,
+    /// A file system is smaller than its backing.
+    pub small_filesystem: bool,
 }
 
 impl Platter {
@@ -164,6 +169,10 @@ impl Platter {
 
     pub fn open_backings(&self) -> usize {
         self.state.lock().open.len()
+    }
+
+    pub fn mounts(&self) -> usize {
+        self.state.lock().mounts
     }
 
     pub fn labels(&self) -> Vec<Label> {
@@ -371,6 +380,7 @@ impl Pool for FakePool {
             thick_with_snapshots: true,
             reprovision: !plain,
             properties: if plain { &[] } else { Property::ALL },
+            filesystems: if plain { &[] } else { &[FilesystemKind::Ext4, FilesystemKind::Xfs] },
         }
     }
 
@@ -498,11 +508,20 @@ impl Pool for FakePool {
 
     fn open(&self, id: VolumeId, _: &Deadline) -> Result<Opened> {
         let mut s = self.platter.state.lock();
-        let Some(size) = s.volumes.get(&id).map(|v| v.size) else {
+        let Some((size, kind)) = s.volumes.get(&id).map(|v| (v.size, v.label.kind)) else {
             return Err(PoolError::NotFound { pool: self.spec.name.clone(), object: id.to_string() });
         };
+        if kind == VolumeKind::Block {
+            s.open.insert(id);
+            return Ok(Opened { place: Place::Device(PathBuf::from(format!("/dev/fake/{id}"))), size });
+        }
+        if s.faults.fail_mount {
+            return Err(self.broken("mounting"));
+        }
         s.open.insert(id);
-        Ok(Opened { device: PathBuf::from(format!("/dev/fake/{id}")), size })
+        s.mounts += 1;
+        let size = if s.faults.small_filesystem { ByteSize(size.0 / 2) } else { size };
+        Ok(Opened { place: Place::Directory(PathBuf::from(format!("/fake/{id}"))), size })
     }
 
     fn close(&self, id: VolumeId, _: &Deadline) -> Result<()> {

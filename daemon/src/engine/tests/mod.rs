@@ -2,6 +2,7 @@
 
 mod disks;
 mod fakes;
+mod filesystems;
 mod orphans;
 mod properties;
 mod smart;
@@ -144,6 +145,8 @@ fn ask(name: &str) -> VolumeCreate {
         size: ByteSize::MIB,
         provisioning: Provisioning::Thin,
         protocol: Protocol::Nvme,
+        kind: None,
+        filesystem: None,
         source: None,
         properties: Default::default(),
     }

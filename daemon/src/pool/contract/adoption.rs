@@ -47,7 +47,7 @@ fn make(subject: &Subject, name: &str, bytes: u64, seed: u8) -> Check {
         _ => ok("making", File::create(path(subject, name)).and_then(|f| f.set_len(bytes)))?,
     }
     let device = device(subject, name)?;
-    write(&Opened { device, size: ByteSize(bytes) }, 0, &pattern(seed, 4096))
+    write(&Opened { place: Place::Device(device), size: ByteSize(bytes) }, 0, &pattern(seed, 4096))
 }
 
 /// Where it can be written to. udev makes the links of devices in its own time.
@@ -161,7 +161,7 @@ fn put_back(subject: &Subject, pool: &dyn Pool) -> Check {
             same("release", ok("release", pool.release(&name, l.id, &soon()))?, Change::Done)?;
             the_one(pool, &name, 16 * MIB)?;
         }
-        let opened = Opened { device: activated(subject, &name)?, size: l.size };
+        let opened = Opened { place: Place::Device(activated(subject, &name)?), size: l.size };
         expect(read(&opened, 0, 4096)? == pattern(seed, 4096), "its content", &name)?;
         unmake(subject, &name)?;
     }

@@ -156,8 +156,8 @@ fn open_twice(_: &Subject, pool: &dyn Pool) -> Check {
     let first = ok("open", pool.open(a.id, &soon()))?;
     same("the second time", ok("open", pool.open(a.id, &soon()))?, first.clone())?;
     let other = ok("open", pool.open(b.id, &soon()))?;
-    expect(other.device != first.device, "another volume, another device", &other)?;
-    expect(!is_link(&first.device), "a device and not a link to one", &first)?;
+    expect(other.path() != first.path(), "another volume, another device", &other)?;
+    expect(!is_link(first.path()), "a device and not a link to one", &first)?;
     ok("close", pool.close(a.id, &soon()))?;
     ok("close", pool.close(b.id, &soon()))
 }
@@ -212,7 +212,7 @@ fn grow_open(_: &Subject, pool: &dyn Pool) -> Check {
     ok("create", pool.create(&l, &soon()))?;
     let before = ok("open", pool.open(l.id, &soon()))?;
     // Held open throughout, as a target does.
-    let held = ok("holding the device", File::open(&before.device))?;
+    let held = ok("holding the device", File::open(before.path()))?;
     let larger = Label { size: ByteSize(32 << 20), ..l };
     same("grow", ok("grow", pool.grow(&larger, &soon()))?, Change::Done)?;
     let seen = ok("measuring", crate::kernel::block::size(&held))?;

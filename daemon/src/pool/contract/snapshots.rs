@@ -279,7 +279,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
     let mut devices = Vec::new();
     for l in [&a, &b] {
         ok("create", pool.create(l, &soon()))?;
-        let device = ok("open", pool.open(l.id, &soon()))?.device;
+        let device = ok("open", pool.open(l.id, &soon()))?.path().to_owned();
         let sync = rustix::fs::OFlags::DSYNC.bits() as i32;
         devices.push(ok("open", File::options().write(true).custom_flags(sync).open(device))?);
     }

@@ -3,8 +3,8 @@
 //!
 //! Called by the engine through [`Pool`]. Thin snapshots share blocks that dm-thin counts: nothing depends
 //! on anything. A thick volume is a thin one all of whose blocks were written with zeros when it was made.
-//! What is not whole yet (a thick volume that is being written, the snapshots of a group that are not
-//! known to be of one instant) carries the tag `orlop.new`.
+//! What is not whole yet (a thick volume that is being written, one that is being formatted, the snapshots of
+//! a group that are not known to be of one instant) carries the tag `orlop.new`.
 //!
 //! Nothing is decided by what a command says on stderr: state is read before and after.
 
@@ -23,11 +23,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, SourceMode, VolumeId};
+use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, SourceMode, VolumeId, VolumeKind};
 
 use super::context::Context;
-use super::rules::{check_properties, check_room, check_same, check_size};
-use super::{Capacity, Change, Listing, Opened, Pool, PoolEnv, Result, Snapped, Stored, Stray};
+use super::mounted::{self, Mounts};
+use super::rules::{check_filled, check_properties, check_room, check_same, check_size};
+use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
 use crate::kernel::{Deadline, block, fs};
 use crate::model::{Document, Label, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
 use group::{EXTENT, Group, Row, THIN, escape};
@@ -46,6 +47,7 @@ const QUIET: Duration = Duration::from_secs(60);
 pub(super) struct LvmPool {
     ctx: Context,
     group: Group,
+    mounts: Mounts,
 }
 
 /// The name of a logical volume. `@` is no character of one, and `_` begins names that LVM keeps.
@@ -123,20 +125,22 @@ impl LvmPool {
         thin: ThinPool,
         deadline: &Deadline,
     ) -> Result<Self> {
-        let pool = Self::at(spec)?;
+        let pool = Self::at(spec, env)?;
         pool.group.ensure(env, disks, thin, deadline)?;
+        pool.mounts.recall()?;
         Ok(pool)
     }
 
-    pub fn open(spec: &PoolSpec, deadline: &Deadline) -> Result<Self> {
-        let pool = Self::at(spec)?;
+    pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
+        let pool = Self::at(spec, env)?;
         pool.group.find(deadline)?;
+        pool.mounts.recall()?;
         Ok(pool)
     }
 
-    fn at(spec: &PoolSpec) -> Result<Self> {
+    fn at(spec: &PoolSpec, env: &PoolEnv) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        Ok(Self { group: Group::new(ctx.clone())?, ctx })
+        Ok(Self { group: Group::new(ctx.clone())?, mounts: Mounts::new(&ctx, env), ctx })
     }
 
     fn look<L: Document>(&self, key: L::Key, deadline: &Deadline) -> Result<Found<L>>
@@ -284,7 +288,8 @@ impl LvmPool {
             return self.lengthen(label, deadline);
         }
         let thick = label.provisioning == Provisioning::Thick;
-        if thick {
+        let format = mounted::to_format(label);
+        if thick || format.is_some() {
             spelled.push(NEW.into());
         }
         let pool = self.group.path(THIN);
@@ -296,6 +301,14 @@ impl LvmPool {
         self.group.must("lvcreate", &args, deadline)?;
         if thick {
             self.provision(&lv, 0, label.size.bytes(), deadline)?;
+        }
+        if let Some(kind) = format {
+            // This very call has made it, and until the tag goes it is no volume.
+            let device = self.activate(&lv, deadline)?;
+            mounted::format(&self.ctx, kind, label, &device, deadline)?;
+            self.deactivate(&lv, deadline)?;
+        }
+        if thick || format.is_some() {
             self.group.must("lvchange", &["-q", "--deltag", NEW, &self.group.path(&lv)], deadline)?;
         }
         Ok(())
@@ -314,6 +327,20 @@ impl LvmPool {
         let size = format!("{}b", label.size.bytes());
         let path = self.group.path(&label.id.lv());
         self.group.must("lvextend", &["-q", "-y", "-L", &size, &path], deadline).map(drop)
+    }
+
+    /// Makes a file system as large as its backing, which has its size.
+    fn grow_filesystem(&self, label: &Label, deadline: &Deadline) -> Result<()> {
+        if label.kind != VolumeKind::Filesystem {
+            return Ok(());
+        }
+        // It grows while it is mounted.
+        let mounted = self.mounts.at(label.id)?.is_some();
+        let grown = self.open(label.id, deadline).and_then(|o| self.mounts.check_grown(label, &o));
+        if !mounted {
+            self.close(label.id, deadline)?;
+        }
+        grown
     }
 
     fn known(&self, have: &Label, size: ByteSize, label: &Label, deadline: &Deadline) -> Result<Change> {
@@ -406,7 +433,7 @@ impl LvmPool {
 /// Replaces the label of a logical volume by any text, as the contract does to damage it.
 #[cfg(any(test, feature = "contract"))]
 pub(super) fn write_raw_label(spec: &PoolSpec, lv: &str, text: &str, deadline: &Deadline) -> Result<()> {
-    let pool = LvmPool::at(spec)?;
+    let pool = LvmPool::at(spec, &PoolEnv::default())?;
     let rows = pool.group.rows(deadline)?;
     let row = rows.iter().find(|r| r.lv_name == lv);
     let told = row.map(|r| tags::read(&r.lv_tags)).unwrap_or_default();
@@ -452,6 +479,7 @@ impl Pool for LvmPool {
             Found::Nothing => {}
         }
         check_room(&self.ctx, label, label.size.bytes(), self.capacity(deadline)?)?;
+        mounted::check_tool(&self.ctx, label)?;
         if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked)
             && !matches!(self.look_in::<SnapshotLabel>(&rows, source.snapshot)?, Found::Whole { .. })
         {
@@ -482,6 +510,8 @@ impl Pool for LvmPool {
             if old != *label {
                 self.set_label(label, &told, deadline)?;
             }
+            // An earlier attempt may have been stopped just before this.
+            self.grow_filesystem(label, deadline)?;
             return Ok(Change::Unchanged);
         }
         let more = label.size.bytes() - have.bytes();
@@ -511,6 +541,7 @@ impl Pool for LvmPool {
                 self.deactivate(&lv, deadline)?;
             }
         }
+        self.grow_filesystem(label, deadline)?;
         Ok(Change::Done)
     }
 
@@ -529,6 +560,7 @@ impl Pool for LvmPool {
     }
 
     fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        self.mounts.unmount(id, deadline)?;
         match self.look::<Label>(id, deadline)? {
             Found::Nothing => Ok(Change::Unchanged),
             Found::Partial | Found::Whole { .. } => self.erase(&id.lv(), deadline).map(|()| Change::Done),
@@ -581,6 +613,7 @@ impl Pool for LvmPool {
 
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let (label, stored, _) = self.existing::<Label>(id, deadline)?;
+        check_filled(&self.ctx, &label)?;
         let device = self.activate(&id.lv(), deadline)?;
         let action = format!("opening {}", device.display());
         if label.provisioning == Provisioning::Thick {
@@ -594,10 +627,14 @@ impl Pool for LvmPool {
                 format!("it has {} where LVM says {stored}", ByteSize(size)),
             ));
         }
-        Ok(Opened { device, size: ByteSize(size) })
+        match label.kind {
+            VolumeKind::Block => Ok(Opened { place: Place::Device(device), size: ByteSize(size) }),
+            VolumeKind::Filesystem => self.mounts.open(&label, &device, ByteSize(size), deadline),
+        }
     }
 
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        self.mounts.unmount(id, deadline)?;
         self.deactivate(&id.lv(), deadline)
     }
 
@@ -635,8 +672,13 @@ impl Pool for LvmPool {
                 )));
             }
         }
-        match self.take(labels, deadline) {
-            Ok(()) => Ok(Snapped { change: Change::Done, paused: None }),
+        // LVM holds what is mounted on an origin while it takes one snapshot; this holds all of them until the
+        // last is taken, and tells for how long.
+        let held = self.mounts.hold(labels.iter().map(|l| l.key.volume))?;
+        let taken = self.take(labels, deadline);
+        let paused = held.release(&self.ctx)?;
+        match taken {
+            Ok(()) => Ok(Snapped { change: Change::Done, paused }),
             Err(error) => {
                 self.tidy(labels.iter().map(|l| l.key.lv()), deadline);
                 Err(error)
@@ -688,10 +730,15 @@ impl Pool for LvmPool {
     }
 
     fn export(&self, deadline: &Deadline) -> Result<()> {
+        // None is in use; a daemon that was killed may have left one mounted that it was looking at.
+        self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
+        self.mounts.forget();
         self.group.must("vgchange", &["-q", "-an", self.group.name()], deadline).map(drop)
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
-        self.group.remove(deadline)
+        self.group.remove(deadline)?;
+        self.mounts.forget();
+        Ok(())
     }
 }

@@ -97,7 +97,7 @@ impl ZfsPool {
         let opened = self.devices.open(&self.ctx, name, &patience);
         self.devices.close(name);
         let device = match opened {
-            Ok(opened) => opened.device,
+            Ok(opened) => opened.path().to_owned(),
             // It is hidden (volmode=none), or its key is not loaded.
             Err(crate::pool::PoolError::Deadline { .. }) if deadline.check().is_ok() => {
                 return Err(self.ctx.precondition(format!("{name} has no device")));

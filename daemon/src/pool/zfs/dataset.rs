@@ -3,7 +3,7 @@
 //! Called by the pool. Asks in machine form (`-H -p`): fields separated by tabs, numbers in bytes. A
 //! label holds no tab: JSON writes control characters escaped.
 
-use orlop_api::{ByteSize, Properties, Property, Provisioning, VolumeId};
+use orlop_api::{ByteSize, FilesystemKind, Properties, Property, Provisioning, VolumeId, VolumeKind};
 
 use crate::kernel::Deadline;
 use crate::kernel::exec::{Output, Tool};
@@ -19,12 +19,16 @@ pub(super) const LABEL: &str = "dev.orlop:label";
 /// is set on its volume.
 pub(super) const SNAPSHOT: &str = "dev.orlop:snapshot";
 
+/// What ZFS calls the blocks of a zvol, and those of files.
+const VOLBLOCKSIZE: &str = "volblocksize";
+const RECORDSIZE: &str = "recordsize";
+
 /// What ZFS calls a property.
 fn native(property: Property) -> &'static str {
     match property {
         Property::Compression => "compression",
         Property::Dedup => "dedup",
-        Property::BlockSize => "volblocksize",
+        Property::BlockSize => VOLBLOCKSIZE,
         Property::Checksum => "checksum",
         Property::Logbias => "logbias",
         Property::Sync => "sync",
@@ -36,6 +40,11 @@ fn native(property: Property) -> &'static str {
 pub(super) fn natives() -> Vec<&'static str> {
     let properties = Property::ALL.iter().map(|p| native(*p));
     std::iter::once("refreservation").chain(properties).chain(["readonly"]).collect()
+}
+
+/// Those of a dataset that is a file system: it has records where a zvol has blocks.
+pub(super) fn natives_of_filesystems() -> Vec<&'static str> {
+    natives().into_iter().map(|n| if n == VOLBLOCKSIZE { RECORDSIZE } else { n }).collect()
 }
 
 /// What those say. A value that no property could be set to (by hand, then) is none.
@@ -60,13 +69,18 @@ pub(super) fn settings(properties: &Properties) -> impl Iterator<Item = String> 
     later.map(|(property, value)| format!("{}={value}", native(property)))
 }
 
+/// The block size of a file system as zfs(8) is told to set it.
+pub(super) fn record_size(properties: &Properties) -> Option<String> {
+    properties.block_size.map(|b| format!("{RECORDSIZE}={}", b.bytes()))
+}
+
 /// What ZFS calls those properties that `was` sets and `is` does not.
 pub(super) fn unset(was: &Properties, is: &Properties) -> Vec<&'static str> {
     was.iter().filter(|(p, _)| is.get(*p).is_none()).map(|(p, _)| native(p)).collect()
 }
 
 fn columns() -> String {
-    format!("name,type,volsize,{LABEL},{SNAPSHOT},{}", natives().join(","))
+    format!("name,type,volsize,{LABEL},{SNAPSHOT},{},refquota,{RECORDSIZE}", natives().join(","))
 }
 
 /// One dataset.
@@ -75,6 +89,8 @@ pub(super) struct Row {
     pub name: String,
     pub volume: bool,
     pub volsize: Option<u64>,
+    /// What its files may take, if it is a file system and that is limited.
+    pub refquota: Option<u64>,
     pub label: Option<String>,
     pub snapshot: Option<String>,
     /// As `natives` lists them.
@@ -87,7 +103,8 @@ impl Row {
         let (name, kind, size) = (fields.next()?, fields.next()?, fields.next()?);
         let mut text = || fields.next().map(|t| (t != "-").then(|| t.to_string()));
         let (label, snapshot) = (text()?, text()?);
-        let native = natives().iter().map(|_| text()).collect::<Option<_>>()?;
+        let mut native = natives().iter().map(|_| text()).collect::<Option<Vec<_>>>()?;
+        let (refquota, record_size) = (text()?, text()?);
         if fields.next().is_some() {
             return None;
         }
@@ -95,10 +112,19 @@ impl Row {
             "-" | "none" => Some(None),
             n => n.parse().ok().map(Some),
         };
+        let filesystem = kind == "filesystem";
+        if filesystem {
+            let blocks = natives().iter().position(|n| *n == VOLBLOCKSIZE);
+            if let Some(value) = blocks.and_then(|at| native.get_mut(at)) {
+                *value = record_size;
+            }
+        }
+        let refquota = number(refquota.as_deref().filter(|_| filesystem).unwrap_or("-"))?;
         Some(Self {
             name: name.into(),
             volume: kind == "volume",
             volsize: number(size)?,
+            refquota: refquota.filter(|q| *q > 0),
             label,
             snapshot,
             native,
@@ -128,15 +154,21 @@ impl Row {
 
     /// The volume that it is, if it is the one of that id; otherwise why not.
     pub fn stored(&self, id: VolumeId) -> std::result::Result<Stored, String> {
-        let Some(size) = self.volsize.filter(|_| self.volume) else {
-            return Err("is not a zvol".into());
+        let (size, filesystem) = match (self.volsize.filter(|_| self.volume), self.refquota) {
+            (Some(size), _) => (size, None),
+            (None, Some(quota)) => (quota, Some(FilesystemKind::Zfs)),
+            (None, None) => return Err("is neither a zvol nor a file system with a quota".into()),
         };
         let Some(text) = &self.label else { return Err("has no label".into()) };
         match Label::from_json(text) {
             Ok(label) if label.id == id => {
+                let kind = if filesystem.is_some() { VolumeKind::Filesystem } else { VolumeKind::Block };
+                if (label.kind, label.filesystem) != (kind, filesystem) {
+                    return Err(format!("is of kind {}, and its label says another", kind.as_str()));
+                }
                 let (provisioning, properties) = read_natives(&self.native);
                 let properties = properties.only(label.properties);
-                Ok(Stored { label, size: ByteSize(size), provisioning, properties })
+                Ok(Stored { label, size: ByteSize(size), filesystem, provisioning, properties })
             }
             Ok(label) => Err(format!("has the label of {}", label.id)),
             Err(e) => Err(format!("has a label that {e}")),
@@ -282,11 +314,11 @@ mod tests {
     const ID: &str = "0190c0de-1234-7abc-8def-0123456789ab";
 
     /// A volume's other columns; of other datasets they are not looked at.
-    const NATIVE: &str = "\t0\ton\toff\t16384\ton\tlatency\talways\toff";
+    const NATIVE: &str = "\t0\ton\toff\t16384\ton\tlatency\talways\toff\t-\t-";
 
     /// With that much reserved, read-only or not.
     fn native(reserved: &str, readonly: &str) -> String {
-        format!("\t{reserved}\ton\toff\t16384\ton\tlatency\talways\t{readonly}")
+        format!("\t{reserved}\ton\toff\t16384\ton\tlatency\talways\t{readonly}\t-\t-")
     }
 
     fn label(id: &str) -> String {
@@ -344,13 +376,37 @@ mod tests {
             let row = Row::parse(&format!("tank/orlop/{ID}\tvolume\t65536\t{label}\t-\t{native}"));
             row.unwrap().stored(ID.parse().unwrap()).unwrap()
         };
-        let s = stored("0\tgzip\toff\t65536\tsha256\tlatency\talways\toff");
+        let s = stored("0\tgzip\toff\t65536\tsha256\tlatency\talways\toff\t-\t-");
         assert_eq!(s.properties, s.label.properties);
         assert_eq!(s.provisioning, Provisioning::Thin);
-        let s = stored("67108864\tlz4\toff\t16384\toff\tlatency\talways\toff");
+        let s = stored("67108864\tlz4\toff\t16384\toff\tlatency\talways\toff\t-\t-");
         assert_eq!(s.properties.to_string(), "compression=lz4 block_size=16K");
         assert_eq!(s.provisioning, Provisioning::Thick);
         assert!(!s.is_whole());
+    }
+
+    /// A dataset is a volume by its quota, and its records are its blocks.
+    #[test]
+    fn a_file_system_is_what_zfs_says() {
+        let disk = label(ID);
+        let set = r#""kind":"filesystem","filesystem":"zfs","properties":{"block_size":65536}"#;
+        let label = disk.replace(r#""kind":"block""#, set);
+        let row = |kind: &str, label: &str, quota: &str| {
+            let native = "0\ton\toff\t-\ton\tlatency\talways\toff";
+            let line = format!("tank/orlop/{ID}\t{kind}\t-\t{label}\t-\t{native}\t{quota}\t65536");
+            Row::parse(&line).unwrap()
+        };
+        let stored = row("filesystem", &label, "16384").stored(ID.parse().unwrap()).unwrap();
+        assert!(stored.is_whole(), "{stored:?}");
+        assert_eq!(stored.filesystem, Some(FilesystemKind::Zfs));
+        assert!(!row("filesystem", &label, "32768").stored(ID.parse().unwrap()).unwrap().is_whole());
+        for (kind, label, quota) in
+            [("filesystem", &label, "0"), ("filesystem", &disk, "16384"), ("snapshot", &label, "16384")]
+        {
+            let refused = row(kind, label, quota).stored(ID.parse().unwrap());
+            assert!(refused.is_err(), "{kind} {quota}");
+        }
+        assert!(row("filesystem", &label, "16384").adoptable().is_err());
     }
 
     #[test]

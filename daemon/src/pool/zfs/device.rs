@@ -21,7 +21,7 @@ use crate::kernel::Deadline;
 use crate::kernel::block;
 use crate::kernel::uevent::Uevents;
 use crate::pool::context::Context;
-use crate::pool::{Opened, Result};
+use crate::pool::{Opened, Place, Result};
 
 /// What is known of devices, by the dataset's name. Hints.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl Devices {
         match found {
             Some(Found { device, size, file }) => {
                 self.held.lock().insert(dataset.to_string(), file);
-                Ok(Opened { device, size: ByteSize(size) })
+                Ok(Opened { place: Place::Device(device), size: ByteSize(size) })
             }
             None => Err(ctx.late(&waiting(), crate::kernel::Overrun)),
         }

@@ -3,6 +3,10 @@
 //! snapshot is `<pool>/orlop/<volume>@<id>` with its label in `dev.orlop:snapshot`, set in the same
 //! transaction group.
 //!
+//! One that is a file system is a dataset of that name with its size as `refquota`, which counts what its files
+//! take and not what snapshots keep: a user's space does not shrink because there are snapshots. So `quota`,
+//! which counts both, is not set; what snapshots take is the pool's to watch.
+//!
 //! Called by the engine through [`Pool`]. Nothing is decided by what a command says on stderr: state is
 //! read before and after. What is done often (thin creates, destroys) goes through libzfs_core, because
 //! starting a process costs more than the work; the commands do the same where it is absent.
@@ -16,16 +20,21 @@ mod zpool;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use orlop_api::{ByteSize, PoolHealth, PoolKind, PoolName, Properties, Provisioning, SourceMode, VolumeId};
+use orlop_api::{
+    ByteSize, PoolHealth, PoolKind, PoolName, Properties, Provisioning, SourceMode, VolumeId, VolumeKind,
+};
 use parking_lot::Mutex;
 
 use super::context::Context;
+use super::mounted::Mounts;
 use super::rules::{check_clone, check_properties, check_room, check_same, check_size};
-use super::{Capacity, Change, Listing, Opened, Pool, PoolEnv, Result, Snapped, Stored, Stray};
+use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
 use crate::kernel::exec::Tool;
+use crate::kernel::mount::Mount;
 use crate::kernel::{Deadline, fs, lzc};
 use crate::model::{Document, Label, PoolChange, PoolMedium, PoolSpec, SnapshotKey, SnapshotLabel};
 use dataset::{LABEL, Row, SNAPSHOT};
@@ -55,6 +64,7 @@ pub(super) struct ZfsPool {
     total: AtomicU64,
     /// Volumes whose snapshots have devices at present, and for how many readers.
     readers: Mutex<BTreeMap<VolumeId, usize>>,
+    mounts: Mounts,
 }
 
 /// Whether the zpool of a number that a person gave has the pool's name. Reads.
@@ -86,6 +96,7 @@ impl ZfsPool {
         let zfs = Tool::locate("zfs").map_err(|e| ctx.exec(e))?;
         Ok(Self {
             vdevs: Vdevs::new(&ctx, env)?,
+            mounts: Mounts::new(&ctx, env),
             ctx,
             zfs,
             devices: Devices::default(),
@@ -113,13 +124,20 @@ impl ZfsPool {
         self.ctx.check(deadline, "reading a label")?;
         if let Some(lzc) = lzc::get() {
             // Where the library can't answer, the command still may.
-            match lzc.read(self.ctx.pool.as_str(), &name, property, &dataset::natives()) {
+            match lzc.read(
+                self.ctx.pool.as_str(),
+                &name,
+                property,
+                &dataset::natives(),
+                &dataset::natives_of_filesystems(),
+            ) {
                 Ok(found) => {
                     return Ok(found.map(|d| {
                         let (volume, volsize, native) = (d.volsize.is_some(), d.volsize, d.native);
+                        let refquota = d.refquota.filter(|q| *q > 0);
                         let (label, snapshot) =
                             if property == LABEL { (d.text, None) } else { (None, d.text) };
-                        Row { name, volume, volsize, label, snapshot, native }
+                        Row { name, volume, volsize, refquota, label, snapshot, native }
                     }));
                 }
                 Err(error) => tracing::debug!(name, %error, "reading through libzfs_core failed"),
@@ -194,8 +212,15 @@ impl ZfsPool {
     }
 
     fn set_size(&self, label: &Label, deadline: &Deadline) -> Result<()> {
-        let size = format!("volsize={}", label.size.bytes());
-        self.zfs(&["set", &size, &self.dataset(label.id)], deadline)
+        let name = self.dataset(label.id);
+        let size = match label.kind {
+            VolumeKind::Block => vec![format!("volsize={}", label.size.bytes())],
+            VolumeKind::Filesystem => sizes(label),
+        };
+        let mut args = vec!["set"];
+        args.extend(size.iter().map(String::as_str));
+        args.push(&name);
+        self.zfs(&args, deadline)
     }
 
     /// The creation itself. What came of it is read back by the caller.
@@ -203,7 +228,13 @@ impl ZfsPool {
         let name = self.dataset(label.id);
         // The kernel knows the values of these by numbers of its own, and libzfs has the table: volumes
         // that set any take the command.
-        let settings: Vec<String> = dataset::settings(&label.properties).collect();
+        let mut settings: Vec<String> = dataset::settings(&label.properties).collect();
+        let filesystem = label.kind == VolumeKind::Filesystem;
+        if filesystem {
+            settings.extend(FILESYSTEM.map(String::from));
+            settings.extend(dataset::record_size(&label.properties));
+            settings.extend(sizes(label));
+        }
         let fast = if settings.is_empty() { lzc::get() } else { None };
         let mut options = Vec::new();
         for setting in settings.into_iter().chain([format!("{LABEL}={text}")]) {
@@ -223,6 +254,10 @@ impl ZfsPool {
                 None => run([vec!["clone".into()], options, vec![snapshot, name]].concat())?,
             }
             return self.lengthen(label, deadline);
+        }
+        if filesystem {
+            // -u: where it is mounted, and when, the daemon decides.
+            return run([vec!["create".into(), "-u".into()], options, vec![name]].concat());
         }
         let thin = label.provisioning == Provisioning::Thin;
         let block_size = label.properties.block_size.map_or(VOLBLOCKSIZE, |b| b.bytes());
@@ -254,7 +289,12 @@ impl ZfsPool {
         self.ctx.check(deadline, "setting properties")?;
         let (was, is) = (old.provisioning, label.provisioning);
         if (was, is) == (Provisioning::Thin, Provisioning::Thick) {
-            self.zfs(&["set", "refreservation=auto", &name], deadline)?;
+            let reserved = match label.kind {
+                VolumeKind::Block => "refreservation=auto".to_string(),
+                // All that its files may take. ZFS computes nothing more for a file system.
+                VolumeKind::Filesystem => format!("refreservation={}", label.size.bytes()),
+            };
+            self.zfs(&["set", &reserved, &name], deadline)?;
         }
         for property in dataset::unset(local, &label.properties) {
             self.zfs(&["inherit", property, &name], deadline)?;
@@ -293,6 +333,11 @@ impl ZfsPool {
             }
             _ => error,
         }
+    }
+
+    /// A dataset has no bytes in a row that could be copied.
+    fn no_bytes(&self, what: String) -> super::PoolError {
+        self.ctx.unsupported(format!("{what} is a ZFS dataset, which can't be copied yet"))
     }
 
     fn unmake(&self, name: &str, deadline: &Deadline) -> Result<()> {
@@ -334,6 +379,18 @@ impl ZfsPool {
             pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
+}
+
+/// What the dataset of every file system volume says, besides what it inherits: that nobody mounts it but the
+/// daemon, and that its files can have what those of ext4 and XFS can.
+const FILESYSTEM: [&str; 6] =
+    ["mountpoint=legacy", "canmount=noauto", "devices=off", "setuid=off", "xattr=sa", "acltype=posix"];
+
+/// How large a file system volume is, and what of it is reserved.
+fn sizes(label: &Label) -> Vec<String> {
+    let size = label.size.bytes();
+    let reserved = (label.provisioning == Provisioning::Thick).then(|| format!("refreservation={size}"));
+    std::iter::once(format!("refquota={size}")).chain(reserved).collect()
 }
 
 /// The dataset that all volumes are below.
@@ -379,7 +436,7 @@ impl Pool for ZfsPool {
                 return self.lengthen(label, deadline).map(|()| Change::Unchanged);
             }
             if have.size != label.size {
-                let detail = format!("the zvol has {}, not {}", have.size, label.size);
+                let detail = format!("the dataset has {}, not {}", have.size, label.size);
                 return Err(self.ctx.conflict(label.id.to_string(), detail));
             }
             Ok(Change::Unchanged)
@@ -470,6 +527,7 @@ impl Pool for ZfsPool {
             return Ok(Change::Unchanged);
         }
         let name = self.dataset(id);
+        self.mounts.unmount(id, deadline)?;
         self.devices.close(&name);
         self.unmake_patiently(&name, LABEL, deadline)?;
         self.devices.forget(&name);
@@ -498,17 +556,24 @@ impl Pool for ZfsPool {
 
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let stored = self.existing(id, deadline)?;
+        if stored.filesystem.is_some() {
+            let name = self.dataset(id);
+            let is_it = |m: &Mount| m.source.to_str() == Some(&name);
+            let point = self.mounts.mount(id, Path::new(&name), "zfs", "", is_it, deadline)?;
+            return Ok(Opened { place: Place::Directory(point), size: stored.size });
+        }
         let opened = self.devices.open(&self.ctx, &self.dataset(id), deadline)?;
         if opened.size != stored.size {
             return Err(self.ctx.conflict(
-                opened.device.display().to_string(),
+                opened.path().display().to_string(),
                 format!("it has {} where ZFS says {}", opened.size, stored.size),
             ));
         }
         Ok(opened)
     }
 
-    fn close(&self, id: VolumeId, _: &Deadline) -> Result<()> {
+    fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        self.mounts.unmount(id, deadline)?;
         self.devices.close(&self.dataset(id));
         Ok(())
     }
@@ -577,13 +642,17 @@ impl Pool for ZfsPool {
         if self.look_snapshot(key, deadline)?.is_none() {
             return Err(self.ctx.not_found(format!("snapshot {key}")));
         }
+        if self.existing(key.volume, deadline)?.filesystem.is_some() {
+            return Err(self.no_bytes(format!("snapshot {key}")));
+        }
         // Devices of snapshots exist only while somebody reads one: a volume may have a thousand.
         *self.readers.lock().entry(key.volume).or_default() += 1;
         let open = || {
             self.zfs(&["set", "snapdev=visible", &self.dataset(key.volume)], deadline)?;
             let name = self.dataset(key);
-            let device = self.devices.open(&self.ctx, &name, deadline)?.device;
-            let opened = File::open(&device).and_then(|f| fs::set_direct(&f).map(|()| f));
+            let opened = self.devices.open(&self.ctx, &name, deadline)?;
+            let device = opened.path();
+            let opened = File::open(device).and_then(|f| fs::set_direct(&f).map(|()| f));
             self.devices.close(&name);
             opened.map_err(self.ctx.io(format!("opening {}", device.display())))
         };
@@ -616,9 +685,13 @@ impl Pool for ZfsPool {
     }
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
-        let device = self.open(id, deadline)?.device;
+        if self.existing(id, deadline)?.filesystem.is_some() {
+            return Err(self.no_bytes(format!("volume {id}")));
+        }
+        let opened = self.open(id, deadline)?;
+        let device = opened.path();
         self.devices.close(&self.dataset(id));
-        let opened = File::options().read(true).write(true).open(&device);
+        let opened = File::options().read(true).write(true).open(device);
         let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
         opened.map_err(self.ctx.io(format!("opening {}", device.display())))
     }
@@ -640,10 +713,15 @@ impl Pool for ZfsPool {
     }
 
     fn export(&self, deadline: &Deadline) -> Result<()> {
+        // None is in use; a daemon that was killed may have left one mounted that it was looking at.
+        self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
+        self.mounts.forget();
         zpool::export(&self.ctx, deadline)
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
-        zpool::remove(&self.ctx, deadline)
+        zpool::remove(&self.ctx, deadline)?;
+        self.mounts.forget();
+        Ok(())
     }
 }
