@@ -23,6 +23,7 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("a file system is full at its size", full),
     ("a file system grows, mounted and not, and keeps its data", grows),
     ("a snapshot of a file system that is written to is whole", written_to),
+    ("a group of file systems that are written to is of one instant", group),
     ("a thick file system is reserved", reserved),
     ("a copy of a file system is whole and can be larger, or is refused", copied),
     ("what a crash before the end of formatting leaves is partial", half_made),
@@ -319,6 +320,56 @@ fn written_to(_: &Subject, pool: &dyn Pool) -> Check {
         ok("destroy", pool.destroy(l.id, &soon()))?;
     }
     Ok(())
+}
+
+/// A writer makes a file in one and then the same in the other, so the other never has one more.
+fn group(_: &Subject, pool: &dyn Pool) -> Check {
+    // The smallest there is: two of them and two clones.
+    let kind = kinds(pool).filter(|_| real(pool)).min_by_key(|k| mib(*k));
+    let Some(kind) = kind else { return Ok(()) };
+    let pair = [of(kind, Provisioning::Thin), of(kind, Provisioning::Thin)];
+    let mut dirs = Vec::new();
+    for l in &pair {
+        ok("create", pool.create(l, &soon()))?;
+        dirs.push(mounted(pool, l)?);
+    }
+    let shots = pair.each_ref().map(shot);
+    let stop = AtomicBool::new(false);
+    let snapped = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| -> Check {
+            for n in 0..2000 {
+                for dir in &dirs {
+                    put(&dir.join(format!("{n}")), b"x")?;
+                }
+                if stop.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let end = Instant::now() + Duration::from_secs(60);
+        while !dirs[1].join("5").exists() && Instant::now() < end && !writer.is_finished() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let snapped = ok("snapshot", pool.snapshot(&shots, &soon()));
+        stop.store(true, Ordering::Release);
+        snapped.and(writer.join().unwrap_or_else(|_| Err("the writer died".into())))
+    });
+    snapped?;
+    let mut counts = Vec::new();
+    for s in &shots {
+        let c = Label { kind: VolumeKind::Filesystem, filesystem: Some(kind), ..linked(s, mib(kind)) };
+        ok("clone", pool.create(&c, &soon()))?;
+        let dir = mounted(pool, &c)?;
+        let names = ok("reading", fs::read_dir(&dir))?.flatten().map(|e| e.file_name());
+        counts.push(names.filter(|n| n.to_str().is_some_and(|n| n.parse::<u32>().is_ok())).count());
+        ok("close", pool.close(c.id, &soon()))?;
+    }
+    expect(
+        counts[1] >= 5 && (counts[0] == counts[1] || counts[0] == counts[1] + 1),
+        "the files in both",
+        &counts,
+    )
 }
 
 fn reserved(subject: &Subject, pool: &dyn Pool) -> Check {
