@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use orlop_api::{ByteSize, DiskName, DiskWipe, ErrorKind, Filesystem, PoolCreate, Provisioning};
@@ -16,6 +17,13 @@ use orlopd::pool::{self, PoolEnv, PoolError};
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(120))
+}
+
+/// One test at a time. A process that one of them starts has, for a moment, all files that the others have open:
+/// enough to be in the way of what may be done only to what nobody has open.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn need_root() {
@@ -120,6 +128,7 @@ fn suite(subject: &Subject) {
 
 #[test]
 fn pool_sim_keeps_the_contract() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let directory = dir.path().to_owned();
     suite(&Subject { spec: spec(PoolMedium::Sim { directory }), env: PoolEnv::default() });
@@ -140,16 +149,19 @@ fn on_directory(mkfs: &[&str]) {
 
 #[test]
 fn pool_file_on_xfs_keeps_the_contract() {
+    let _alone = alone();
     on_directory(&["mkfs.xfs", "-q"]);
 }
 
 #[test]
 fn pool_file_on_btrfs_keeps_the_contract() {
+    let _alone = alone();
     on_directory(&["mkfs.btrfs", "-q"]);
 }
 
 #[test]
 fn pool_file_gives_space_back_when_thin_and_keeps_it_when_thick() {
+    let _alone = alone();
     need_root();
     let m = Mounted::new(&["mkfs.xfs", "-q"]);
     let subject =
@@ -207,12 +219,14 @@ fn on_disk(filesystem: Filesystem) {
 
 #[test]
 fn pool_file_on_an_xfs_disk_keeps_the_contract() {
+    let _alone = alone();
     on_disk(Filesystem::Xfs);
 }
 
 /// A disk goes to another machine: it is let go of, recognized there, and has what it had.
 #[test]
 fn pool_disks_are_exported_and_recognized() {
+    let _alone = alone();
     need_root();
     for filesystem in ["xfs", "btrfs"] {
         let disk = LoopDisk::new(DISK);
@@ -253,11 +267,13 @@ fn pool_disks_are_exported_and_recognized() {
 
 #[test]
 fn pool_file_on_a_btrfs_disk_keeps_the_contract() {
+    let _alone = alone();
     on_disk(Filesystem::Btrfs);
 }
 
 #[test]
 fn pool_disks_are_not_taken_while_they_hold_anything() {
+    let _alone = alone();
     need_root();
     let mounts = tempfile::tempdir().unwrap();
     let env = PoolEnv { mounts: mounts.path().to_owned(), loops_as_disks: true, ..PoolEnv::default() };
@@ -299,6 +315,7 @@ fn pool_disks_are_not_taken_while_they_hold_anything() {
 
 #[test]
 fn pool_directories_must_be_empty_and_of_the_right_kind() {
+    let _alone = alone();
     need_root();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x"), "mine").unwrap();

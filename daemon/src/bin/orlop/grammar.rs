@@ -7,7 +7,9 @@ use std::ffi::OsStr;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
-    ByteSize, DiskName, Filesystem, FilesystemKind, HostName, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Provisioning, SnapshotName, SnapshotRef, SourceMode, VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
+    ByteSize, DiskName, Filesystem, FilesystemKind, HostName, Nqn, OrphanId, PoolCreate, PoolKind,
+    PoolLayout, PoolName, Properties, Property, Provisioning, SnapshotName, SnapshotRef, SourceMode,
+    VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.

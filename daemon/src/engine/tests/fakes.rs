@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, FilesystemKind, Nqn, PoolHealth, PoolKind, PoolName, Portal, Property, Provisioning, VolumeId, VolumeKind,
+    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, FilesystemKind, Nqn, PoolHealth, PoolKind,
+    PoolName, Portal, Property, Provisioning, VolumeId, VolumeKind,
 };
 use parking_lot::{Condvar, Mutex};
 
