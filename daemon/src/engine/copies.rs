@@ -214,9 +214,9 @@ impl Core {
                 self.check_space(to, ByteSize(0), until).await?;
             }
             at = self.slice(id, source.clone(), target.clone(), at, size, running).await?;
-            if at < size {
-                self.write_copied(id, to, Some(ByteSize(at))).await?;
-            }
+            // Also of the last: should what follows fail, nothing is copied over it again. A file system has
+            // been mounted by then, and is not its source any more.
+            self.write_copied(id, to, Some(ByteSize(at))).await?;
             self.copy_moves(id);
         }
         drop(target);
@@ -281,19 +281,15 @@ impl Core {
         let Some(mut entry) = entry else { return Err(Error::NotFound(format!("volume {id}")).into()) };
         entry.label = Label { copied, ..entry.label };
         let label = entry.label.clone();
-        let want = label.clone();
-        let opened = self
-            .on_pool(to, On::Make, until, move |p, d| {
-                // A copy may be larger than its source. Its file system becomes so with the label that says
-                // that it is whole.
-                match (label.kind, label.copied) {
-                    (VolumeKind::Filesystem, None) => p.grow(&label, d).map(drop)?,
-                    _ => p.relabel(&label, d)?,
-                }
-                open_once(p, &label, d)
-            })
-            .await?;
-        verify_opened(&want, opened)?;
+        let (is_filesystem, whole) = (label.kind == VolumeKind::Filesystem, copied.is_none());
+        if is_filesystem && whole {
+            // A copy may be larger than its source: its file system becomes so when it is mounted, and is
+            // seen to be whole before the label says it.
+            let ask = label.clone();
+            let opened = self.on_pool(to, On::Make, until, move |p, d| open_once(p, &ask, d)).await?;
+            verify_opened(&label, opened)?;
+        }
+        self.on_pool(to, On::Make, until, move |p, d| p.relabel(&label, d)).await?;
         self.view.write().put_volume(entry);
         Ok(())
     }
