@@ -390,7 +390,7 @@ const FILESYSTEM: [&str; 6] =
 fn sizes(label: &Label) -> Vec<String> {
     let size = label.size.bytes();
     let reserved = (label.provisioning == Provisioning::Thick).then(|| format!("refreservation={size}"));
-    std::iter::once(format!("refquota={size}")).chain(reserved).collect()
+    reserved.into_iter().chain(std::iter::once(format!("refquota={size}"))).collect()
 }
 
 /// The dataset that all volumes are below.

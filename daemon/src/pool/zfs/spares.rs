@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use super::status::{Vdev, Zpool};
 
 /// How long a disk must have been lost: one that comes back at once, as after a bump or a reset of its bus, must
-/// not cost a rebuild.
+/// not cost a rebuild. And how long one that is back must have been well, with nothing being rebuilt: that it has
+/// to catch up shows some transaction groups after it was brought online, and until it has caught up its spare is
+/// the only whole copy.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// How long until a spare that ZFS did not take (too small, of another draid) is tried there again.
@@ -42,6 +44,8 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     lost: HashMap<u64, Instant>,
+    /// Spares in the place of a disk that is well, and since when nothing has been rebuilt beside that.
+    idle: HashMap<u64, Instant>,
     refused: HashMap<(u64, String), Instant>,
 }
 
@@ -53,17 +57,29 @@ impl Watch {
         for v in &lost {
             self.lost.entry(v.guid).or_insert(now);
         }
+        // While anything is rebuilt nothing is taken away: what is rebuilt may need it.
+        let idle = if zpool.is_rebuilding() { Vec::new() } else { idle(zpool) };
+        self.idle.retain(|guid, _| idle.iter().any(|v| v.guid == *guid));
+        for v in &idle {
+            self.idle.entry(v.guid).or_insert(now);
+        }
         let since = |at: &Instant| now.saturating_duration_since(*at);
         self.refused.retain(|_, at| since(at) < AGAIN);
         let for_long = |v: &&&Vdev| self.lost.get(&v.guid).is_some_and(|at| since(at) >= GRACE);
         let refused =
             |lost: &Vdev, spare: &Vdev| self.refused.contains_key(&(lost.guid, spare.place().to_string()));
-        decide(zpool, lost.iter().filter(for_long).copied(), refused)
+        let long_idle = |v: &&Vdev| self.idle.get(&v.guid).is_some_and(|at| since(at) >= GRACE);
+        let back = idle.into_iter().filter(long_idle).find(|v| !refused(v, v));
+        decide(zpool, lost.iter().filter(for_long).copied(), refused, back)
     }
 
-    /// A spare was not taken.
-    pub fn refused(&mut self, lost: u64, spare: String, now: Instant) {
-        self.refused.insert((lost, spare), now);
+    /// ZFS did not do it.
+    pub fn refused(&mut self, step: Step, now: Instant) {
+        let key = match step {
+            Step::TakePlace { lost, spare, .. } => (lost, spare),
+            Step::StepBack { spare, path } => (spare, path),
+        };
+        self.refused.insert(key, now);
     }
 }
 
@@ -71,6 +87,7 @@ fn decide<'a>(
     zpool: &Zpool,
     mut lost: impl Iterator<Item = &'a Vdev>,
     refused: impl Fn(&Vdev, &Vdev) -> bool,
+    back: Option<&Vdev>,
 ) -> Option<Step> {
     // A pool that takes no writes takes no spare either.
     if !["ONLINE", "DEGRADED"].contains(&zpool.state.as_str()) {
@@ -83,18 +100,15 @@ fn decide<'a>(
         let (was, spare) = (v.place().to_string(), spare.place().to_string());
         Some(Step::TakePlace { lost: v.guid, was, spare })
     });
-    // While anything is rebuilt nothing is taken away: what is rebuilt may need it.
-    take.or_else(|| if zpool.is_rebuilding() { None } else { back(zpool) })
+    take.or_else(|| back.map(|v| Step::StepBack { spare: v.guid, path: v.place().to_string() }))
 }
 
-/// The first spare that is in a disk's place which needs it no more.
-fn back(zpool: &Zpool) -> Option<Step> {
-    stand_ins(zpool).into_iter().find_map(|(disk, spare)| {
-        // One that is being replaced by its operator has parts of its own: ZFS ends that.
-        let well = |v: &Vdev| v.vdevs.is_empty() && v.state == "ONLINE" && v.errors() == 0;
-        (well(disk) && spare.state == "ONLINE" && spare.guid != 0)
-            .then(|| Step::StepBack { spare: spare.guid, path: spare.place().to_string() })
-    })
+/// Spares that are in the place of a disk which looks as if it needed them no more.
+fn idle(zpool: &Zpool) -> Vec<&Vdev> {
+    // One that is being replaced by its operator has parts of its own: ZFS ends that.
+    let well = |v: &Vdev| v.vdevs.is_empty() && v.state == "ONLINE" && v.errors() == 0;
+    let idle = |disk: &Vdev, spare: &Vdev| well(disk) && spare.state == "ONLINE" && spare.guid != 0;
+    stand_ins(zpool).into_iter().filter(|(disk, spare)| idle(disk, spare)).map(|(_, spare)| spare).collect()
 }
 
 /// Disks with the spares that are in their place.
@@ -202,10 +216,11 @@ mod tests {
         let bad = zpool(&lose(HEALTHY, 12, "REMOVED"));
         after(&mut watch, &bad, 0, start);
         let Some(Step::TakePlace { spare, .. }) = after(&mut watch, &bad, 40, start) else { panic!() };
-        watch.refused(12, spare.clone(), start + Duration::from_secs(40));
+        let take = |spare: &str| Step::TakePlace { lost: 12, was: String::new(), spare: spare.into() };
+        watch.refused(take(&spare), start + Duration::from_secs(40));
         let Some(Step::TakePlace { spare: other, .. }) = after(&mut watch, &bad, 41, start) else { panic!() };
         assert_eq!((spare.as_str(), other.as_str()), ("/dev/vde1", "/dev/vdf1"));
-        watch.refused(12, other, start + Duration::from_secs(41));
+        watch.refused(take(&other), start + Duration::from_secs(41));
         assert_eq!(after(&mut watch, &bad, 639, start), None);
         assert!(after(&mut watch, &bad, 640, start).is_some());
     }
@@ -228,14 +243,29 @@ mod tests {
     #[test]
     fn a_spare_steps_back_when_its_disk_is_well_again() {
         let start = Instant::now();
-        let next = |text: &str| after(&mut Watch::default(), &zpool(text), 0, start);
+        let next = |text: &str| {
+            let mut watch = Watch::default();
+            assert_eq!(after(&mut watch, &zpool(text), 0, start), None, "at once");
+            after(&mut watch, &zpool(text), 30, start)
+        };
         assert_eq!(next(IN_USE), None, "the disk is still lost");
         let back = IN_USE.replace(r#""guid":12,"state":"REMOVED""#, r#""guid":12,"state":"ONLINE""#);
         assert_ne!(back, IN_USE);
-        assert_eq!(next(&back), Some(Step::StepBack { spare: 21, path: "/dev/vde1".into() }));
+        let step = Step::StepBack { spare: 21, path: "/dev/vde1".into() };
+        assert_eq!(next(&back), Some(step.clone()));
         // Not while it catches up, has errors, or is being replaced.
         let scan = r#""scan_stats":{"function":"RESILVER","state":"SCANNING"},"vdevs""#;
-        assert_eq!(next(&back.replacen(r#""vdevs""#, scan, 1)), None);
+        let catches_up = back.replacen(r#""vdevs""#, scan, 1);
+        assert_eq!(next(&catches_up), None);
+        // That it has to catch up shows a moment after it is online, and then it counts from the end of that.
+        let mut watch = Watch::default();
+        let seen = [(&back, 0), (&catches_up, 5), (&catches_up, 300), (&back, 310), (&back, 339)];
+        for (text, at) in seen {
+            assert_eq!(after(&mut watch, &zpool(text), at, start), None, "after {at} s");
+        }
+        assert_eq!(after(&mut watch, &zpool(&back), 340, start), Some(step.clone()));
+        watch.refused(step, start + Duration::from_secs(340));
+        assert_eq!(after(&mut watch, &zpool(&back), 370, start), None, "ZFS did not let it go");
         let errors = r#""guid":12,"state":"ONLINE","read_errors":0,"write_errors":0,"checksum_errors":4"#;
         let none = r#""guid":12,"state":"ONLINE","read_errors":0,"write_errors":0,"checksum_errors":0"#;
         assert!(back.contains(none));

@@ -501,9 +501,7 @@ impl Vdevs {
         }
         let error = self.failed(done, "its disks are as they were");
         tracing::warn!(pool, ?step, %error, "a spare was not moved");
-        if let Step::TakePlace { lost, spare, .. } = step {
-            self.watch.lock().refused(lost, spare, Instant::now());
-        }
+        self.watch.lock().refused(step, Instant::now());
         Ok(Change::Unchanged)
     }
 
