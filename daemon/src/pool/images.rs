@@ -501,7 +501,7 @@ impl Images {
         labels: &[SnapshotLabel],
         deadline: &Deadline,
         quiet: impl Fn() -> Result<Option<Q>>,
-        hold: impl FnOnce() -> Result<Held>,
+        hold: impl Fn() -> Result<Held>,
     ) -> Result<Snapped> {
         let (volumes, dir) = (self.volumes()?, self.snapshots()?);
         let mut missing = Vec::new();
@@ -553,7 +553,7 @@ impl Images {
         sources: &[File],
         deadline: &Deadline,
         quiet: impl Fn() -> Result<Option<Q>>,
-        hold: impl FnOnce() -> Result<Held>,
+        hold: impl Fn() -> Result<Held>,
     ) -> Result<Duration> {
         for label in labels {
             self.ctx.check(deadline, "taking snapshots")?;
@@ -562,9 +562,10 @@ impl Images {
         let mut longest = Duration::ZERO;
         let patience = deadline.at_most(QUIET);
         let mut pause = Duration::from_millis(5);
-        // Last before the clones and first after them: writers wait for nothing else.
-        let held = hold()?;
+        let mut paused = None;
         let made = loop {
+            // Last before the clones and first after them, each time: writers wait for nothing else.
+            let held = hold()?;
             // One alone is of one instant by itself: the file system sees to that.
             let before = if labels.len() > 1 { Some(quiet()?) } else { None };
             let mut made = Vec::with_capacity(labels.len());
@@ -576,10 +577,13 @@ impl Images {
                 made.push((clone.map_err(self.io("making", &image))?, image));
                 longest = longest.max(start.elapsed());
             }
-            match before {
-                None => break made,
-                Some(Some(before)) if quiet()?.as_ref() == Some(&before) => break made,
-                Some(_) => {}
+            let one_instant = match before {
+                None => true,
+                Some(before) => before.is_some() && quiet()? == before,
+            };
+            paused = paused.max(held.release(&self.ctx)?);
+            if one_instant {
+                break made;
             }
             if patience.pause(pause).is_err() {
                 return Err(self.ctx.precondition(
@@ -589,7 +593,7 @@ impl Images {
             }
             pause = (pause * 2).min(Duration::from_millis(200));
         };
-        longest = held.release(&self.ctx)?.unwrap_or(longest);
+        longest = paused.unwrap_or(longest);
         // Under their own names only now, when they are known to be of one instant.
         for (file, image) in made {
             self.ctx.check(deadline, "taking snapshots")?;

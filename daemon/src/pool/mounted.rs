@@ -101,8 +101,9 @@ impl Mounts {
     /// What is mounted in a volume's place.
     pub fn at(&self, id: VolumeId) -> Result<Option<Mount>> {
         let point = self.point(id);
-        // Most volumes have no such directory: that is known without reading what all is mounted.
-        if !point.is_dir() {
+        // Most volumes have no such directory: that is known without reading what all is mounted. Only that
+        // there is none says so: one whose file system has shut down answers with an error.
+        if std::fs::symlink_metadata(&point).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
         mount::at(&point).map_err(self.ctx.io("reading what is mounted"))
@@ -171,11 +172,12 @@ impl Mounts {
         Ok(all.into_iter().filter_map(id).collect())
     }
 
-    /// A daemon that was killed in the middle of a snapshot left what it held: its writers wait.
+    /// A daemon that was killed in the middle of a snapshot left what it held: its writers wait. One that is
+    /// damaged says so and keeps no other from being served.
     pub fn recall(&self) -> Result<()> {
         for id in self.mounted()? {
-            let root = self.root_of(id)?;
-            match filesystem::thaw(&root) {
+            let thawed = File::open(self.point(id)).and_then(|root| filesystem::thaw(&root));
+            match thawed {
                 Ok(true) => tracing::warn!(volume = %id, "a file system was still held, and goes on"),
                 Ok(false) => {}
                 Err(error) => {

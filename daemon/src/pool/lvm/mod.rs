@@ -40,7 +40,7 @@ const BUSY: Duration = Duration::from_secs(30);
 
 /// How long a moment is looked for in which no volume of a group is written to. Each try starts a process
 /// or two a volume, so this is longer than images take.
-const QUIET: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Debug)]
@@ -376,10 +376,14 @@ impl LvmPool {
     /// Suspending all origins beforehand would hold the writers instead. But LVM (2.03.31) that finds an
     /// origin suspended counts up the pool's transaction without sending the kernel its message, and takes no
     /// more from that pool afterwards until a person repairs it.
-    fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<()> {
+    fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Option<Duration>> {
         let patience = deadline.at_most(QUIET);
         let mut pause = Duration::from_millis(5);
+        let mut paused = None;
         loop {
+            // LVM holds what is mounted on an origin while it takes one snapshot; this holds all of them until
+            // the last of this try is taken.
+            let held = self.mounts.hold(labels.iter().map(|l| l.key.volume))?;
             let before = self.writes(labels)?;
             for label in labels {
                 self.ctx.check(deadline, "taking snapshots")?;
@@ -389,11 +393,9 @@ impl LvmPool {
                 }
                 self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
             }
-            // One alone is of one instant by itself: its origin was suspended.
-            if labels.len() == 1 {
-                return Ok(());
-            }
-            if before.is_some() && self.writes(labels)? == before {
+            let one_instant = labels.len() == 1 || (before.is_some() && self.writes(labels)? == before);
+            paused = paused.max(held.release(&self.ctx)?);
+            if one_instant {
                 break;
             }
             for label in labels {
@@ -407,11 +409,11 @@ impl LvmPool {
             }
             pause = (pause * 2).min(Duration::from_millis(200));
         }
-        for label in labels {
+        for label in labels.iter().filter(|_| labels.len() > 1) {
             let path = self.group.path(&label.key.lv());
             self.group.must("lvchange", &["-q", "--deltag", NEW, &path], deadline)?;
         }
-        Ok(())
+        Ok(paused)
     }
 
     /// What an attempt left, after an error that its caller hears.
@@ -672,13 +674,8 @@ impl Pool for LvmPool {
                 )));
             }
         }
-        // LVM holds what is mounted on an origin while it takes one snapshot; this holds all of them until the
-        // last is taken, and tells for how long.
-        let held = self.mounts.hold(labels.iter().map(|l| l.key.volume))?;
-        let taken = self.take(labels, deadline);
-        let paused = held.release(&self.ctx)?;
-        match taken {
-            Ok(()) => Ok(Snapped { change: Change::Done, paused }),
+        match self.take(labels, deadline) {
+            Ok(paused) => Ok(Snapped { change: Change::Done, paused }),
             Err(error) => {
                 self.tidy(labels.iter().map(|l| l.key.lv()), deadline);
                 Err(error)
