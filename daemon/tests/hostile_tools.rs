@@ -224,6 +224,7 @@ fn a_disk_that_can_not_be_probed_is_not_blank() {
         let wiped = pool::disks::wipe(&env, &name.parse().unwrap(), &ask, &[], &short());
         let error = wiped.map(drop).expect_err(way);
         assert!(begin.elapsed() < SHORT * 3 && error.to_string().len() < 4096, "{way}: {error}");
+        assert!(!disk.is_zero(), "{way}: it was wiped");
         std::os::unix::fs::FileExt::write_all_at(&file, &[0; 512], 4096).unwrap();
         file.sync_all().unwrap();
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use orlop_api::{Disk, DiskHealth, DiskHealthState, DiskName, DiskWipe, EventKind};
+use orlop_api::{Disk, DiskHealth, DiskHealthState, DiskName, DiskWipe, EventKind, PoolState};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -126,6 +126,20 @@ impl Core {
         self.check_settled(takes)?;
         let ours: Vec<_> = {
             let view = self.view.read();
+            // Not known to be lost, only not to be here: its other disks may come back.
+            let asked = ask.pool.as_deref().and_then(|p| p.parse().ok());
+            let missing = asked.and_then(|p| view.pool_entry(&p)).filter(|p| p.state == PoolState::Missing);
+            if let Some(pool) = missing {
+                return Err(Error::Precondition {
+                    object: format!("disk {name}"),
+                    reason: format!(
+                        "belongs to pool {}, which is one of this appliance and is missing: remove its record \
+                         first, as an orphan",
+                        pool.spec.name
+                    ),
+                    dependants: Vec::new(),
+                });
+            }
             let media = |p: &PoolEntry| p.spec.media().into_iter().map(str::to_string).collect();
             view.pool_entries().map(|p| (p.spec.name.clone(), media(p))).collect()
         };

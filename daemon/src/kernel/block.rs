@@ -5,7 +5,7 @@
 //! "blank" (R1).
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -78,8 +78,12 @@ pub fn write_attribute(path: &Path, value: &str) -> io::Result<()> {
 /// Opens a device for reading and claims it: nothing can be mounted from it while the file is open.
 /// `None`: something in the kernel claims it or a part of it already.
 pub fn claim(path: &Path) -> io::Result<Option<File>> {
+    alone(path, File::options().read(true), OFlags::empty())
+}
+
+fn alone(path: &Path, options: &mut OpenOptions, flags: OFlags) -> io::Result<Option<File>> {
     // O_EXCL on a block device, without O_CREAT: open(2).
-    match File::options().read(true).custom_flags(OFlags::EXCL.bits() as i32).open(path) {
+    match options.custom_flags((OFlags::EXCL | flags).bits() as i32).open(path) {
         Ok(f) => Ok(Some(f)),
         Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(None),
         Err(e) => Err(e),
@@ -147,6 +151,8 @@ pub enum ProbeError {
 pub struct Signature {
     /// `zfs_member`, `xfs`; nothing where it is not known.
     pub kind: Option<String>,
+    /// It is a partition table, and nothing else was found.
+    pub table: bool,
     /// The label in it: of a member of a pool that is the pool's name.
     pub label: Option<String>,
     /// Its UUID, or the pool's number.
@@ -165,7 +171,8 @@ pub fn signature(path: &Path, deadline: &Deadline) -> Result<Option<Signature>, 
     let mut args: Vec<std::ffi::OsString> = ["-p", "-o", "export"].map(Into::into).to_vec();
     args.push(path.into());
     let out = Tool::locate("blkid")?.at_most(1 << 20).run(&args, deadline)?;
-    let unknown = |words: &str| Signature { kind: None, label: None, uuid: None, words: words.into() };
+    let unknown =
+        |words: &str| Signature { kind: None, table: false, label: None, uuid: None, words: words.into() };
     match out.code {
         // Its manual: 2 if the device can't be identified.
         Some(2) if out.stdout.is_empty() => Ok(None),
@@ -181,7 +188,8 @@ pub fn signature(path: &Path, deadline: &Deadline) -> Result<Option<Signature>, 
                 (None, None) => "a signature".to_string(),
             };
             let own = |key| of(key).map(str::to_string);
-            Ok(Some(Signature { kind: own("TYPE"), label: own("LABEL"), uuid: own("UUID"), words: what }))
+            let (kind, table) = (own("TYPE"), of("TYPE").is_none() && of("PTTYPE").is_some());
+            Ok(Some(Signature { kind, table, label: own("LABEL"), uuid: own("UUID"), words: what }))
         }
         // 8: several signatures that contradict each other.
         Some(8) => Ok(Some(unknown("several contradicting signatures"))),
@@ -281,24 +289,35 @@ pub fn wipe(path: &Path, deadline: &Deadline) -> io::Result<()> {
     forget_partitions(&file, deadline)
 }
 
+/// A disk that nobody else can take.
+#[derive(Debug)]
+pub struct Claimed(File);
+
+/// Takes a disk for writing, for this process alone and for as long as the answer is kept. `None`: somebody has
+/// it.
+pub fn take(path: &Path) -> io::Result<Option<Claimed>> {
+    Ok(alone(path, File::options().read(true).write(true), OFlags::DIRECT)?.map(Claimed))
+}
+
+impl Claimed {
+    /// Whether the disk that has this path now is the one that was claimed.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.0.metadata()?.rdev() == std::fs::metadata(path)?.rdev())
+    }
+}
+
 /// Takes away all by which anything is found on a disk: its ends, the ends of its partitions, which are given by
-/// where they begin and how long they are, and btrfs's further superblocks. Nobody can take the disk meanwhile.
-/// `None`: somebody has it.
-pub fn wipe_all(path: &Path, partitions: &[(u64, u64)], deadline: &Deadline) -> io::Result<Option<()>> {
-    let flags = (OFlags::EXCL | OFlags::DIRECT).bits() as i32;
-    let file = match File::options().read(true).write(true).custom_flags(flags).open(path) {
-        Ok(file) => file,
-        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let whole = (0, size(&file)?);
+/// where they begin and how long they are, and btrfs's further superblocks.
+pub fn wipe_all(disk: &Claimed, partitions: &[(u64, u64)], deadline: &Deadline) -> io::Result<()> {
+    let file = &disk.0;
+    let whole = (0, size(file)?);
     // The first MiB goes last: as long as it is there, what is only half wiped is seen not to be blank.
     for (from, len) in partitions.iter().filter(|(_, len)| *len > 0) {
-        zero_ends(&file, (*from, *len), whole.1, PART_END, deadline)?;
+        zero_ends(file, (*from, *len), whole.1, PART_END, deadline)?;
     }
-    zero_ends(&file, whole, whole.1, WIDE_END, deadline)?;
+    zero_ends(file, whole, whole.1, WIDE_END, deadline)?;
     file.sync_all()?;
-    forget_partitions(&file, deadline).map(Some)
+    forget_partitions(file, deadline)
 }
 
 /// Zeroes the ends of a part of a disk that has `size` bytes, last the first.

@@ -268,9 +268,13 @@ pub fn wipe(
         }
     }
     for (pool, media) in ours {
-        // A medium may be a directory, or not be there any more: then it is no disk.
-        if media.iter().any(|m| disks::find(&all, m).ok().flatten().is_some_and(|d| d.name == disk.name)) {
-            return Err(used(format!("pool {pool}")));
+        for medium in media.iter().filter(|m| !std::path::Path::new(m).is_dir()) {
+            // One that is not there any more is no disk; one that can't be looked at may be this one.
+            let found =
+                disks::find(&all, medium).map_err(io(format!("looking at {medium} of pool {pool}")))?;
+            if found.is_some_and(|d| d.name == disk.name) {
+                return Err(used(format!("pool {pool}")));
+            }
         }
     }
     match patient_usage(disk, deadline) {
@@ -278,12 +282,23 @@ pub fn wipe(
         DiskUsage::Used(by) => return Err(used(by)),
         DiskUsage::Data(_) | DiskUsage::Unreadable(_) => {}
     }
+    let wiping = || io(format!("wiping disk {name}"));
+    let Some(claimed) = block::take(&disk.path).map_err(wiping())? else {
+        return Err(used("something in the kernel".into()));
+    };
+    // Looked at once more now that nobody else can take it: names of disks change hands, and what was found
+    // until here took a while.
+    let all = disks::all(env.loops_as_disks).map_err(io("listing disks".into()))?;
+    let disk =
+        all.iter().find(|d| d.name == name.as_str()).ok_or_else(|| WipeError::NotFound(name.clone()))?;
+    if !claimed.is_at(&disk.path).map_err(wiping())? {
+        return Err(WipeError::NotFound(name.clone()));
+    }
+    check_identity(name, disk, ask)?;
     check_member(name, disk, ask.pool.as_deref(), deadline)?;
     tracing::warn!(disk = disk.name, serial = disk.serial, "wiping a disk, as was asked");
-    let wiping = || io(format!("wiping disk {name}"));
-    if block::wipe_all(&disk.path, &disks::extents(disk), deadline).map_err(wiping())?.is_none() {
-        return Err(used("something in the kernel".into()));
-    }
+    block::wipe_all(&claimed, &disks::extents(disk), deadline).map_err(wiping())?;
+    drop(claimed);
     // By the proof that a pool will ask for, of the disk as it is now: its partitions are gone.
     let all = disks::all(env.loops_as_disks).map_err(io("listing disks".into()))?;
     let disk =
@@ -347,18 +362,21 @@ fn check_member(
 }
 
 /// What a signature belongs to beside its own disk, in words, unless that is what is to be `lost`. There is
-/// always a name to say: at the least, the kind.
+/// always a name to say: at the least, the kind. What can't be told apart may belong to anything: that is for a
+/// person with other tools.
 fn member_of(found: &Signature, group: Option<&str>, lost: Option<&str>) -> Option<String> {
-    let kind = found.kind.as_deref()?;
+    let Some(kind) = found.kind.as_deref() else {
+        return (!found.table).then(|| format!("nobody knows what ({})", found.words));
+    };
     let label = found.label.as_deref();
-    // File systems of our own making are named after their pool; XFS has room for 12 letters.
+    // File systems of our own making are named after their pool. XFS has room for 12 letters: one that fills
+    // them may be any of several, and goes by its UUID.
     let ours = label.filter(|l| ["xfs", "btrfs"].contains(&kind) && l.starts_with("orlop-"));
     if let Some(label) = ours {
-        let meant = lost.is_some_and(|pool| {
-            let whole = format!("orlop-{pool}");
-            label == whole || (kind == "xfs" && label.chars().eq(whole.chars().take(12)))
-        });
-        return (!meant).then(|| format!("a pool ({label})"));
+        let uuid = found.uuid.as_deref();
+        let cut = kind == "xfs" && label.len() >= 12;
+        let meant = lost.is_some_and(|lost| Some(lost) == uuid || (!cut && label == format!("orlop-{lost}")));
+        return (!meant).then(|| format!("a pool ({label}, {})", uuid.unwrap_or("without a UUID")));
     }
     if !kind.ends_with("_member") {
         return None;
@@ -430,6 +448,7 @@ mod tests {
     fn a_member_of_a_pool_is_lost_by_name_only() {
         let found = |kind: &str, label: Option<&str>, uuid: Option<&str>| Signature {
             kind: Some(kind.into()),
+            table: false,
             label: label.map(str::to_string),
             uuid: uuid.map(str::to_string),
             words: String::new(),
@@ -447,16 +466,26 @@ mod tests {
         let array = found("linux_raid_member", None, None);
         assert_eq!(member_of(&array, None, Some("linux_raid_member")), None);
         assert!(member_of(&array, None, Some("md0")).is_some());
-        for (kind, label) in [("xfs", "orlop-archiv"), ("btrfs", "orlop-archive")] {
+        for (kind, label, by_name) in [
+            ("xfs", "orlop-tape", "tape"),
+            ("xfs", "orlop-archiv", "u"),
+            ("btrfs", "orlop-archive", "archive"),
+        ] {
             let ours = found(kind, Some(label), Some("u"));
             assert!(member_of(&ours, None, None).is_some());
             assert!(member_of(&ours, None, Some("arch")).is_some());
-            assert_eq!(member_of(&ours, None, Some("archive")), None);
+            assert_eq!(member_of(&ours, None, Some(by_name)), None);
+            assert_eq!(member_of(&ours, None, Some("u")), None);
         }
+        // Cut off: it may be that of archive1 or of archive2.
+        let cut = found("xfs", Some("orlop-archiv"), Some("u"));
+        assert!(member_of(&cut, None, Some("archive1")).is_some());
         // Whoever names the disk itself means what is on it alone.
         for kind in ["xfs", "ext4", "swap", "crypto_LUKS"] {
             assert_eq!(member_of(&found(kind, Some("data"), None), None, None), None);
         }
-        assert_eq!(member_of(&Signature { kind: None, ..zfs }, None, None), None);
+        let unknown = Signature { kind: None, ..zfs };
+        assert!(member_of(&unknown, None, Some("tank")).is_some(), "it may be anybody's");
+        assert_eq!(member_of(&Signature { table: true, ..unknown }, None, None), None);
     }
 }
