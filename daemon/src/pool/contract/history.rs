@@ -261,7 +261,7 @@ fn histories(subject: &Subject, pool: &dyn Pool) -> Check {
     // emulated guest.
     let (histories, steps) = match pool.kind() {
         PoolKind::Lvm => (1, 30),
-        PoolKind::Zfs => (2, 40),
+        PoolKind::Zfs => (1, 40),
         PoolKind::File | PoolKind::Sim => (10, 60),
     };
     for seed in 1..=histories {

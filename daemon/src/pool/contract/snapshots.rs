@@ -285,14 +285,14 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
     }
     // Longer each time, so that one is longer than a try to find an instant takes, however slow the machine.
     let mut rest = Duration::from_millis(if pool.kind() == PoolKind::Lvm { 1000 } else { 50 });
+    // Goes on from one to the next: else the end of one would be mixed with the beginning of the other.
+    let mut n = 0u64;
     for rests in [false, true] {
         let stop = AtomicBool::new(false);
         let result = std::thread::scope(|scope| {
             let writer = scope.spawn(|| -> Check {
-                for n in 1u64.. {
-                    if stop.load(Ordering::Acquire) {
-                        break;
-                    }
+                while !stop.load(Ordering::Acquire) {
+                    n += 1;
                     for device in &devices {
                         ok("writing", device.write_all_at(&n.to_le_bytes(), 4096))?;
                     }
