@@ -153,17 +153,8 @@ fn soon() -> Deadline {
 /// A new volume's label.
 pub fn label(size: ByteSize, provisioning: Provisioning) -> Label {
     let id = VolumeId::mint();
-    let ask = VolumeCreate {
-        name: parse(&format!("v-{id}")),
-        pool: parse("contract"),
-        size,
-        provisioning,
-        protocol: Default::default(),
-        kind: None,
-        filesystem: None,
-        source: None,
-        properties: Default::default(),
-    };
+    let plain = VolumeCreate::new(parse(&format!("v-{id}")), parse("contract"), size);
+    let ask = VolumeCreate { provisioning, ..plain };
     Label::new(id, parse("default"), &ask)
 }
 

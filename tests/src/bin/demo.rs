@@ -12,10 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use orlop_api::{
-    Attachment, ByteSize, HostPut, PoolCreate, PoolKind, Protocol, Provisioning, Volume, VolumeCreate,
-    VolumeRef,
-};
+use orlop_api::{Attachment, ByteSize, HostPut, PoolCreate, PoolKind, Volume, VolumeCreate, VolumeRef};
 use orlop_tests::{Initiator, Lab, LabOptions, instrumented, wait_for};
 
 /// How much is written with a checksum, and where the second stream of writes starts.
@@ -81,20 +78,7 @@ fn main() -> Result<()> {
 
     let disk = |n: u8| format!("/dev/disk/by-id/virtio-disk{n}");
     let pool = |name: &str, kind, disk| -> Result<PoolCreate> {
-        Ok(PoolCreate {
-            name: name.parse()?,
-            kind,
-            disks: vec![disk],
-            directory: None,
-            filesystem: None,
-            thin_size: None,
-            thin_metadata_size: None,
-            layout: None,
-            spares: Vec::new(),
-            import: false,
-            force: false,
-            guid: None,
-        })
+        Ok(PoolCreate { disks: vec![disk], ..PoolCreate::new(name.parse()?, kind) })
     };
     s.step("make a ZFS pool `tank` on the first disk", |_| {
         let made = lab.wait(lab.api.create_pool(&pool("tank", PoolKind::Zfs, disk(0))?))?;
@@ -112,17 +96,7 @@ fn main() -> Result<()> {
 
     let mut connected = Vec::new();
     for (name, pool) in [("zvol", "tank"), ("image", "files")] {
-        let ask = VolumeCreate {
-            source: None,
-            properties: Default::default(),
-            name: name.parse()?,
-            pool: pool.parse()?,
-            size: ByteSize(1 << 30),
-            provisioning: Provisioning::Thin,
-            protocol: Protocol::Nvme,
-            kind: None,
-            filesystem: None,
-        };
+        let ask = VolumeCreate::new(name.parse()?, pool.parse()?, ByteSize(1 << 30));
         let volume = s.step(&format!("create volume `{name}` in `{pool}`"), |_| {
             let volume = lab.wait(lab.api.create_volume(&ask))?;
             let told = format!("{}, id {}", volume.size, volume.id);

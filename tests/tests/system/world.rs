@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use orlop_api::{
-    Attachment, ByteSize, ErrorKind, Filesystem, HostName, HostPut, PoolCreate, PoolKind, Problem, Protocol,
-    Provisioning, Volume, VolumeCreate, VolumeRef,
+    Attachment, ByteSize, ErrorKind, Filesystem, HostName, HostPut, PoolCreate, PoolKind, Problem, Volume,
+    VolumeCreate, VolumeRef,
 };
 use orlop_tests::{Initiator, Lab, LabOptions, instrumented};
 
@@ -121,36 +121,15 @@ impl World {
 }
 
 fn pool(name: &str, kind: PoolKind, disk: &str, filesystem: Option<Filesystem>) -> PoolCreate {
-    PoolCreate {
-        #[allow(clippy::expect_used)]
-        name: name.parse().expect("a literal"),
-        kind,
-        disks: vec![format!("/dev/disk/by-id/virtio-{disk}")],
-        directory: None,
-        filesystem,
-        thin_size: None,
-        thin_metadata_size: None,
-        layout: None,
-        spares: Vec::new(),
-        import: false,
-        force: false,
-        guid: None,
-    }
+    #[allow(clippy::expect_used)]
+    let plain = PoolCreate::new(name.parse().expect("a literal"), kind);
+    PoolCreate { disks: vec![format!("/dev/disk/by-id/virtio-{disk}")], filesystem, ..plain }
 }
 
 pub fn ask(name: &str, pool: &str, mib: u64) -> VolumeCreate {
     #[allow(clippy::expect_used)]
-    VolumeCreate {
-        source: None,
-        properties: Default::default(),
-        name: name.parse().expect("a literal"),
-        pool: pool.parse().expect("a literal"),
-        size: ByteSize(mib << 20),
-        provisioning: Provisioning::Thin,
-        protocol: Protocol::Nvme,
-        kind: None,
-        filesystem: None,
-    }
+    let (name, pool) = (name.parse().expect("a literal"), pool.parse().expect("a literal"));
+    VolumeCreate::new(name, pool, ByteSize(mib << 20))
 }
 
 /// The call failed with this kind of error.

@@ -53,20 +53,8 @@ async fn pool(client: &Client, command: PoolCommand) -> Result<Answer> {
         PoolCommand::Create(spec) => Answer::Pool(client.create_pool(&spec.ask()).await?),
         PoolCommand::Get { pool } => Answer::Pool(client.pool(&pool).await?),
         PoolCommand::Import { name, kind, disks, directory, force, guid } => {
-            let ask = PoolCreate {
-                name,
-                kind,
-                disks,
-                directory,
-                filesystem: None,
-                thin_size: None,
-                thin_metadata_size: None,
-                layout: None,
-                spares: Vec::new(),
-                import: true,
-                force,
-                guid,
-            };
+            let plain = PoolCreate::new(name, kind);
+            let ask = PoolCreate { disks, directory, import: true, force, guid, ..plain };
             Answer::Pool(client.create_pool(&ask).await?)
         }
         PoolCommand::Export { pool } => {

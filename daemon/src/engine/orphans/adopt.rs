@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use orlop_api::{
-    EventKind, OrphanAction, OrphanAdopt, OrphanId, PoolName, Protocol, VolumeCreate, VolumeId, VolumeRef,
+    EventKind, OrphanAction, OrphanAdopt, OrphanId, PoolName, VolumeCreate, VolumeId, VolumeRef,
 };
 use tokio::time::Instant;
 
@@ -213,17 +213,9 @@ fn label_for(
 ) -> Result<Label> {
     match (&stray.adoptable, stray.size) {
         (Ok(provisioning), Some(size)) => {
-            let shape = VolumeCreate {
-                properties: Default::default(),
-                name: ask.name.clone(),
-                pool: found.shown.pool.clone().ok_or(Error::Died)?,
-                size,
-                provisioning: *provisioning,
-                protocol: Protocol::default(),
-                kind: None,
-                filesystem: None,
-                source: None,
-            };
+            let pool = found.shown.pool.clone().ok_or(Error::Died)?;
+            let plain = VolumeCreate::new(ask.name.clone(), pool, size);
+            let shape = VolumeCreate { provisioning: *provisioning, ..plain };
             Ok(Label { adopted: Some(id.clone()), ..Label::new(volume, who.tenant.clone(), &shape) })
         }
         _ => refuse_adoption(found),

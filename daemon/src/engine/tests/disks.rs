@@ -114,20 +114,8 @@ async fn a_missing_pool_is_looked_for_when_a_disk_comes() {
 }
 
 fn import() -> Action {
-    let ask = PoolCreate {
-        name: tank(),
-        kind: PoolKind::Sim,
-        disks: vec![],
-        directory: Some("/fake".into()),
-        filesystem: None,
-        thin_size: None,
-        thin_metadata_size: None,
-        layout: None,
-        spares: Vec::new(),
-        import: true,
-        force: false,
-        guid: None,
-    };
+    let plain = PoolCreate::new(tank(), PoolKind::Sim);
+    let ask = PoolCreate { directory: Some("/fake".into()), import: true, ..plain };
     Action::ImportPool(ask.try_into().unwrap(), false)
 }
 

@@ -39,18 +39,8 @@ impl Rig {
         rig.start().await;
         rig.ok(Action::CreatePool(
             PoolCreate {
-                name: "tank".parse().unwrap(),
-                kind: PoolKind::Sim,
-                disks: vec![],
                 directory: Some("/fake".into()),
-                filesystem: None,
-                thin_size: None,
-                thin_metadata_size: None,
-                layout: None,
-                spares: Vec::new(),
-                import: false,
-                force: false,
-                guid: None,
+                ..PoolCreate::new("tank".parse().unwrap(), PoolKind::Sim)
             }
             .try_into()
             .unwrap(),
@@ -139,17 +129,7 @@ fn who() -> Principal {
 }
 
 fn ask(name: &str) -> VolumeCreate {
-    VolumeCreate {
-        name: name.parse().unwrap(),
-        pool: "tank".parse().unwrap(),
-        size: ByteSize::MIB,
-        provisioning: Provisioning::Thin,
-        protocol: Protocol::Nvme,
-        kind: None,
-        filesystem: None,
-        source: None,
-        properties: Default::default(),
-    }
+    VolumeCreate::new(name.parse().unwrap(), "tank".parse().unwrap(), ByteSize::MIB)
 }
 
 fn by(id: VolumeId) -> VolumeRef {

@@ -27,20 +27,8 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     }
     results.add("guest: QEMU start to ready", &boots, "s", true, Some(25.0));
 
-    let pool = PoolCreate {
-        thin_size: None,
-        thin_metadata_size: None,
-        layout: None,
-        spares: Vec::new(),
-        import: false,
-        force: false,
-        guid: None,
-        name: "tank".parse()?,
-        kind: PoolKind::Zfs,
-        disks: vec!["/dev/disk/by-id/virtio-disk0".into()],
-        directory: None,
-        filesystem: None,
-    };
+    let plain = PoolCreate::new("tank".parse()?, PoolKind::Zfs);
+    let pool = PoolCreate { disks: vec!["/dev/disk/by-id/virtio-disk0".into()], ..plain };
     lab.wait(lab.api.create_pool(&pool))?;
     lab.wait(lab.api.put_host(&"worker-1".parse()?, &HostPut { nqn: Initiator::nqn(1)? }))?;
     lab.on_appliance("zfs create -o volmode=dev tank/bare && mkdir /sys/kernel/config/nvmet/ports/1 && cd /sys/kernel/config/nvmet/ports/1 && \
