@@ -16,7 +16,7 @@ test: image
     cargo build --workspace --all-features
     cargo test --package orlop-api --package orlop-image --all-features
     cargo test --package orlopd --all-features --lib --bins --test api --test pool_model
-    {{ as_root }} cargo test --package orlopd --all-features --test pool_contract
+    {{ as_root }} cargo test --package orlopd --all-features --test pool_contract --test hostile_tools
     cargo test --package orlop-tests
 
 # Loop devices and mounts of the pools' contract need root; nothing else does.
