@@ -17,4 +17,3 @@ mod properties;
 mod raw;
 mod snapshots;
 mod space;
-mod speed;

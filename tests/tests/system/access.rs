@@ -14,14 +14,17 @@ pub fn stranger_is_refused(w: &mut World) -> Result<()> {
     let portal = portal.ok_or_else(|| anyhow::anyhow!("no storage portal in {:?}", a.portals))?;
     let stranger = w.lab.initiator.connect_to(a.nqn.as_str(), &portal.address, portal.port, 9);
     ensure!(stranger.is_err(), "a host that is not attached was let in");
-    // Nor does it see that the volume exists.
-    let seen = w.lab.initiator.run(&format!(
-        "nvme discover -t tcp -a {} -s {} --hostnqn={} 2>&1 || true",
-        portal.address,
-        portal.port,
-        orlop_tests::Initiator::nqn(9)?
-    ))?;
-    ensure!(!seen.contains(a.nqn.as_str()), "a stranger sees the volume:\n{seen}");
+    // Nor does it see that the volume exists, where the host that is attached sees it by the same command.
+    let mut discover = |host| -> Result<String> {
+        let hostnqn = orlop_tests::Initiator::nqn(host)?;
+        w.lab.initiator.run(&format!(
+            "nvme discover -t tcp -a {} -s {} --hostnqn={hostnqn} 2>&1 || true",
+            portal.address, portal.port
+        ))
+    };
+    let (seen, stranger) = (discover(1)?, discover(9)?);
+    ensure!(seen.contains(a.nqn.as_str()), "its own host does not see the volume:\n{seen}");
+    ensure!(!stranger.contains(a.nqn.as_str()), "a stranger sees the volume:\n{stranger}");
     w.lab.initiator.connect(&a, 1, 1)?;
     w.lab.initiator.disconnect(&a)?;
     w.remove(&volume)
