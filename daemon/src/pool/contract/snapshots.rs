@@ -296,7 +296,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
                     for device in &devices {
                         ok("writing", device.write_all_at(&n.to_le_bytes(), 4096))?;
                     }
-                    if rests && n % 20 == 0 {
+                    if rests && n.is_multiple_of(20) {
                         std::thread::sleep(rest);
                         rest = (rest * 2).min(Duration::from_secs(16));
                     }
