@@ -68,8 +68,8 @@ stage_root() {
         rm -rf "$out"/var/cache/* "$out"/var/lib/{apt,dpkg}/*
     fi
     sed -e 's/#.*//' -e '/^\s*$/d' "$HERE/masked.txt" | while read -r pattern; do
-        mkdir -p "$(dirname "$out/etc/systemd/$pattern")"
-        ln -sf /dev/null "$out/etc/systemd/$pattern"
+        mkdir -p "$(dirname "$out/etc/$pattern")"
+        ln -sf /dev/null "$out/etc/$pattern"
     done
     # An empty file, for the initrd to bind the persistent one over.
     : >"$out/etc/machine-id"

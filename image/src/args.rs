@@ -75,6 +75,7 @@ impl Machine {
         line.push(
             "systemd.tty.term.hvc0=dumb systemd.tty.rows.hvc0=25 systemd.tty.columns.hvc0=80".to_string(),
         );
+        line.extend(self.accel.kernel_args().map(String::from));
         line.extend(self.kernel_args.iter().cloned());
         line.join(" ")
     }
