@@ -1,8 +1,9 @@
 //! A writer whose every record is acknowledged or not, for running on an initiator.
 //!
 //! `stream write DEVICE ACKS OFFSET COUNT` writes numbered 4 KiB records one after another from OFFSET
-//! on, each past the page cache and flushed to stable storage before its number is appended to ACKS; with
-//! `unflushed` behind COUNT they are not flushed, and must be durable because the target said so.
+//! on, each past the page cache and flushed to stable storage before its number is appended to ACKS, some a
+//! second; with `unflushed` behind COUNT they are not flushed, and must be durable because the target said so, and
+//! come as fast as they can.
 //! A record that can't be written ends it with an error: through a power cut of the target it must wait.
 //! `stream verify DEVICE ACKS OFFSET` reads back every record that was acknowledged.
 //!
@@ -17,6 +18,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -24,6 +26,10 @@ use anyhow::{Context, Result, bail, ensure};
 const RECORD: usize = 4096;
 /// Linux, on every architecture that Orlop runs on but 32-bit ARM.
 const O_DIRECT: i32 = 0o40000;
+
+/// Between two flushed records. A writer that takes all of an emulated machine slows down what is tested beside it,
+/// and every record is read back in the end.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What is filled and summed at a time.
 const BLOCK: usize = 1 << 20;
@@ -92,6 +98,9 @@ fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Resu
             file.sync_data().with_context(|| format!("flushing record {n}"))?;
         }
         writeln!(acks, "{n}")?;
+        if flush {
+            std::thread::sleep(PAUSE);
+        }
     }
     Ok(())
 }

@@ -312,7 +312,12 @@ fn parallel(n: usize, work: impl Fn(usize) -> Check + Sync) -> Check {
 }
 
 fn many(_: &Subject, pool: &dyn Pool) -> Check {
-    let count = if pool.kind() == PoolKind::Lvm { 12 } else { 100 };
+    // Where each waits for a transaction group or starts processes, in an emulated guest, fewer.
+    let count = match pool.kind() {
+        PoolKind::Zfs => 40,
+        PoolKind::Lvm => 12,
+        _ => 100,
+    };
     let labels: Vec<Label> = (0..count).map(|_| thin(1)).collect();
     parallel(count, |i| ok("create", pool.create(&labels[i], &soon())).map(drop))?;
     let listed = ok("list", pool.list(&soon()))?;
@@ -323,7 +328,6 @@ fn many(_: &Subject, pool: &dyn Pool) -> Check {
 }
 
 fn threads(_: &Subject, pool: &dyn Pool) -> Check {
-    // Where each waits for a transaction group or starts processes, in an emulated guest, fewer.
     let rounds = match pool.kind() {
         PoolKind::Zfs => 24,
         PoolKind::Lvm => 6,

@@ -461,7 +461,7 @@ fn many(_: &Subject, pool: &dyn Pool) -> Check {
     ok("create", pool.create(&l, &soon()))?;
     // A thousand where one takes no time; in an emulated guest each waits for a transaction group.
     let count = match pool.kind() {
-        orlop_api::PoolKind::Zfs => 100,
+        orlop_api::PoolKind::Zfs => 50,
         orlop_api::PoolKind::Lvm => 20,
         _ => 1000,
     };

@@ -40,7 +40,7 @@ const BUSY: Duration = Duration::from_secs(30);
 
 /// How long a moment is looked for in which no volume of a group is written to. Each try starts a process
 /// or two a volume, so this is longer than images take.
-const QUIET: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(12);
 
 /// See the module.
 #[derive(Debug)]
