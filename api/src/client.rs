@@ -22,8 +22,8 @@ use serde::de::DeserializeOwned;
 use crate::{
     Attachment, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId,
     Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Snapshot, SnapshotCreate,
-    SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume, VolumeCreate, VolumeName,
-    VolumeRef, VolumeUpdate, When,
+    SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume, VolumeCreate, VolumeKey,
+    VolumeName, VolumeRef, VolumeUpdate, When,
 };
 
 /// The answer to a call.
@@ -255,6 +255,16 @@ impl Client {
     /// `PATCH /v1/volumes/{volume}`
     pub async fn update_volume(&self, volume: &VolumeRef, ask: &VolumeUpdate) -> Result<Volume> {
         self.ask(Method::PATCH, &["v1", "volumes", &volume.to_string()], ask).await
+    }
+
+    /// `POST /v1/volumes/{volume}/unlock`
+    pub async fn unlock_volume(&self, volume: &VolumeRef, key: &VolumeKey) -> Result<Volume> {
+        self.ask(Method::POST, &["v1", "volumes", &volume.to_string(), "unlock"], key).await
+    }
+
+    /// `GET /v1/volumes/{volume}/key`
+    pub async fn volume_key(&self, volume: &VolumeRef) -> Result<VolumeKey> {
+        self.get(&["v1", "volumes", &volume.to_string(), "key"]).await
     }
 
     /// `DELETE /v1/volumes/{volume}`

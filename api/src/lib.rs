@@ -3,6 +3,7 @@
 //!
 //! Called by all three programs. Does no I/O beyond the client.
 
+pub mod encryption;
 pub mod error;
 pub mod name;
 pub mod properties;
@@ -12,6 +13,7 @@ pub mod types;
 #[cfg(feature = "client")]
 pub mod client;
 
+pub use encryption::{Encryption, EncryptionCreate, EncryptionKey, Unlock, VolumeKey};
 pub use error::{ErrorKind, Problem};
 pub use name::{
     DiskName, HostName, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef, Tenant,

@@ -16,7 +16,7 @@ use orlopd::config::{self, Settings};
 use orlopd::engine::{Engine, EngineSettings, FillLimits};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
-use orlopd::pool::PoolEnv;
+use orlopd::pool::{KeyRing, PoolEnv};
 use orlopd::target::Target;
 use orlopd::target::nvmet::{Nvmet, NvmetConfig, PortalConfig};
 use orlopd::target::sim;
@@ -255,8 +255,10 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
     };
     let target: Arc<dyn Target> =
         if sim { Arc::new(sim::target(nvmet, Default::default()).0) } else { Arc::new(Nvmet::kernel(nvmet)) };
+    let keys = KeyRing::default();
     EngineSettings {
         state_dir: settings.state_dir.clone(),
+        keys: keys.clone(),
         sim,
         prefix: settings.nvmet.nqn_prefix.clone(),
         target,
@@ -264,6 +266,7 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
             mounts: settings.state_dir.join("pools"),
             simulated: sim,
             volumes: settings.state_dir.join("volumes"),
+            keys,
             ..PoolEnv::default()
         }),
         pool_threads: settings.limits.pool_threads,

@@ -2,7 +2,7 @@
 //!
 //! Called by `main` before the API is served. Never logs a token, and never shows one twice.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -108,9 +108,7 @@ fn fit(text: &str) -> Result<SecretString, TokenError> {
 /// 32 random bytes as base64url.
 fn make() -> Result<SecretString, TokenError> {
     let mut bytes = [0u8; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut bytes))
-        .map_err(TokenError::Random)?;
+    crate::kernel::random(&mut bytes).map_err(TokenError::Random)?;
     Ok(URL_SAFE_NO_PAD.encode(bytes).into())
 }
 

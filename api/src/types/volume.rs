@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ByteSize, HostName, Nqn, PoolName, Properties, SnapshotId, SnapshotRef, Tenant, VolumeId, VolumeName,
-    VolumeRef,
+    ByteSize, Encryption, EncryptionCreate, HostName, Nqn, PoolName, Properties, SnapshotId, SnapshotRef,
+    Tenant, VolumeId, VolumeName, VolumeRef,
 };
 
 /// How a volume's space is reserved.
@@ -113,6 +113,9 @@ pub struct VolumeCreate {
         deserialize_with = "crate::properties::asked"
     )]
     pub properties: Properties,
+    /// Encrypts it at rest. A linked clone is as its source is, with its source's key, and must not say this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionCreate>,
 }
 
 impl VolumeCreate {
@@ -128,6 +131,7 @@ impl VolumeCreate {
             protocol: Protocol::default(),
             source: None,
             properties: Properties::default(),
+            encryption: None,
         }
     }
 }
@@ -252,6 +256,8 @@ pub enum VolumeState {
     Copying,
     /// It was deleted while something depended on it, and goes when that does.
     Deleting,
+    /// It is encrypted, and its key has not been brought since the appliance has started.
+    Locked,
 }
 
 /// A volume.
@@ -296,6 +302,9 @@ pub struct Volume {
     /// The properties that were set. The others are as its pool's default has them.
     #[serde(default)]
     pub properties: Properties,
+    /// How it is encrypted, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// When it was made.
     #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub created: Timestamp,

@@ -1,9 +1,9 @@
 //! Every change there is, who asks for it, and what comes of it.
 
 use orlop_api::{
-    Attachment, Disk, DiskName, DiskWipe, Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName,
-    Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, Volume, VolumeCreate,
-    VolumeRef, VolumeUpdate, When,
+    Attachment, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut, OrphanAdopt, OrphanId,
+    Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant,
+    Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When,
 };
 
 use crate::model::{PoolChange, PoolSpec};
@@ -31,6 +31,10 @@ pub enum Action {
     UpdateVolume(VolumeRef, VolumeUpdate),
     /// Deletes a volume. Legal when no host is attached, and now or when nothing depends on it.
     DeleteVolume(VolumeRef, When),
+    /// Brings the key of an encrypted volume, until the machine is started again.
+    UnlockVolume(VolumeRef, EncryptionKey),
+    /// Tells the key of an encrypted volume. It changes nothing, and is asked here to be audited.
+    ShowKey(VolumeRef),
     /// Takes a snapshot of a volume; the same request again is unchanged.
     CreateSnapshot(SnapshotCreate),
     /// Takes snapshots of several volumes at one instant; the same request again is unchanged.
@@ -64,6 +68,8 @@ impl Action {
             Self::CreateVolume(_) => "create_volume",
             Self::UpdateVolume(..) => "update_volume",
             Self::DeleteVolume(..) => "delete_volume",
+            Self::UnlockVolume(..) => "unlock_volume",
+            Self::ShowKey(_) => "show_key",
             Self::CreateSnapshot(_) => "create_snapshot",
             Self::CreateSnapshotGroup(_) => "create_snapshot_group",
             Self::DeleteSnapshot(..) => "delete_snapshot",
@@ -84,7 +90,10 @@ impl Action {
             Self::ChangePool(name, change) => format!("pool/{name} ({change})"),
             Self::WipeDisk(disk, _) => format!("disk/{disk}"),
             Self::CreateVolume(ask) => format!("volume/{}", ask.name),
-            Self::UpdateVolume(volume, _) | Self::DeleteVolume(volume, _) => format!("volume/{volume}"),
+            Self::UpdateVolume(volume, _)
+            | Self::DeleteVolume(volume, _)
+            | Self::UnlockVolume(volume, _)
+            | Self::ShowKey(volume) => format!("volume/{volume}"),
             Self::CreateSnapshot(ask) => format!("snapshot/{} volume/{}", ask.name, ask.volume),
             Self::CreateSnapshotGroup(ask) => format!("snapshot-group/{}", ask.name),
             Self::DeleteSnapshot(snapshot, _) => format!("snapshot/{snapshot}"),
@@ -115,6 +124,8 @@ pub enum Outcome {
         /// Whether anything was done.
         changed: bool,
     },
+    /// The key of a volume.
+    Key(VolumeKey),
     /// The host as it is now.
     Host {
         /// The host.

@@ -131,6 +131,11 @@ impl Core {
                     self.spent_bell.notify_one();
                     return;
                 }
+                // It goes on when somebody brings the key, of the source's or its own.
+                Err(f) if f.error.is_locked() => {
+                    let reason = format!("its copy waits: {}", f.error.chain());
+                    return self.set_state(id, VolumeState::Stuck, Some(reason));
+                }
                 Err(f) => {
                     let reason = f.error.chain();
                     tracing::error!(volume = %id, error = reason, "a copy can't go on and is tried again");

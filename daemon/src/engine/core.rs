@@ -30,7 +30,7 @@ use crate::kernel::Deadline;
 use crate::kernel::disks::DiskInfo;
 use crate::model::{Identity, NqnPrefix, PoolSpec};
 use crate::pool::disks::WipeError;
-use crate::pool::{Opened, Pool, PoolEnv};
+use crate::pool::{KeyRing, Opened, Pool, PoolEnv, PoolError};
 use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
 use crate::telemetry::Metrics;
 
@@ -119,6 +119,8 @@ pub struct EngineSettings {
     pub target: Arc<dyn Target>,
     /// Where pools come from.
     pub pools: Arc<dyn Pools>,
+    /// The keys of encrypted volumes, which pools take from there.
+    pub keys: KeyRing,
     /// Threads of a pool's lane where backings are made and destroyed. Concurrent ZFS requests share a
     /// transaction group, so several are much faster than one.
     pub pool_threads: usize,
@@ -317,7 +319,12 @@ impl Core {
         id: VolumeId,
         until: Instant,
     ) -> Outcome<Opened> {
-        let opened = self.on_pool(pool, On::Open, until, move |p, d| p.open(id, d)).await?;
+        let opened = self.on_pool(pool, On::Open, until, move |p, d| p.open(id, d)).await;
+        if let Err(Failure { error: Error::Pool(PoolError::Locked { volume, .. }), .. }) = &opened {
+            // Its key was taken away by hand, or it came into the pool in other ways than ours.
+            self.view.write().set_locked(*volume, true);
+        }
+        let opened = opened?;
         self.opened.lock().insert(id, opened.clone());
         Ok(opened)
     }

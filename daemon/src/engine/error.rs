@@ -130,6 +130,11 @@ impl Error {
         }
     }
 
+    /// Whether all that is missing is the key of an encrypted volume.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Pool(PoolError::Locked { .. }))
+    }
+
     /// The whole chain in one line, for logs and for people.
     pub fn chain(&self) -> String {
         chain(self)
@@ -153,6 +158,7 @@ impl Error {
             }
             Self::Precondition { dependants, .. } => p.dependants.clone_from(dependants),
             Self::Pool(PoolError::Property { field, .. }) => p.field = Some((*field).to_string()),
+            Self::Pool(PoolError::WrongKey { .. }) => p.field = Some("key".into()),
             _ => {}
         }
         p

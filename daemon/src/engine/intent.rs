@@ -294,6 +294,7 @@ impl Core {
     /// Carries out or undoes an intent by what is there, then forgets it. Idempotent.
     pub(super) async fn settle(self: &Arc<Self>, key: u64, intent: &Intent, known: Known) -> Outcome<()> {
         let until = Instant::now() + self.settings.settle_deadline;
+        let mut batch = Batch::default();
         match intent {
             Intent::CreateVolume { pool, label } => {
                 let open = self.open_pool(pool)?;
@@ -307,6 +308,9 @@ impl Core {
                     _ => {
                         self.on_pool(&open, On::Make, until, move |p, d| p.destroy(id, d)).await?;
                         self.view.write().remove_volume(id);
+                        // The key that was made for it, not that of its source.
+                        let own = label.encryption.map(|e| e.key_of).filter(|of| *of == id);
+                        batch.append(self.forget_key(own));
                     }
                 }
                 // A snapshot that was taken for it goes if it did not come to be.
@@ -333,6 +337,9 @@ impl Core {
                 self.on_pool(&open, On::Open, until, move |p, d| p.close(id, d)).await?;
                 self.on_pool(&open, On::Make, until, move |p, d| p.destroy(id, d)).await?;
                 self.view.write().remove_volume(id);
+                // Of clones the last goes before the volume whose key they have.
+                let with_key = self.view.read().with_key(id);
+                batch.append(self.forget_key(with_key.is_empty().then_some(id)));
                 self.events.publish(EventKind::VolumeDeleted, about_volume(id));
                 self.spent_bell.notify_one();
                 self.capacity_changed(pool);
@@ -378,7 +385,6 @@ impl Core {
             Intent::ExportPool { name } => self.settle_delete_pool(name).await?,
             Intent::DeletePool { name } => self.settle_delete_pool(name).await?,
         }
-        let mut batch = Batch::default();
         batch.remove(Table::Intents, &op_key(key));
         self.journal.commit(batch).await?;
         self.unsettled.lock().remove(&key);

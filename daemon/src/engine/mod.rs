@@ -15,6 +15,7 @@ mod attachments;
 mod copies;
 mod core;
 mod disks;
+mod encryption;
 pub mod error;
 mod events;
 mod gate;
@@ -128,6 +129,7 @@ impl Engine {
             settings,
         });
         core.load_tokens(&contents)?;
+        core.load_keys(&contents)?;
         if new_id {
             let mut batch = Batch::default();
             batch.put(Table::System, "id", &core.id);
@@ -336,6 +338,8 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::CreateVolume(ask) => core.create_volume(who, ask, until).await,
         Action::UpdateVolume(volume, ask) => core.update_volume(who, volume, ask, until).await,
         Action::DeleteVolume(volume, when) => core.delete_volume(who, volume, when, until).await,
+        Action::UnlockVolume(volume, key) => core.unlock_volume(who, volume, key, until).await,
+        Action::ShowKey(volume) => core.show_key(who, &volume),
         Action::CreateSnapshot(ask) => core.create_snapshot(who, ask, until).await,
         Action::CreateSnapshotGroup(ask) => core.create_snapshot_group(who, ask, until).await,
         Action::DeleteSnapshot(snapshot, when) => core.delete_snapshot(who, snapshot, when, until).await,

@@ -485,6 +485,7 @@ impl Core {
         let name = spec.name.clone();
         let (granularity, features) = (open.pool.granularity(), open.pool.features());
         self.pools.write().insert(name.clone(), open);
+        self.note_lost_keys(listing.volumes.iter().map(|v| &v.label));
         let mut view = self.view.write();
         let mut entry = PoolEntry::new(spec.clone(), PoolState::Online, None, granularity);
         entry.features = Some(features);
@@ -497,6 +498,10 @@ impl Core {
                 state: orlop_api::VolumeState::Ready,
                 reason: None,
             });
+        }
+        for id in listing.locked {
+            // Where the key is here it is loaded when the volume is opened.
+            view.set_locked(id, self.settings.keys.get(id).is_none());
         }
         for label in listing.snapshots {
             view.put_snapshot(SnapshotEntry { label, pool: name.clone(), stuck: None, paused: None });

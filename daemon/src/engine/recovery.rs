@@ -319,8 +319,9 @@ impl Core {
         };
         for id in ids {
             self.view.write().clear(&format!("volume/{id}"));
-            if let Err(f) = self.restore_export(id).await {
-                self.retry_export(id, f.error.chain());
+            match self.restore_export(id).await {
+                Err(f) if !f.error.is_locked() => self.retry_export(id, f.error.chain()),
+                _ => {}
             }
         }
     }
@@ -334,7 +335,12 @@ impl Core {
                     Ok(open) => open,
                     Err(e) => return Some((id, e.chain())),
                 };
-                self.open_backing(&open, id, until).await.err().map(|f| (id, f.error.chain()))
+                match self.open_backing(&open, id, until).await {
+                    Ok(_) => None,
+                    // It is served when somebody brings the key, and until then the kernel can't serve it.
+                    Err(f) if f.error.is_locked() => None,
+                    Err(f) => Some((id, f.error.chain())),
+                }
             })
             .buffer_unordered(PARALLEL)
             .filter_map(|failed| async move { failed })
@@ -360,6 +366,8 @@ impl Core {
                         core.view.write().clear("target");
                         return core.set_state(id, VolumeState::Ready, None);
                     }
+                    // It is served when somebody brings the key.
+                    Err(f) if f.error.is_locked() => return core.set_state(id, VolumeState::Ready, None),
                     Err(f) => {
                         core.set_state(id, VolumeState::Stuck, Some(f.error.chain()));
                         if let Some(late) = f.late {
@@ -379,11 +387,20 @@ impl Core {
         let until = Instant::now() + self.settings.settle_deadline;
         let lock = self.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await;
         let served = match &lock {
-            Ok(_) => self.restore_export(id).await.map_err(|f| f.error.chain()),
+            Ok(_) => match self.restore_export(id).await {
+                Err(f) if f.error.is_locked() => return,
+                served => served.map_err(|f| f.error.chain()),
+            },
             Err(e) => Err(e.chain()),
         };
         match served {
-            Ok(()) => self.view.write().clear(&format!("volume/{id}")),
+            Ok(()) => {
+                self.view.write().clear(&format!("volume/{id}"));
+                // What it could not be served for is over; what it is stuck in is not.
+                if self.check_settled(|intent| intent.touches(id)).is_ok() {
+                    self.set_state(id, VolumeState::Ready, None);
+                }
+            }
             Err(reason) => self.retry_export(id, reason),
         }
     }

@@ -67,17 +67,6 @@ pub struct PoolEntry {
     volumes: u64,
 }
 
-impl VolumeEntry {
-    /// How it is, as it is shown.
-    pub fn shown_state(&self) -> VolumeState {
-        match self.state {
-            _ if self.label.deleted => VolumeState::Deleting,
-            VolumeState::Ready if self.label.copied.is_some() => VolumeState::Copying,
-            state => state,
-        }
-    }
-}
-
 impl PoolEntry {
     /// A pool of which nothing is known yet.
     pub fn new(spec: PoolSpec, state: PoolState, reason: Option<String>, granularity: ByteSize) -> Self {
@@ -126,7 +115,12 @@ pub struct View {
     attached_by_host: BTreeMap<HostName, BTreeSet<VolumeId>>,
     attachments: u64,
     alarms: BTreeMap<String, Alarm>,
+    /// Volumes with a key of their own that has not been brought since the machine started.
+    locked: BTreeSet<VolumeId>,
 }
+
+/// Why a volume is `locked`.
+const LOCKED: &str = "its key has not been brought since the appliance was started";
 
 impl View {
     /// An empty one.
@@ -166,8 +160,11 @@ impl View {
             provisioning: v.label.provisioning,
             protocol: v.label.protocol,
             nqn: self.prefix.subsystem(id),
-            state: v.shown_state(),
-            reason: v.reason.clone(),
+            state: self.state_of(v),
+            reason: match self.state_of(v) {
+                VolumeState::Locked => Some(LOCKED.into()),
+                _ => v.reason.clone(),
+            },
             hosts: self.hosts_of(id).cloned().collect(),
             source: v.label.source.map(|s| VolumeOrigin {
                 volume: s.snapshot.volume,
@@ -176,8 +173,30 @@ impl View {
             }),
             progress: self.progress_of(v),
             properties: v.label.properties,
+            encryption: v.label.encryption,
             created: v.label.created,
         }
+    }
+
+    /// Its state as it is shown: what its label says comes first.
+    pub fn state_of(&self, v: &VolumeEntry) -> VolumeState {
+        match v.state {
+            _ if v.label.deleted => VolumeState::Deleting,
+            VolumeState::Ready if self.is_locked(v) => VolumeState::Locked,
+            VolumeState::Ready if v.label.copied.is_some() => VolumeState::Copying,
+            state => state,
+        }
+    }
+
+    /// Whether it takes a key that is not here.
+    pub fn is_locked(&self, v: &VolumeEntry) -> bool {
+        v.label.encryption.is_some_and(|e| self.locked.contains(&e.key_of))
+    }
+
+    /// The volumes that have a key, their own or that of the one that they descend from.
+    pub fn with_key(&self, key_of: VolumeId) -> Vec<VolumeId> {
+        let has = |v: &&VolumeEntry| v.label.encryption.is_some_and(|e| e.key_of == key_of);
+        self.volumes.values().filter(has).map(|v| v.label.id).collect()
     }
 
     fn progress_of(&self, v: &VolumeEntry) -> Option<Progress> {
@@ -600,6 +619,11 @@ impl View {
         v.state = state;
         v.reason = reason;
         changed
+    }
+
+    /// A key is missing, or is there again. Whether that is news.
+    pub(super) fn set_locked(&mut self, key_of: VolumeId, locked: bool) -> bool {
+        if locked { self.locked.insert(key_of) } else { self.locked.remove(&key_of) }
     }
 
     pub(super) fn set_label_hosts(&mut self, id: VolumeId, hosts: Vec<LabelHost>) {

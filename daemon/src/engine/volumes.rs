@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use orlop_api::{
-    BlockSize, ByteSize, EventKind, FilesystemKind, PoolName, Properties, Property, Provisioning, SnapshotId,
-    SourceMode, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin, VolumeRef, VolumeSource, VolumeState, When,
+    BlockSize, ByteSize, Encryption, EventKind, FilesystemKind, PoolName, Properties, Property, Provisioning,
+    SnapshotId, SourceMode, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin, VolumeRef, VolumeSource,
+    VolumeState, When,
 };
 use tokio::time::Instant;
 
@@ -14,6 +15,7 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
+use crate::journal::Batch;
 use crate::kernel::Deadline;
 use crate::model::{Label, LabelSource, SnapshotKey, SnapshotLabel};
 use crate::pool::{self, Opened, Pool, Stored};
@@ -62,6 +64,8 @@ impl Core {
             // What its source is, as soon as that is known.
             Some(_) => (VolumeKind::Block, None),
         };
+        let mut key = self.new_key(&ask, label.id)?;
+        label.encryption = key.as_ref().map(|(encryption, _)| *encryption);
         pool::check_properties(&pool.name, pool.pool.features(), None, &label)?;
         check_least(&label)?;
         // What is being made is not taken for an orphan.
@@ -75,6 +79,11 @@ impl Core {
             if wanted.mode == SourceMode::Linked {
                 // It shares them, so it has its source's, and a size that is a whole number of them.
                 label.properties.block_size = source.block_size;
+                if key.take().is_some() {
+                    let reason = "is that of its source, with the source's key: a copy can have its own";
+                    return Err(Error::Invalid { field: "encryption", reason: reason.into() });
+                }
+                label.encryption = source.encryption;
                 self.check_size(&ask.pool, label.size, &label.properties)?;
             }
             let snapshot = match source.of {
@@ -107,13 +116,15 @@ impl Core {
         }
 
         let intent = Intent::CreateVolume { pool: ask.pool.clone(), label: label.clone() };
+        // Durable before there is anything that is of no use without it.
+        let first = key.map(|key| self.keep_key(label.id, key)).unwrap_or_default();
         let act = async {
             if let Some((from, snapshot)) = taken {
                 self.take_for_copy(&from, snapshot, until).await?;
             }
-            self.make(&pool, label, until).await
+            Ok((self.make(&pool, label, until).await?, Batch::default()))
         };
-        let made = self.carry_out(intent, guards, act).await;
+        let made = self.carry_out_with(intent, first, guards, act).await;
         // Also of what failed: it may have taken room for a while.
         self.capacity_changed(&ask.pool);
         let (label, guards) = made?;
@@ -140,11 +151,19 @@ impl Core {
                 }
                 let of = SourceOf::Snapshot(entry.label.key);
                 let volume = view.entry(entry.label.key.volume);
+                if volume.is_some_and(|v| view.is_locked(v)) {
+                    return Err(Error::Precondition {
+                        object: format!("the volume of snapshot {snapshot}"),
+                        reason: "is locked: bring its key first".into(),
+                        dependants: Vec::new(),
+                    });
+                }
                 Ok(Source {
                     pool: entry.pool.clone(),
                     size: entry.label.size,
                     filesystem: entry.label.filesystem,
                     block_size: volume.and_then(|v| v.label.properties.block_size),
+                    encryption: volume.and_then(|v| v.label.encryption),
                     of,
                 })
             }
@@ -158,6 +177,7 @@ impl Core {
                     size: entry.label.size,
                     filesystem: entry.label.filesystem,
                     block_size: entry.label.properties.block_size,
+                    encryption: entry.label.encryption,
                     of: SourceOf::Volume(Box::new(entry.label)),
                 })
             }
@@ -220,6 +240,13 @@ impl Core {
         // What was not said is as the source had it.
         let kind = ask.kind.or_else(|| ask.source.is_none().then(VolumeKind::default));
         let system = |f: Option<FilesystemKind>| f.map(|f| word(&f)).unwrap_or_else(|| "none".into());
+        let unlock = |u: Option<orlop_api::Unlock>| u.map_or("none", orlop_api::Unlock::as_str).to_string();
+        let have_unlock = unlock(volume.encryption.map(|e| e.unlock));
+        // A linked clone was not asked.
+        let want_unlock = match &ask.encryption {
+            None if linked => have_unlock.clone(),
+            asked => unlock(asked.as_ref().map(|e| e.unlock)),
+        };
         let differs = [
             ("kind", word(&volume.kind), word(&kind.unwrap_or(volume.kind))),
             ("filesystem", system(volume.filesystem), system(ask.filesystem.or(volume.filesystem))),
@@ -227,10 +254,11 @@ impl Core {
             ("size", volume.size.0.to_string(), ask.size.0.to_string()),
             ("provisioning", word(&volume.provisioning), word(&ask.provisioning)),
             ("protocol", word(&volume.protocol), word(&ask.protocol)),
+            ("encryption", have_unlock, want_unlock),
             ("source", shown_origin(have), view.shown_source(&who.tenant, ask.source.as_ref(), have)),
         ];
         match differs.into_iter().chain(properties).find(|(_, have, want)| have != want) {
-            None => Ok(Outcome::Volume { volume, changed: false }),
+            None => self.check_same_key(ask, id).map(|()| Outcome::Volume { volume, changed: false }),
             Some((field, have, want)) => {
                 Err(Error::Conflict { object: format!("volume {}", ask.name), field, have, want })
             }
@@ -312,13 +340,17 @@ impl Core {
             self.destroy_snapshot(key, until).await?;
         }
 
+        let key = self.spent_key(&entry.label);
         let intent = Intent::DeleteVolume { pool: pool.clone(), volume: id };
         let destroy = self.on_pool(&open, On::Make, until, move |p, d| {
             p.destroy(id, d)?;
             p.get(id, d)
         });
-        let act = async { verify_gone(&format!("volume {id}"), destroy.await?.is_none()) };
-        let ((), _guards) = self.carry_out(intent, guards, act).await?;
+        let act = async {
+            verify_gone(&format!("volume {id}"), destroy.await?.is_none())?;
+            Ok(((), self.forget_key(key)))
+        };
+        let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
         self.view.write().remove_volume(id);
         self.events.publish(EventKind::VolumeDeleted, about_volume(id));
         self.spent_bell.notify_one();
@@ -335,11 +367,16 @@ impl Core {
     pub(super) fn check_usable(&self, id: VolumeId) -> Result<()> {
         let view = self.view.read();
         let Some(v) = view.entry(id) else { return Ok(()) };
-        match v.shown_state() {
+        match view.state_of(v) {
             VolumeState::Missing => Err(Error::Unavailable(format!(
                 "volume {id} is missing: {}",
                 v.reason.as_deref().unwrap_or("its pool does not have it")
             ))),
+            VolumeState::Locked => Err(Error::Precondition {
+                object: format!("volume {id}"),
+                reason: "is locked: bring its key first".into(),
+                dependants: Vec::new(),
+            }),
             VolumeState::Deleting => Err(Error::Precondition {
                 object: format!("volume {id}"),
                 reason: "was deleted, and goes when nothing depends on it any more".into(),
@@ -386,6 +423,7 @@ struct Source {
     filesystem: Option<FilesystemKind>,
     /// Of its blocks, if that is not the pool's default.
     block_size: Option<BlockSize>,
+    encryption: Option<Encryption>,
     of: SourceOf,
 }
 

@@ -162,6 +162,10 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 
 /// An error of serde's: its path names the field, or, for an unknown or missing one, its words do.
 fn about(text: &str, path: &str) -> ApiError {
+    // What was given is not repeated: it may be a key in the wrong place, and errors are logged by those who ask.
+    let unquoted = text.strip_prefix("invalid type: string \"").and_then(|t| t.rsplit_once("\", expected "));
+    let unquoted = unquoted.map(|(_, wanted)| format!("invalid type: a string, expected {wanted}"));
+    let text = unquoted.as_deref().unwrap_or(text);
     let named = ["unknown field `", "missing field `", "duplicate field `"];
     let named = named.iter().find_map(|p| text.strip_prefix(p)?.split_once('`')).map(|(field, _)| field);
     match named.unwrap_or(path) {
@@ -180,6 +184,20 @@ mod tests {
     use super::*;
     use axum::response::IntoResponse;
     use orlop_api::VolumeCreate;
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_not_repeated() {
+        let key = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+        let asked = parse::<orlop_api::VolumeKey>(format!("\"{key}\"").as_bytes()).unwrap_err();
+        let text = format!("{:?}", asked.into_response());
+        assert!(!text.contains(&key[2..]), "{text}");
+        for body in
+            [format!("\"{key}\""), format!(r#"{{"name":"a","pool":"p","size":1,"encryption":"{key}"}}"#)]
+        {
+            let error = parse::<VolumeCreate>(body.as_bytes()).unwrap_err();
+            assert!(!format!("{error:?}").contains(&key[2..]), "{error:?}");
+        }
+    }
 
     #[test]
     fn wrong_bodies_name_their_field() {

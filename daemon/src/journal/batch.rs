@@ -20,12 +20,22 @@ pub enum Table {
     Tokens = b't',
     /// Operation number -> `Intent`.
     Intents = b'i',
+    /// Volume id -> `VolumeKey`.
+    Keys = b'k',
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 7] =
-        [Self::Meta, Self::System, Self::Pools, Self::Hosts, Self::Attachments, Self::Tokens, Self::Intents];
+    pub const ALL: [Table; 8] = [
+        Self::Meta,
+        Self::System,
+        Self::Pools,
+        Self::Hosts,
+        Self::Attachments,
+        Self::Tokens,
+        Self::Intents,
+        Self::Keys,
+    ];
 }
 
 /// Changes that become durable together or not at all. A later change of a key wins over an earlier.

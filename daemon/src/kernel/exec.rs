@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -136,8 +136,19 @@ impl Tool {
     }
 
     /// Runs it to its end. An exit status other than 0 is not an error here: see [`Output::success`].
-    #[allow(clippy::disallowed_methods, reason = "the one place that starts processes")]
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S], deadline: &Deadline) -> Result<Output, ExecError> {
+        self.run_with(args, None, deadline)
+    }
+
+    /// [`run`](Self::run), with something to read that must be in no list of processes: a key. A page at most,
+    /// which a pipe takes without anybody reading.
+    #[allow(clippy::disallowed_methods, reason = "the one place that starts processes")]
+    pub fn run_with<S: AsRef<OsStr>>(
+        &self,
+        args: &[S],
+        input: Option<&[u8]>,
+        deadline: &Deadline,
+    ) -> Result<Output, ExecError> {
         let command = shown(self.name, args);
         reap();
         let overrun = |source| ExecError::Overrun { command: command.clone(), source };
@@ -148,13 +159,17 @@ impl Tool {
             .env("LC_ALL", "C")
             .env("PATH", DIRECTORIES.join(":"))
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // A group of its own: killing it kills what it has started as well.
             .process_group(0)
             .spawn()
             .map_err(|source| ExecError::Spawn { command: command.clone(), source })?;
+        // One that ends without reading it fails for a reason of its own, which is the one to tell.
+        if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), input) {
+            let _ = pipe.write_all(bytes);
+        }
         match watch(&mut child, self.most, deadline) {
             Ok(Watched::Ended { code, stdout, stderr }) => Ok(Output { command, code, stdout, stderr }),
             Ok(Watched::Late) => {

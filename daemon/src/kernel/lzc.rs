@@ -100,6 +100,8 @@ pub struct Lzc {
     create: unsafe extern "C" fn(*const c_char, c_int, Nvlist, *mut u8, c_uint) -> c_int,
     clone: unsafe extern "C" fn(*const c_char, *const c_char, Nvlist) -> c_int,
     destroy: unsafe extern "C" fn(*const c_char) -> c_int,
+    /// `lzc_load_key`: dataset, whether only to try, key, its length.
+    load_key: unsafe extern "C" fn(*const c_char, c_int, *mut u8, c_uint) -> c_int,
     program: Program,
     program_nosync: Program,
     alloc: unsafe extern "C" fn(*mut Nvlist, c_uint, c_int) -> c_int,
@@ -168,6 +170,7 @@ impl Lzc {
             create: symbol!(core, b"lzc_create\0"),
             clone: symbol!(core, b"lzc_clone\0"),
             destroy: symbol!(core, b"lzc_destroy\0"),
+            load_key: symbol!(core, b"lzc_load_key\0"),
             program: symbol!(core, b"lzc_channel_program\0"),
             program_nosync: symbol!(core, b"lzc_channel_program_nosync\0"),
             get_list: symbol!(nvpair, b"nvlist_lookup_nvlist\0"),
@@ -239,6 +242,20 @@ impl Lzc {
         let name = text(dataset)?;
         // SAFETY: the name lives through the call.
         errno(unsafe { (self.destroy)(name.as_ptr()) })
+    }
+
+    /// Loads the raw key of an encrypted dataset, or only tries whether it is that: `EACCES` if it is not,
+    /// `EEXIST` if one has been loaded, which is not looked for when it is only tried.
+    pub fn load_key(&self, dataset: &str, only_try: bool, key: &[u8]) -> io::Result<()> {
+        let name = text(dataset)?;
+        // The library wants it writable and does not write to it, nor does anybody else get this copy.
+        let mut own = key.to_vec();
+        let length = c_uint::try_from(own.len()).unwrap_or(0);
+        // SAFETY: name and key live through the call, and the length is the key's.
+        let code = unsafe { (self.load_key)(name.as_ptr(), c_int::from(only_try), own.as_mut_ptr(), length) };
+        own.fill(0);
+        std::hint::black_box(&own);
+        errno(code)
     }
 
     /// Reads one dataset's size, one user property and any native ones, all at one instant: those of a zvol,

@@ -20,3 +20,9 @@ pub mod smart;
 pub mod uevent;
 
 pub use deadline::{Deadline, Overrun};
+
+/// Fills a secret with bytes that nobody can guess.
+pub fn random(bytes: &mut [u8]) -> std::io::Result<()> {
+    use std::io::Read;
+    std::fs::File::open("/dev/urandom")?.read_exact(bytes)
+}

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use orlop_api::{
-    ByteSize, FilesystemKind, HostName, Nqn, OrphanId, ParseError, Properties, Protocol, Provisioning,
-    SnapshotId, SnapshotName, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeKind, VolumeName,
+    ByteSize, Encryption, FilesystemKind, HostName, Nqn, OrphanId, ParseError, Properties, Protocol,
+    Provisioning, SnapshotId, SnapshotName, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeKind,
+    VolumeName,
 };
 
 /// A host as a label remembers it: enough to restore its access without the journal.
@@ -98,6 +99,9 @@ pub struct Label {
     /// The orphan that it was: by it the same request again is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<OrphanId>,
+    /// How it is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
 }
 
 /// What is written on a snapshot.
@@ -159,6 +163,7 @@ impl Label {
             deleted: false,
             properties: ask.properties,
             adopted: None,
+            encryption: None,
         }
     }
 }

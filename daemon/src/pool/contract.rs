@@ -9,6 +9,7 @@
 
 mod adoption;
 mod checks;
+mod encryption;
 mod filesystems;
 pub mod history;
 mod properties;
@@ -85,7 +86,8 @@ pub fn run_some(
     };
     note("the pool is made", start, Ok(()));
     let all = checks::ALL.iter().chain(space::ALL).chain(snapshots::ALL).chain(strange::ALL);
-    let all = all.chain(adoption::ALL).chain(properties::ALL).chain(filesystems::ALL).chain(history::ALL);
+    let all = all.chain(adoption::ALL).chain(properties::ALL).chain(filesystems::ALL);
+    let all = all.chain(encryption::ALL).chain(history::ALL);
     for (name, check) in all.filter(|(name, _)| wanted(name)) {
         let start = Instant::now();
         let result = check(subject, pool.as_ref());

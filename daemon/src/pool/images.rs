@@ -737,7 +737,8 @@ impl Images {
         if !self.marker(&root)? {
             return Ok(());
         }
-        let Listing { volumes, snapshots, partial, partial_snapshots, strays } = self.list(deadline)?;
+        let Listing { volumes, snapshots, partial, partial_snapshots, strays, locked: _ } =
+            self.list(deadline)?;
         let volumes = volumes.iter().map(|v| v.label.id.to_string());
         let snapshots = snapshots.iter().map(|s| s.key.to_string());
         let partial = partial.iter().map(ToString::to_string);

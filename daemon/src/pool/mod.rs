@@ -12,21 +12,24 @@ pub mod disks;
 mod file;
 mod file_disk;
 mod images;
+mod keys;
 mod lvm;
 mod mounted;
 mod rules;
 mod sim;
 mod zfs;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, ErrorKind, FilesystemKind, PoolHealth, PoolKind, PoolName, Properties, Property, Provisioning,
-    VolumeId,
+    ByteSize, EncryptionKey, ErrorKind, FilesystemKind, PoolHealth, PoolKind, PoolName, Properties, Property,
+    Provisioning, VolumeId,
 };
 
+pub use keys::KeyRing;
 pub use rules::{check_properties, least_size, size_unit};
 
 use crate::kernel::{Deadline, Overrun};
@@ -109,6 +112,9 @@ pub struct Listing {
     pub partial_snapshots: Vec<SnapshotKey>,
     /// What is there besides and is left alone, ordered by name.
     pub strays: Vec<Stray>,
+    /// The encrypted volumes whose key is not loaded. One whose key is on the ring is among them until it is
+    /// opened.
+    pub locked: BTreeSet<VolumeId>,
 }
 
 impl Listing {
@@ -192,6 +198,8 @@ pub struct Features {
     pub properties: &'static [Property],
     /// The file systems that volumes can be, the one first that is made where none is named.
     pub filesystems: &'static [FilesystemKind],
+    /// Whether volumes can be encrypted at rest.
+    pub encryption: bool,
 }
 
 /// What each kind of pool can do: pools answer with it, and docs/pools.md is held to it by a test.
@@ -206,6 +214,7 @@ pub const fn features(kind: PoolKind) -> Features {
             reprovision: true,
             properties: Property::ALL,
             filesystems: &[FilesystemKind::Zfs],
+            encryption: true,
         },
         // What shares blocks knows nothing of each other: dm-thin or the file system counts who uses one.
         PoolKind::Lvm | PoolKind::File => Features {
@@ -216,6 +225,7 @@ pub const fn features(kind: PoolKind) -> Features {
             reprovision: false,
             properties: &[],
             filesystems: &[FilesystemKind::Ext4, FilesystemKind::Xfs],
+            encryption: false,
         },
         // Properties are kept and shown, and nothing comes of them: without ZFS nobody could try that part
         // of the API otherwise, nor put a client to the test.
@@ -227,6 +237,7 @@ pub const fn features(kind: PoolKind) -> Features {
             reprovision: true,
             properties: Property::ALL,
             filesystems: &[FilesystemKind::Ext4, FilesystemKind::Xfs, FilesystemKind::Zfs],
+            encryption: false,
         },
     }
 }
@@ -330,6 +341,22 @@ pub enum PoolError {
         /// Why not.
         reason: String,
     },
+    /// It is encrypted, and the key is not here; nothing was changed.
+    #[error("volume {volume} in pool {pool} is locked: bring its key")]
+    Locked {
+        /// The pool.
+        pool: PoolName,
+        /// The volume whose key it takes.
+        volume: VolumeId,
+    },
+    /// The key that was brought is another's; nothing was changed.
+    #[error("this is not the key of volume {volume} in pool {pool}")]
+    WrongKey {
+        /// The pool.
+        pool: PoolName,
+        /// The volume whose key it takes.
+        volume: VolumeId,
+    },
     /// A system call failed.
     #[error("pool {pool}: {action}")]
     Io {
@@ -371,7 +398,8 @@ impl PoolError {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Exhausted { .. } => ErrorKind::Exhausted,
             Self::Conflict { .. } => ErrorKind::Conflict,
-            Self::Precondition { .. } => ErrorKind::Precondition,
+            Self::Precondition { .. } | Self::Locked { .. } => ErrorKind::Precondition,
+            Self::WrongKey { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } | Self::Property { .. } => ErrorKind::Unsupported,
             Self::Io { .. } | Self::Command { .. } => ErrorKind::Internal,
             Self::Deadline { .. } => ErrorKind::Deadline,
@@ -416,7 +444,10 @@ pub trait Pool: Send + Sync {
     /// shows as `partial`.
     ///
     /// Its properties are those that `label` sets, and the pool's defaults: `Property` if the pool can't
-    /// give them. A linked clone has the block size of its source, and `label` must say so if that was set.
+    /// give them. A linked clone has the block size of its source, and `label` must say so if that was set; and
+    /// its encryption, of which the same is true.
+    ///
+    /// One that is encrypted takes its key from the ring: `Locked` if it is not there.
     ///
     /// A new backing reads as zeros, or, with a linked `source`, as that snapshot and zeros behind it.
     /// With a copied one it also reads as zeros: its content is written into `fill`.
@@ -474,6 +505,14 @@ pub trait Pool: Send + Sync {
     /// and opens it once, so that a device that hangs does so here and not under the kernel target's
     /// lock (R12). Opening an open one gives the same device.
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened>;
+
+    /// Brings a volume's key: from now on, until the machine is started again, it can be opened, and with it all
+    /// that have the same. Also where that was so before: `WrongKey` if it is another's. Fine, and without
+    /// any use, for one that is not encrypted.
+    fn unlock(&self, id: VolumeId, key: &EncryptionKey, deadline: &Deadline) -> Result<()> {
+        let _ = (id, key, deadline);
+        Ok(())
+    }
 
     /// Undoes `open`. The target no longer uses the device. Fine if it is not open or does not exist.
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()>;
@@ -546,7 +585,7 @@ pub trait Pool: Send + Sync {
 }
 
 /// What pools need to know of the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PoolEnv {
     /// The directory below which disks of `file` pools are mounted.
     pub mounts: PathBuf,
@@ -557,12 +596,14 @@ pub struct PoolEnv {
     pub loops_as_disks: bool,
     /// Whether this is a simulation, which asks no disk anything and changes none.
     pub simulated: bool,
+    /// The keys of encrypted volumes.
+    pub keys: KeyRing,
 }
 
 impl Default for PoolEnv {
     fn default() -> Self {
         let (mounts, volumes) = ("/var/lib/orlop/pools".into(), "/var/lib/orlop/volumes".into());
-        Self { mounts, volumes, loops_as_disks: false, simulated: false }
+        Self { mounts, volumes, loops_as_disks: false, simulated: false, keys: KeyRing::default() }
     }
 }
 
@@ -645,6 +686,7 @@ mod tests {
             ("redundancy, health, scrub, replacing and adding disks", all.map(|f| f.minds_disks)),
             ("a thick volume stays thick with snapshots", all.map(|f| f.thick_with_snapshots)),
             ("thin is made thick later, and thick thin", all.map(|f| f.reprovision)),
+            ("encryption at rest", all.map(|f| f.encryption)),
         ];
         let systems = FilesystemKind::ALL.map(|f| (format!("file system `{}`", f.as_str()), f));
         rows.extend(systems.iter().map(|(n, k)| (n.as_str(), all.map(|f| f.filesystems.contains(k)))));

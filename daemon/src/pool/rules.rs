@@ -77,7 +77,13 @@ pub fn check_properties(
             );
         }
     }
+    if want.encryption.is_some() && !features.encryption {
+        return refuse("encryption", "can't be had: this kind of pool does not encrypt");
+    }
     let Some(have) = have else { return Ok(()) };
+    if have.encryption != want.encryption {
+        return refuse("encryption", "can't be changed any more");
+    }
     if have.properties.block_size != want.properties.block_size {
         let reason = "can't be changed any more: blocks keep the size that the volume was made with";
         return refuse(Property::BlockSize.field(), reason);
@@ -132,14 +138,18 @@ pub(super) fn check_filled(ctx: &Context, label: &Label) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a linked clone with other blocks than those that it shares with its source.
+/// Refuses a linked clone with other blocks than those that it shares with its source, or with another key.
 pub(super) fn check_clone(ctx: &Context, source: &Label, clone: &Label) -> Result<()> {
-    if source.properties.block_size == clone.properties.block_size {
+    let field = if source.properties.block_size != clone.properties.block_size {
+        Property::BlockSize.field()
+    } else if source.encryption != clone.encryption {
+        "encryption"
+    } else {
         return Ok(());
-    }
+    };
     Err(PoolError::Property {
         pool: ctx.pool.clone(),
-        field: Property::BlockSize.field(),
+        field,
         reason: "can't differ from that of the source, whose blocks a linked clone shares".into(),
     })
 }
@@ -154,7 +164,7 @@ pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()
         ))
     };
     let Label { v: _, id, name, tenant, kind, filesystem, size, provisioning, protocol, .. } = have;
-    let Label { source, properties, .. } = have;
+    let Label { source, properties, encryption, .. } = have;
     if *id != want.id {
         return differs("id", id.to_string(), want.id.to_string());
     }
@@ -182,6 +192,9 @@ pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()
     }
     if *source != want.source {
         return differs("source", format!("{source:?}"), format!("{:?}", want.source));
+    }
+    if *encryption != want.encryption {
+        return differs("encryption", format!("{encryption:?}"), format!("{:?}", want.encryption));
     }
     for property in Property::ALL {
         let shown = |p: &Properties| p.get(*property).unwrap_or_else(|| "the pool's default".into());

@@ -32,6 +32,35 @@ fn bad(d: &Daemon, line: &str) -> (i32, String) {
     (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
 }
 
+/// What a simulated pool can't do is said by name, and no key is said at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_read_from_files_and_not_repeated() {
+    let d = Daemon::start();
+    d.pool("tank").await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    let key = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+    std::fs::write(&file, format!("{key}\n")).unwrap();
+    let file = file.display();
+    let (code, text) = bad(&d, &format!("volume create x --pool tank --size 1M --encrypt --key-file {file}"));
+    assert!(code == 11 && text.contains("field: encryption"), "{text}");
+    good(&d, "volume create plain --pool tank --size 1M");
+    let (code, text) = bad(&d, &format!("volume unlock plain --key-file {file}"));
+    assert!(code == 9 && text.contains("is not encrypted") && !text.contains(&key[2..]), "{text}");
+    assert_eq!(bad(&d, "volume key plain").0, 9);
+    for unfit in [&key[1..], "no key", "", &"0".repeat(64)] {
+        let other = dir.path().join("other");
+        std::fs::write(&other, unfit).unwrap();
+        let (code, text) = bad(&d, &format!("volume unlock plain --key-file {}", other.display()));
+        assert!(code == 3 && (unfit.len() < 8 || !text.contains(unfit)), "{text}");
+    }
+    assert_eq!(bad(&d, "volume unlock plain --key-file /nowhere/at/all").0, 3);
+    // A key that is not kept must be given, and one that is given is for an encrypted volume.
+    assert_eq!(bad(&d, "volume create x --pool tank --size 1M --encrypt --manual-unlock").0, 2);
+    assert_eq!(bad(&d, &format!("volume create x --pool tank --size 1M --key-file {file}")).0, 2);
+    assert_eq!(json(&d, "volume list")["items"].as_array().map(Vec::len), Some(1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_from_making_to_deleting() {
     let d = Daemon::start();

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use orlop_api::{
-    ByteSize, ErrorKind, SnapshotCreate, VolumeName, VolumeRef, VolumeState, VolumeUpdate, When,
+    Attachment, ByteSize, EncryptionCreate, EncryptionKey, ErrorKind, SnapshotCreate, Unlock, Volume,
+    VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeState, VolumeUpdate, When,
 };
 use orlop_tests::wait_for;
 
-use crate::world::{BTRFS, World, XFS, ZFS, ask};
+use crate::world::{BTRFS, World, XFS, ZFS, ask, refused};
 
 /// Both are the same text, or an error with the lines that differ.
 fn same(before: &str, after: &str) -> Result<()> {
@@ -233,19 +234,24 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
     let mut connected = Vec::new();
     // A flush that is under way at the cut is sent again after it, and succeeds: so it must not have been
     // needed. Hence unflushed writes, on every kind of pool.
-    for (name, pool) in [("cut-zvol", ZFS), ("cut-xfs", XFS), ("cut-btrfs", BTRFS)] {
-        let volume = w.volume(name, pool, 512)?;
+    let kept = Some(EncryptionCreate::default());
+    for (name, pool, encryption) in
+        [("cut-zvol", ZFS, None), ("cut-xfs", XFS, None), ("cut-btrfs", BTRFS, None), ("cut-kept", ZFS, kept)]
+    {
+        let volume = w.api(w.lab.api.create_volume(&VolumeCreate { encryption, ..ask(name, pool, 512) }))?;
         let a = w.attach(&volume, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;
         let sum = w.lab.initiator.write_random(&path, 16)?;
         connected.push((name, volume, a, path, sum));
     }
     let before = w.kernel()?;
+    let (brought, its_key) = connect_sealed(w)?;
     for (name, _, _, path, _) in &connected {
         w.lab.initiator.start_unflushed_stream(name, path, 64 << 20, 100_000)?;
     }
     w.lab.power_cycle(|_| {})?;
     println!("     ready {:.1} s after the power came back", w.lab.boot.as_secs_f64());
+    unlock_sealed(w, &brought, &its_key)?;
     // Device numbers are the one thing that may differ after a boot.
     let stable =
         |tree: &str| tree.lines().filter(|l| !l.contains("device_path:")).collect::<Vec<_>>().join("\n");
@@ -267,4 +273,58 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
         w.remove(volume)?;
     }
     Ok(())
+}
+
+/// A volume whose key the appliance does not keep, and what a connected host wrote to it.
+struct Sealed {
+    volume: Volume,
+    attachment: Attachment,
+    sum: String,
+}
+
+fn connect_sealed(w: &mut World) -> Result<(Sealed, EncryptionKey)> {
+    let key: EncryptionKey = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0".parse()?;
+    let encryption = Some(EncryptionCreate { unlock: Unlock::Manual, key: Some(key.clone()) });
+    let volume =
+        w.api(w.lab.api.create_volume(&VolumeCreate { encryption, ..ask("cut-brought", ZFS, 64) }))?;
+    let attachment = w.attach(&volume, 1)?;
+    let path = w.lab.initiator.connect(&attachment, 1, 1)?;
+    let sum = w.lab.initiator.write_random(&path, 16)?;
+    Ok((Sealed { volume, attachment, sum }, key))
+}
+
+/// After the machine was started again nobody can read it, and with its key its host finds what it wrote.
+fn unlock_sealed(w: &mut World, sealed: &Sealed, key: &EncryptionKey) -> Result<()> {
+    let by_id = VolumeRef::Id(sealed.volume.id);
+    let now = w.api(w.lab.api.volume(&by_id))?;
+    ensure!(now.state == VolumeState::Locked && now.reason.is_some(), "{now:?}");
+    let served = format!("subsystems/{}", sealed.volume.nqn);
+    ensure!(!w.lab.target_tree()?.contains(&served), "a locked volume is served");
+    let host = w.host(2)?;
+    refused(w.api(w.lab.api.attach(&by_id, &host)), ErrorKind::Precondition)?;
+    refused(w.api(w.lab.api.volume_key(&by_id)), ErrorKind::Precondition)?;
+    let other =
+        VolumeKey { key: "ff1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0".parse()? };
+    refused(w.api(w.lab.api.unlock_volume(&by_id, &other)), ErrorKind::Invalid)?;
+    let opened = w.api(w.lab.api.unlock_volume(&by_id, &VolumeKey { key: key.clone() }))?;
+    ensure!(opened.state == VolumeState::Ready, "{opened:?}");
+    wait_for("it to be served again", Duration::from_secs(30), || {
+        Ok(w.lab.target_tree()?.contains(&served))
+    })?;
+    // Its host has given up: it was told that there is no such volume.
+    w.lab.initiator.forget(&sealed.attachment)?;
+    let path = w.lab.initiator.connect(&sealed.attachment, 1, 1)?;
+    ensure!(w.lab.initiator.checksum(&path, 16)? == sealed.sum, "other bytes after it was unlocked");
+    // The journal has the key that is kept, and only that; the log has none.
+    let kept = w.api(w.lab.api.volume_key(&VolumeRef::Name("cut-kept".parse()?)))?.key.expose_text();
+    for (key, is_there) in [(key.expose_text(), false), (kept, true)] {
+        let journal =
+            w.lab.on_appliance(&format!("grep -rqs {key} /var/lib/orlop/journal && echo yes || echo no"))?;
+        ensure!(journal.trim() == if is_there { "yes" } else { "no" }, "in the journal: {}", journal.trim());
+        let log = w.lab.on_appliance(&format!("journalctl --no-pager | grep -c -- '{key}' || true"))?;
+        // The shell's own commands are not logged.
+        ensure!(log.trim() == "0", "a key is in the log");
+    }
+    w.lab.initiator.disconnect(&sealed.attachment)?;
+    w.remove(&sealed.volume)
 }

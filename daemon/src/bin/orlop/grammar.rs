@@ -3,6 +3,7 @@
 //! Names and sizes are parsed here, into types; a wrong one is a usage error.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
@@ -215,6 +216,19 @@ pub enum VolumeCommand {
     },
     /// Change a volume's properties or how its space is reserved, in use or not
     Set(VolumeChange),
+    /// Bring the key of an encrypted volume that is locked
+    Unlock {
+        /// Its name or id
+        volume: VolumeRef,
+        /// The file with the key, 64 hexadecimal digits; - reads it from here
+        #[arg(long, value_name = "FILE")]
+        key_file: PathBuf,
+    },
+    /// Print the key of an encrypted volume, to be kept in a safe place elsewhere
+    Key {
+        /// Its name or id
+        volume: VolumeRef,
+    },
     /// Delete a volume that no host is attached to
     Delete {
         /// Its name or id
@@ -246,6 +260,15 @@ pub struct VolumeSpec {
     /// not given are as the pool's default has them
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = OneProperty, hide_possible_values = true)]
     pub properties: Vec<Properties>,
+    /// Encrypt it at rest. The appliance makes and keeps the key unless the other options say otherwise
+    #[arg(long)]
+    pub encrypt: bool,
+    /// The file with its key, 64 hexadecimal digits; - reads it from here
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    pub key_file: Option<PathBuf>,
+    /// Do not keep the key: the volume is locked after each start until somebody brings it
+    #[arg(long, requires = "key_file")]
+    pub manual_unlock: bool,
     /// Begin with what this volume holds now
     #[arg(long, value_name = "VOLUME", conflicts_with = "from_snapshot")]
     pub from_volume: Option<VolumeRef>,

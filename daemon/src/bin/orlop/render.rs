@@ -8,7 +8,7 @@ use orlop_api::{
     Attachment, Disk, DiskHealthState, DiskUsage, Event, Host, Orphan, OrphanAction, OrphanKind, Orphans,
     Page, Pool, PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Problem,
     Property, Protocol, Provisioning, Snapshot, SnapshotState, SourceMode, System, SystemState, Volume,
-    VolumeState,
+    VolumeKey, VolumeState,
 };
 use serde::Serialize;
 
@@ -31,6 +31,7 @@ pub enum Answer {
     Pool(Pool),
     Volumes(Vec<Volume>),
     Volume(Volume),
+    Key(VolumeKey),
     Snapshots(Vec<Snapshot>),
     Snapshot(Snapshot),
     Orphans(Orphans),
@@ -60,6 +61,7 @@ fn as_json(answer: &Answer) -> String {
         Answer::Pool(a) => json(a),
         Answer::Volumes(a) => page(a),
         Answer::Volume(a) => json(a),
+        Answer::Key(a) => json(a),
         Answer::Snapshots(a) => page(a),
         Answer::Snapshot(a) => json(a),
         Answer::Orphans(a) => json(a),
@@ -85,8 +87,13 @@ fn as_table(answer: &Answer) -> String {
         }
         Answer::Volumes(a) => list(VOLUME, a.iter().map(volume)),
         Answer::Volume(a) => {
-            one(VOLUME, volume(a)) + &field("NQN", a.nqn.as_str()) + &origin(a) + &properties(a)
+            one(VOLUME, volume(a))
+                + &field("NQN", a.nqn.as_str())
+                + &origin(a)
+                + &encryption(a)
+                + &properties(a)
         }
+        Answer::Key(a) => a.key.expose_text() + "\n",
         Answer::Snapshots(a) => list(SNAPSHOT, a.iter().map(snapshot)),
         Answer::Snapshot(a) => one(SNAPSHOT, snapshot(a)) + &dependants(a),
         Answer::Orphans(a) => list(ORPHAN, a.items.iter().map(orphan)) + &unanswered(a),
@@ -269,6 +276,7 @@ fn volume(v: &Volume) -> [String; 9] {
         VolumeState::Stuck => "stuck",
         VolumeState::Missing => "missing",
         VolumeState::Copying => "copying",
+        VolumeState::Locked => "locked",
         VolumeState::Deleting => "deleting",
     };
     let far = v.progress.map(|p| format!("{} of {}", p.done, p.total));
@@ -297,6 +305,12 @@ fn origin(v: &Volume) -> String {
         SourceMode::Copied => "copied from",
     };
     field("source", &format!("{how} snapshot {} of volume {}", o.snapshot, o.volume))
+}
+
+fn encryption(v: &Volume) -> String {
+    let Some(e) = v.encryption else { return String::new() };
+    let whose = if e.key_of == v.id { String::new() } else { format!(", key of volume {}", e.key_of) };
+    field("encrypted", &format!("unlock {}{whose}", e.unlock.as_str()))
 }
 
 /// What was set, one a line; of the others, that they were not.

@@ -2,13 +2,16 @@
 
 #![allow(clippy::result_large_err)] // Once a process.
 
+use std::io::Read;
+use std::path::Path;
 use std::pin::pin;
 
 use futures_util::StreamExt;
 use orlop_api::client::{Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
-    DiskWipe, ErrorKind, HostPut, OrphanAdopt, PoolCreate, PoolExpand, PoolReplace, Problem, Protocol,
-    Provisioning, SnapshotCreate, SnapshotGroupCreate, Volume, VolumeCreate, VolumeRef, VolumeUpdate,
+    DiskWipe, EncryptionCreate, EncryptionKey, ErrorKind, HostPut, OrphanAdopt, ParseError, PoolCreate,
+    PoolExpand, PoolReplace, Problem, Protocol, Provisioning, SnapshotCreate, SnapshotGroupCreate, Unlock,
+    Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate,
 };
 
 use crate::grammar::{
@@ -93,6 +96,10 @@ async fn volume(client: &Client, command: VolumeCommand) -> Result<Answer> {
         VolumeCommand::Set(change) => {
             Answer::Volume(client.update_volume(&change.volume, &change.ask()).await?)
         }
+        VolumeCommand::Unlock { volume, key_file } => {
+            Answer::Volume(client.unlock_volume(&volume, &VolumeKey { key: read_key(&key_file)? }).await?)
+        }
+        VolumeCommand::Key { volume } => Answer::Key(client.volume_key(&volume).await?),
         VolumeCommand::Delete { volume, when_unused } => {
             let gone = client.delete_volume_when(&volume, when(when_unused)).await?;
             Answer::Done(deleted("volume", &volume, gone))
@@ -137,9 +144,32 @@ async fn create_volume(client: &Client, spec: VolumeSpec) -> Result<Volume> {
         protocol: Protocol::Nvme,
         source: spec.source(),
         properties: together(&spec.properties),
+        encryption: encryption(&spec)?,
     };
     let volume = client.create_volume(&ask).await?;
     if spec.no_wait { Ok(volume) } else { wait_for_copy(client, volume).await }
+}
+
+fn encryption(spec: &VolumeSpec) -> Result<Option<EncryptionCreate>> {
+    if !spec.encrypt {
+        return Ok(None);
+    }
+    let unlock = if spec.manual_unlock { Unlock::Manual } else { Unlock::Automatic };
+    Ok(Some(EncryptionCreate { unlock, key: spec.key_file.as_deref().map(read_key).transpose()? }))
+}
+
+fn read_key(file: &Path) -> Result<EncryptionKey> {
+    let wrong = |e: &dyn std::fmt::Display| {
+        Problem::new(ErrorKind::Invalid, format!("the key in {}: {e}", file.display()))
+    };
+    // Not more than a key and what may end its line.
+    let mut text = String::new();
+    let read = match file.to_str() {
+        Some("-") => std::io::stdin().take(128).read_to_string(&mut text),
+        _ => std::fs::File::open(file).and_then(|f| f.take(128).read_to_string(&mut text)),
+    };
+    read.map_err(|e| wrong(&e))?;
+    text.trim().parse().map_err(|e: ParseError| wrong(&e))
 }
 
 /// Waits until a volume is no longer being copied, and shows how far it is. A copy that is stuck goes on

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, FilesystemKind, Nqn, PoolHealth, PoolKind,
-    PoolName, Portal, Property, Provisioning, VolumeId, VolumeKind,
+    ByteSize, Disk, DiskHealth, DiskName, DiskUsage, DiskWipe, EncryptionKey, FilesystemKind, Nqn,
+    PoolHealth, PoolKind, PoolName, Portal, Property, Provisioning, VolumeId, VolumeKind,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -19,7 +19,8 @@ use crate::kernel::disks::DiskInfo;
 use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
 use crate::pool::disks::WipeError;
 use crate::pool::{
-    Capacity, Change, Features, Listing, Opened, Place, Pool, PoolError, Result, Snapped, Stored, Stray,
+    Capacity, Change, Features, KeyRing, Listing, Opened, Place, Pool, PoolError, Result, Snapped, Stored,
+    Stray,
 };
 use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
 
@@ -60,6 +61,11 @@ struct State {
     /// Those that were asked, in order.
     asked: Vec<String>,
     wiped: Vec<(DiskName, DiskWipe)>,
+    /// What volumes are encrypted with, and those whose key the machine has in memory.
+    keys: BTreeMap<VolumeId, EncryptionKey>,
+    loaded: BTreeSet<VolumeId>,
+    /// The ring of the daemon that runs.
+    ring: KeyRing,
     faults: Faults,
 }
 
@@ -97,6 +103,13 @@ pub struct Faults {
 }
 
 impl Platter {
+    /// The ring of a daemon that starts.
+    pub fn new_ring(&self) -> KeyRing {
+        let ring = KeyRing::default();
+        self.state.lock().ring = ring.clone();
+        ring
+    }
+
     pub fn faults(&self, f: impl FnOnce(&mut Faults)) {
         f(&mut self.state.lock().faults);
         self.bell.notify_all();
@@ -241,6 +254,7 @@ impl Platter {
 
     /// A restart of the machine: nothing is open.
     pub fn power_cycle(&self) {
+        self.state.lock().loaded.clear();
         self.state.lock().open.clear();
     }
 
@@ -352,6 +366,25 @@ struct FakePool {
     platter: Arc<Platter>,
 }
 
+/// Its key is in memory, or comes from the ring now.
+fn unlocked(s: &mut State, pool: &PoolName, label: &Label) -> Result<()> {
+    let Some(e) = label.encryption else { return Ok(()) };
+    if s.loaded.contains(&e.key_of) {
+        return Ok(());
+    }
+    let volume = e.key_of;
+    match s.ring.get(e.key_of) {
+        None => Err(PoolError::Locked { pool: pool.clone(), volume }),
+        Some(key) if s.keys.get(&e.key_of) != Some(&key) => {
+            Err(PoolError::WrongKey { pool: pool.clone(), volume })
+        }
+        Some(_) => {
+            s.loaded.insert(e.key_of);
+            Ok(())
+        }
+    }
+}
+
 impl FakePool {
     fn broken(&self, action: &str) -> PoolError {
         let source = std::io::Error::other("as the test asked");
@@ -375,6 +408,7 @@ impl Pool for FakePool {
     fn features(&self) -> Features {
         let plain = self.platter.state.lock().faults.plain;
         Features {
+            encryption: true,
             clones_depend: true,
             groups_under_writes: true,
             minds_disks: true,
@@ -410,6 +444,13 @@ impl Pool for FakePool {
                 same_content(&mut s, source.snapshot, label.id);
             }
         }
+        if let Some(e) = label.encryption.filter(|e| e.key_of == label.id) {
+            let (pool, volume) = (self.spec.name.clone(), e.key_of);
+            let key = s.ring.get(e.key_of).ok_or(PoolError::Locked { pool, volume })?;
+            s.keys.insert(e.key_of, key);
+            s.loaded.insert(e.key_of);
+        }
+        unlocked(&mut s, &self.spec.name, label)?;
         s.volumes.insert(label.id, Stored::of(label.clone(), size));
         Ok(Change::Done)
     }
@@ -455,6 +496,8 @@ impl Pool for FakePool {
         }
         assert!(!s.open.contains(&id), "destroyed while open");
         assert!(!s.snapshots.keys().any(|k| k.volume == id), "destroyed with snapshots");
+        s.keys.remove(&id);
+        s.loaded.remove(&id);
         let done = s.volumes.remove(&id).is_some() | s.partial.remove(&id);
         Ok(if done { Change::Done } else { Change::Unchanged })
     }
@@ -471,7 +514,18 @@ impl Pool for FakePool {
             partial: s.partial.iter().copied().collect(),
             partial_snapshots: s.partial_snapshots.iter().copied().collect(),
             strays: s.strays.values().cloned().collect(),
+            locked: s.keys.keys().filter(|id| !s.loaded.contains(id)).copied().collect(),
         })
+    }
+
+    fn unlock(&self, id: VolumeId, key: &EncryptionKey, _: &Deadline) -> Result<()> {
+        let mut s = self.platter.state.lock();
+        let Some(e) = s.volumes.get(&id).and_then(|v| v.label.encryption) else { return Ok(()) };
+        if s.keys.get(&e.key_of) != Some(key) {
+            return Err(PoolError::WrongKey { pool: self.spec.name.clone(), volume: e.key_of });
+        }
+        s.loaded.insert(e.key_of);
+        Ok(())
     }
 
     fn adopt(&self, stray: &str, label: &Label, _: &Deadline) -> Result<Change> {
@@ -512,6 +566,8 @@ impl Pool for FakePool {
         let Some((size, kind)) = s.volumes.get(&id).map(|v| (v.size, v.label.kind)) else {
             return Err(PoolError::NotFound { pool: self.spec.name.clone(), object: id.to_string() });
         };
+        let label = s.volumes[&id].label.clone();
+        unlocked(&mut s, &self.spec.name, &label)?;
         if kind == VolumeKind::Block {
             s.open.insert(id);
             return Ok(Opened { place: Place::Device(PathBuf::from(format!("/dev/fake/{id}"))), size });

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod disks;
+mod encryption;
 mod fakes;
 mod filesystems;
 mod orphans;
@@ -56,6 +57,7 @@ impl Rig {
             prefix: Default::default(),
             target: self.target.clone(),
             pools: Arc::new(FakePools(self.platter.clone())),
+            keys: self.platter.new_ring(),
             pool_threads: 2,
             fill: Default::default(),
             lane_depth: 64,

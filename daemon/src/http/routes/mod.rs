@@ -56,6 +56,8 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(pools::scrub, pools::stop_scrub))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::get, volumes::update, volumes::delete))
+        .routes(routes!(volumes::unlock))
+        .routes(routes!(volumes::key))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(snapshots::create_group))

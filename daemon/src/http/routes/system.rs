@@ -89,7 +89,7 @@ mod tests {
             post /v1/pools/{pool}/export|post /v1/pools/{pool}/disks|post /v1/pools/{pool}/replace|post /v1/pools/{pool}/scrub|\
             delete /v1/pools/{pool}/scrub|get /v1/volumes|\
             post /v1/volumes|get /v1/volumes/{volume}|patch /v1/volumes/{volume}|\
-            delete /v1/volumes/{volume}|get /v1/snapshots|post /v1/snapshots|\
+            delete /v1/volumes/{volume}|post /v1/volumes/{volume}/unlock|get /v1/volumes/{volume}/key|get /v1/snapshots|post /v1/snapshots|\
             get /v1/snapshots/{snapshot}|delete /v1/snapshots/{snapshot}|post /v1/snapshot-groups|\
             get /v1/snapshot-groups/{group}|get /v1/orphans|post /v1/orphans/{orphan}/adopt|\
             delete /v1/orphans/{orphan}|get /v1/hosts|get /v1/hosts/{host}|put /v1/hosts/{host}|\
@@ -100,7 +100,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 27 && !source.contains(".route("), "{added}");
+        assert!(added == 29 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }

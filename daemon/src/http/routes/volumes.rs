@@ -2,8 +2,10 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use orlop_api::{Page, PoolName, Problem, Volume, VolumeCreate, VolumeName, VolumeRef, VolumeUpdate};
+use axum::http::{StatusCode, header};
+use orlop_api::{
+    Page, PoolName, Problem, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate,
+};
 use serde::Deserialize;
 
 use super::{WhenQuery, deleted, limit, optional, submit};
@@ -102,6 +104,46 @@ pub async fn update(
 ) -> ApiResult<Json<Volume>> {
     match submit(&api, who, Action::UpdateVolume(volume, ask)).await? {
         Outcome::Volume { volume, .. } => Ok(Json(volume)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Brings the key of an encrypted volume, which stays in memory until the machine is started again. Linked clones
+/// are unlocked with it, and hosts that are attached are served again.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/unlock", tag = "volumes", params(("volume" = String, Path)),
+    request_body = VolumeKey, responses(
+    (status = 200, body = Volume, description = "Unlocked, also if it was"),
+    (status = 400, body = Problem, content_type = "application/problem+json", description = "This is not its key"),
+    (status = 412, body = Problem, content_type = "application/problem+json", description = "It is not encrypted"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn unlock(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(volume): At<VolumeRef>,
+    Ask(ask): Ask<VolumeKey>,
+) -> ApiResult<Json<Volume>> {
+    match submit(&api, who, Action::UnlockVolume(volume, ask.key)).await? {
+        Outcome::Volume { volume, .. } => Ok(Json(volume)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// The key of an encrypted volume, if the appliance keeps it: for a safe place elsewhere. Who has it and the disks
+/// can read the volume.
+#[utoipa::path(get, path = "/v1/volumes/{volume}/key", tag = "volumes", params(("volume" = String, Path)), responses(
+    (status = 200, body = VolumeKey),
+    (status = 412, body = Problem, content_type = "application/problem+json",
+        description = "It is not encrypted, or its key is not kept here"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn key(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(volume): At<VolumeRef>,
+) -> ApiResult<([(header::HeaderName, &'static str); 1], Json<VolumeKey>)> {
+    match submit(&api, who, Action::ShowKey(volume)).await? {
+        Outcome::Key(key) => Ok(([(header::CACHE_CONTROL, "no-store")], Json(key))),
         _ => Err(ApiError::unexpected()),
     }
 }

@@ -61,7 +61,7 @@ fn larger(l: &Label, by_mib: u64) -> Label {
 }
 
 /// Opens it and finds a directory of its size.
-fn mounted(pool: &dyn Pool, l: &Label) -> Result<PathBuf, String> {
+pub(super) fn mounted(pool: &dyn Pool, l: &Label) -> Result<PathBuf, String> {
     let opened = ok("open", pool.open(l.id, &soon()))?;
     same("its size", opened.size, l.size)?;
     match opened.place {

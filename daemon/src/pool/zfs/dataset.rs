@@ -80,7 +80,7 @@ pub(super) fn unset(was: &Properties, is: &Properties) -> Vec<&'static str> {
 }
 
 fn columns() -> String {
-    format!("name,type,volsize,{LABEL},{SNAPSHOT},{},refquota,{RECORDSIZE}", natives().join(","))
+    format!("name,type,volsize,{LABEL},{SNAPSHOT},{},refquota,{RECORDSIZE},encryption", natives().join(","))
 }
 
 /// One dataset.
@@ -95,6 +95,8 @@ pub(super) struct Row {
     pub snapshot: Option<String>,
     /// As `natives` lists them.
     pub native: Vec<Option<String>>,
+    /// Whether it is encrypted, as far as the command told.
+    pub encrypted: bool,
 }
 
 impl Row {
@@ -105,6 +107,7 @@ impl Row {
         let (label, snapshot) = (text()?, text()?);
         let mut native = natives().iter().map(|_| text()).collect::<Option<Vec<_>>>()?;
         let (refquota, record_size) = (text()?, text()?);
+        let encrypted = text()?.is_some_and(|e| e != "off");
         if fields.next().is_some() {
             return None;
         }
@@ -128,6 +131,7 @@ impl Row {
             label,
             snapshot,
             native,
+            encrypted,
         })
     }
 
@@ -136,6 +140,9 @@ impl Row {
         let Some(size) = self.volsize.filter(|_| self.volume) else { return Err("it is not a zvol".into()) };
         if self.native.last().is_some_and(|r| r.as_deref() == Some("on")) {
             return Err("it is read-only".into());
+        }
+        if self.encrypted {
+            return Err("it is encrypted, with a key that is not the daemon's".into());
         }
         adoptable(ByteSize(size), ByteSize(super::VOLBLOCKSIZE), read_natives(&self.native).0)
     }
@@ -314,11 +321,11 @@ mod tests {
     const ID: &str = "0190c0de-1234-7abc-8def-0123456789ab";
 
     /// A volume's other columns; of other datasets they are not looked at.
-    const NATIVE: &str = "\t0\ton\toff\t16384\ton\tlatency\talways\toff\t-\t-";
+    const NATIVE: &str = "\t0\ton\toff\t16384\ton\tlatency\talways\toff\t-\t-\toff";
 
     /// With that much reserved, read-only or not.
     fn native(reserved: &str, readonly: &str) -> String {
-        format!("\t{reserved}\ton\toff\t16384\ton\tlatency\talways\t{readonly}\t-\t-")
+        format!("\t{reserved}\ton\toff\t16384\ton\tlatency\talways\t{readonly}\t-\t-\toff")
     }
 
     fn label(id: &str) -> String {
@@ -376,10 +383,10 @@ mod tests {
             let row = Row::parse(&format!("tank/orlop/{ID}\tvolume\t65536\t{label}\t-\t{native}"));
             row.unwrap().stored(ID.parse().unwrap()).unwrap()
         };
-        let s = stored("0\tgzip\toff\t65536\tsha256\tlatency\talways\toff\t-\t-");
+        let s = stored("0\tgzip\toff\t65536\tsha256\tlatency\talways\toff\t-\t-\toff");
         assert_eq!(s.properties, s.label.properties);
         assert_eq!(s.provisioning, Provisioning::Thin);
-        let s = stored("67108864\tlz4\toff\t16384\toff\tlatency\talways\toff\t-\t-");
+        let s = stored("67108864\tlz4\toff\t16384\toff\tlatency\talways\toff\t-\t-\toff");
         assert_eq!(s.properties.to_string(), "compression=lz4 block_size=16K");
         assert_eq!(s.provisioning, Provisioning::Thick);
         assert!(!s.is_whole());
@@ -393,7 +400,7 @@ mod tests {
         let label = disk.replace(r#""kind":"block""#, set);
         let row = |kind: &str, label: &str, quota: &str| {
             let native = "0\ton\toff\t-\ton\tlatency\talways\toff";
-            let line = format!("tank/orlop/{ID}\t{kind}\t-\t{label}\t-\t{native}\t{quota}\t65536");
+            let line = format!("tank/orlop/{ID}\t{kind}\t-\t{label}\t-\t{native}\t{quota}\t65536\toff");
             Row::parse(&line).unwrap()
         };
         let stored = row("filesystem", &label, "16384").stored(ID.parse().unwrap()).unwrap();
@@ -428,13 +435,22 @@ mod tests {
             format!("tank/orlop2\tvolume\t16384\t-\t-{NATIVE}"),
             format!("tank/vm/odd\tvolume\t8192\t-\t-{NATIVE}"),
             format!("tank/vm/was\tvolume\t16384\t{}\t-{NATIVE}", label(ID)),
+            format!(
+                "tank/vm/closed\tvolume\t16384\t-\t-{}",
+                NATIVE.replace("\t-\t-\toff", "\t-\t-\taes-256-gcm")
+            ),
         ];
         let found = outside(lines.iter().map(|l| Row::parse(l).unwrap()).collect(), "tank/orlop");
         let names: Vec<_> =
             found.iter().map(|s| (s.name.as_str(), s.labelled, s.adoptable.is_ok())).collect();
         assert_eq!(
             names,
-            [("tank/orlop2", false, true), ("tank/vm/odd", false, false), ("tank/vm/was", true, false)]
+            [
+                ("tank/orlop2", false, true),
+                ("tank/vm/closed", false, false),
+                ("tank/vm/odd", false, false),
+                ("tank/vm/was", true, false)
+            ]
         );
     }
 

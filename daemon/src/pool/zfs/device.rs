@@ -64,6 +64,11 @@ impl Devices {
         }
     }
 
+    /// Whether there is a device now.
+    pub fn is_there(&self, dataset: &str) -> bool {
+        self.find(dataset).is_some()
+    }
+
     /// Lets a device go.
     pub fn close(&self, dataset: &str) {
         self.held.lock().remove(dataset);

@@ -14,6 +14,7 @@
 mod adopt;
 mod dataset;
 mod device;
+mod encryption;
 mod spares;
 mod status;
 mod zpool;
@@ -25,14 +26,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, PoolHealth, PoolKind, PoolName, Properties, Provisioning, SourceMode, VolumeId, VolumeKind,
+    ByteSize, EncryptionKey, PoolHealth, PoolKind, PoolName, Properties, Provisioning, SourceMode, VolumeId,
+    VolumeKind,
 };
 use parking_lot::Mutex;
 
 use super::context::Context;
 use super::mounted::Mounts;
 use super::rules::{check_clone, check_properties, check_room, check_same, check_size};
-use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
+use super::{
+    Capacity, Change, KeyRing, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray,
+};
 use crate::kernel::exec::Tool;
 use crate::kernel::mount::Mount;
 use crate::kernel::{Deadline, fs, lzc};
@@ -65,6 +69,7 @@ pub(super) struct ZfsPool {
     /// Volumes whose snapshots have devices at present, and for how many readers.
     readers: Mutex<BTreeMap<VolumeId, usize>>,
     mounts: Mounts,
+    keys: KeyRing,
 }
 
 /// Whether the zpool of a number that a person gave has the pool's name. Reads.
@@ -97,6 +102,7 @@ impl ZfsPool {
         Ok(Self {
             vdevs: Vdevs::new(&ctx, env)?,
             mounts: Mounts::new(&ctx, env),
+            keys: env.keys.clone(),
             ctx,
             zfs,
             devices: Devices::default(),
@@ -137,7 +143,8 @@ impl ZfsPool {
                         let refquota = d.refquota.filter(|q| *q > 0);
                         let (label, snapshot) =
                             if property == LABEL { (d.text, None) } else { (None, d.text) };
-                        Row { name, volume, volsize, refquota, label, snapshot, native }
+                        // Of one that is ours its label says that.
+                        Row { name, volume, volsize, refquota, label, snapshot, native, encrypted: false }
                     }));
                 }
                 Err(error) => tracing::debug!(name, %error, "reading through libzfs_core failed"),
@@ -235,17 +242,27 @@ impl ZfsPool {
             settings.extend(dataset::record_size(&label.properties));
             settings.extend(sizes(label));
         }
+        let linked = label.source.is_some_and(|s| s.mode == SourceMode::Linked);
+        // A clone is encrypted as its origin is, and takes no key of its own.
+        let key = match label.encryption.filter(|_| !linked) {
+            Some(encryption) => {
+                settings.extend(encryption::SETTINGS.map(String::from));
+                Some(self.key(encryption)?)
+            }
+            None => None,
+        };
         let fast = if settings.is_empty() { lzc::get() } else { None };
         let mut options = Vec::new();
         for setting in settings.into_iter().chain([format!("{LABEL}={text}")]) {
             options.extend(["-o".into(), setting]);
         }
         let run = |args: Vec<String>| {
-            let done = self.zfs.run(&args, deadline).and_then(|o| o.success());
-            done.map(drop).map_err(|e| self.ctx.exec(e))
+            let done = self.zfs.run_with(&args, key.as_ref().map(EncryptionKey::expose), deadline);
+            done.and_then(|o| o.success()).map(drop).map_err(|e| self.ctx.exec(e))
         };
         if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
             let snapshot = self.dataset(source.snapshot);
+            self.ensure_unlocked(label, deadline)?;
             self.ctx.check(deadline, "cloning a snapshot")?;
             match fast {
                 Some(lzc) => lzc
@@ -481,6 +498,7 @@ impl Pool for ZfsPool {
             }
             return Ok(Change::Unchanged);
         }
+        self.ensure_unlocked(&old.label, deadline)?;
         let more = label.size.bytes() - old.size.bytes();
         check_room(&self.ctx, label, more, self.capacity(deadline)?)?;
         // The label first: a crash leaves a zvol smaller than its label says, a grow that has not ended.
@@ -539,7 +557,11 @@ impl Pool for ZfsPool {
     }
 
     fn list(&self, deadline: &Deadline) -> Result<Listing> {
-        dataset::list(&self.ctx, &self.zfs, &self.parent(), deadline)
+        let mut listing = dataset::list(&self.ctx, &self.zfs, &self.parent(), deadline)?;
+        if listing.volumes.iter().any(|v| v.label.encryption.is_some()) {
+            listing.locked = self.without_key(None, deadline)?;
+        }
+        Ok(listing)
     }
 
     fn elsewhere(&self, deadline: &Deadline) -> Result<Vec<Stray>> {
@@ -556,13 +578,18 @@ impl Pool for ZfsPool {
 
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let stored = self.existing(id, deadline)?;
+        self.ensure_unlocked(&stored.label, deadline)?;
         if stored.filesystem.is_some() {
             let name = self.dataset(id);
             let is_it = |m: &Mount| m.source.to_str() == Some(&name);
             let point = self.mounts.mount(id, Path::new(&name), "zfs", "", is_it, deadline)?;
             return Ok(Opened { place: Place::Directory(point), size: stored.size });
         }
-        let opened = self.devices.open(&self.ctx, &self.dataset(id), deadline)?;
+        let name = self.dataset(id);
+        if stored.label.encryption.is_some_and(|e| e.key_of != id) && !self.devices.is_there(&name) {
+            self.zfs(&["set", encryption::GIVE_DEVICE, &name], deadline)?;
+        }
+        let opened = self.devices.open(&self.ctx, &name, deadline)?;
         if opened.size != stored.size {
             return Err(self.ctx.conflict(
                 opened.path().display().to_string(),
@@ -570,6 +597,13 @@ impl Pool for ZfsPool {
             ));
         }
         Ok(opened)
+    }
+
+    fn unlock(&self, id: VolumeId, key: &EncryptionKey, deadline: &Deadline) -> Result<()> {
+        match self.existing(id, deadline)?.label.encryption {
+            Some(encryption) => self.load_key(encryption.key_of, key, true, deadline),
+            None => Ok(()),
+        }
     }
 
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
@@ -642,9 +676,11 @@ impl Pool for ZfsPool {
         if self.look_snapshot(key, deadline)?.is_none() {
             return Err(self.ctx.not_found(format!("snapshot {key}")));
         }
-        if self.existing(key.volume, deadline)?.filesystem.is_some() {
+        let volume = self.existing(key.volume, deadline)?;
+        if volume.filesystem.is_some() {
             return Err(self.no_bytes(format!("snapshot {key}")));
         }
+        self.ensure_unlocked(&volume.label, deadline)?;
         // Devices of snapshots exist only while somebody reads one: a volume may have a thousand.
         *self.readers.lock().entry(key.volume).or_default() += 1;
         let open = || {
