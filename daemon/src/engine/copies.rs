@@ -20,6 +20,7 @@ use super::error::{Error, Result};
 use super::events::Subject;
 use super::locks::{Key, Mode};
 use super::volumes::{open_once, verify_opened};
+use crate::kernel::Deadline;
 use crate::model::{Label, SnapshotKey};
 use crate::pool::copy::{self, Watch};
 
@@ -180,6 +181,10 @@ impl Core {
         let to = self.open_pool(&entry.pool)?;
         let until = Instant::now() + self.settings.settle_deadline;
         let key = source.snapshot;
+        let streamed = |f| from.pool.is_streamed(f) && to.pool.is_streamed(f);
+        if entry.label.filesystem.is_some_and(streamed) {
+            return self.pour(id, &from, key, &to, size, running).await;
+        }
         let file = self.on_pool(&from, On::Open, until, move |p, d| p.read(key, d)).await?;
         let copied = self.fill(id, &to, Arc::new(file), size, running).await;
         // The file is closed by now, whatever came of it, unless a thread hangs in it.
@@ -225,11 +230,64 @@ impl Core {
             self.copy_moves(id);
         }
         drop(target);
+        self.is_whole(id, to).await
+    }
+
+    async fn is_whole(self: &Arc<Self>, id: VolumeId, to: &Arc<OpenPool>) -> Outcome<End> {
         self.write_copied(id, to, None).await?;
         self.set_state(id, VolumeState::Ready, None);
         self.events.publish(EventKind::VolumeState, super::intent::about_volume(id));
         self.capacity_changed(&to.name);
         Ok(End::Whole)
+    }
+
+    /// Copies what can't be read byte by byte: all of it at once, from the beginning each time.
+    async fn pour(
+        self: &Arc<Self>,
+        id: VolumeId,
+        from: &Arc<OpenPool>,
+        key: SnapshotKey,
+        to: &Arc<OpenPool>,
+        size: u64,
+        running: &Running,
+    ) -> Outcome<End> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        self.check_space(to, ByteSize(0), until).await?;
+        let (answer, mut ended) = oneshot::channel();
+        let (source, target, watch) = (from.pool.clone(), to.pool.clone(), running.watch.clone());
+        // For what each does beside the stream.
+        let within = self.settings.settle_deadline;
+        std::thread::Builder::new().name("copy".into()).spawn(move || {
+            let poured = copy::pour(
+                |into| source.send(key, into, &Deadline::after(within)),
+                |from| target.receive(id, from, &Deadline::after(within)),
+                &watch,
+            );
+            drop((source, target));
+            let _ = answer.send(poured);
+        })?;
+        let mut ticks = tokio::time::interval(SHOWN);
+        ticks.tick().await;
+        let mut seen = 0;
+        let end = loop {
+            tokio::select! {
+                end = &mut ended => break end.map_err(|_| Error::Died)?,
+                _ = ticks.tick() => {
+                    // A stream tells more than the bytes of files.
+                    let done = running.watch.done.load(Ordering::Acquire).min(size);
+                    if done != seen {
+                        seen = done;
+                        self.show_progress(id, done, size);
+                    }
+                }
+            }
+        };
+        if running.watch.stop.load(Ordering::Acquire) {
+            return Ok(End::Stopped);
+        }
+        end?;
+        self.copy_moves(id);
+        self.is_whole(id, to).await
     }
 
     /// Copies for a while, on a thread of its own, and shows how far it is.

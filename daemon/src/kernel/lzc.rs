@@ -7,6 +7,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -25,6 +26,12 @@ type Nvlist = *mut c_void;
 
 /// `lzc_channel_program`: pool, program, limits of instructions and of memory, arguments, result.
 type Program = unsafe extern "C" fn(*const c_char, *const c_char, u64, u64, Nvlist, *mut Nvlist) -> c_int;
+
+/// `lzc_receive`: snapshot, properties, origin, whether to replace what is there, whether it is raw, where from.
+type Receive = unsafe extern "C" fn(*const c_char, Nvlist, *const c_char, c_int, c_int, c_int) -> c_int;
+
+/// `LZC_SEND_FLAG_EMBED_DATA` and `LZC_SEND_FLAG_LARGE_BLOCK` of libzfs_core.h: blocks as they are, of any size.
+const SEND_FLAGS: c_int = 1 | 2;
 
 /// Limits of a channel program, as zfs-program(8) sets them.
 const INSTRUCTIONS: u64 = 10_000_000;
@@ -102,6 +109,9 @@ pub struct Lzc {
     destroy: unsafe extern "C" fn(*const c_char) -> c_int,
     /// `lzc_load_key`: dataset, whether only to try, key, its length.
     load_key: unsafe extern "C" fn(*const c_char, c_int, *mut u8, c_uint) -> c_int,
+    /// `lzc_send`: snapshot, from which one on (none: all of it), where to, flags.
+    send: unsafe extern "C" fn(*const c_char, *const c_char, c_int, c_int) -> c_int,
+    receive: Receive,
     program: Program,
     program_nosync: Program,
     alloc: unsafe extern "C" fn(*mut Nvlist, c_uint, c_int) -> c_int,
@@ -171,6 +181,8 @@ impl Lzc {
             clone: symbol!(core, b"lzc_clone\0"),
             destroy: symbol!(core, b"lzc_destroy\0"),
             load_key: symbol!(core, b"lzc_load_key\0"),
+            send: symbol!(core, b"lzc_send\0"),
+            receive: symbol!(core, b"lzc_receive\0"),
             program: symbol!(core, b"lzc_channel_program\0"),
             program_nosync: symbol!(core, b"lzc_channel_program_nosync\0"),
             get_list: symbol!(nvpair, b"nvlist_lookup_nvlist\0"),
@@ -242,6 +254,23 @@ impl Lzc {
         let name = text(dataset)?;
         // SAFETY: the name lives through the call.
         errno(unsafe { (self.destroy)(name.as_ptr()) })
+    }
+
+    /// Writes all of a snapshot as a stream, and blocks until it is written or nobody reads it any more (`EPIPE`).
+    pub fn send(&self, snapshot: &str, into: BorrowedFd<'_>) -> io::Result<()> {
+        let name = text(snapshot)?;
+        // SAFETY: name and descriptor live through the call.
+        errno(unsafe { (self.send)(name.as_ptr(), ptr::null(), into.as_raw_fd(), SEND_FLAGS) })
+    }
+
+    /// Reads such a stream into a dataset that has no snapshot, in the place of what is in it, all or nothing. It has
+    /// the snapshot of that name then.
+    pub fn receive(&self, snapshot: &str, from: BorrowedFd<'_>) -> io::Result<()> {
+        let name = text(snapshot)?;
+        // SAFETY: name and descriptor live through the call; there are no properties and no origin.
+        let code =
+            unsafe { (self.receive)(name.as_ptr(), ptr::null_mut(), ptr::null(), 1, 0, from.as_raw_fd()) };
+        errno(code)
     }
 
     /// Loads the raw key of an encrypted dataset, or only tries whether it is that: `EACCES` if it is not,

@@ -3,12 +3,16 @@
 //! Called by the engine, on a thread of its own: a copy takes as long as it takes and must not hold a
 //! lane. It knows two open files and nothing of pools.
 //!
+//! What has no bytes in a row (a ZFS dataset) its pools send and receive themselves; here the stream is carried
+//! from one to the other.
+//!
 //! Direct I/O, so that a copy does not push out of memory what others use. Blocks of zeros are not
 //! written: the new backing reads as zeros there already, and stays thin. Holes of a file are not even
 //! read.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,8 +20,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::{PoolError, Result};
+
 /// What is read and written at a time: large enough that the cost of a request does not count.
 const BLOCK: usize = 1 << 20;
+
+/// What is carried from one pipe to another at a time: what a pipe holds.
+const PIECE: usize = 64 << 10;
 
 /// The start of a buffer for direct I/O: no device has larger logical blocks.
 const ALIGN: usize = 4096;
@@ -104,6 +113,50 @@ pub(super) fn blocks(
     Ok(at)
 }
 
+/// Carries a stream from what writes it to what reads it, all of it or until `watch` says so: then both meet the end
+/// of their pipe. An error of the one that caused the other's is given back.
+pub fn pour(
+    send: impl FnOnce(File) -> Result<()> + Send,
+    receive: impl FnOnce(File) -> Result<()> + Send,
+    watch: &Watch,
+) -> Result<()> {
+    let broken = |source: io::Error| PoolError::Stream { source };
+    let file = |end: OwnedFd| File::from(end);
+    let pipe = || io::pipe().map(|(r, w)| (file(r.into()), file(w.into()))).map_err(broken);
+    let ((out, sent), (received, into)) = (pipe()?, pipe()?);
+    watch.done.store(0, Ordering::Release);
+    std::thread::scope(|threads| {
+        let sender = threads.spawn(|| send(sent));
+        let receiver = threads.spawn(|| receive(received));
+        let carried = carry(out, into, watch);
+        let died = || Err(broken(io::Error::other("a thread of the copy died")));
+        let sent = sender.join().unwrap_or_else(|_| died());
+        let received = receiver.join().unwrap_or_else(|_| died());
+        // Who stops writing before the end ends the other; who stops reading breaks the other's pipe.
+        match (sent, received, carried) {
+            (Ok(()), Ok(()), carried) => carried.map(drop).map_err(broken),
+            (Ok(()), Err(e), _) => Err(e),
+            (Err(e), Ok(()), _) => Err(e),
+            (Err(s), Err(r), carried) => Err(if carried.is_ok() { s } else { r }),
+        }
+    })
+}
+
+/// Until the end of the one, or until the other is closed. Closes both.
+fn carry(mut from: File, mut to: File, watch: &Watch) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    while !watch.stop.load(Ordering::Acquire) {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => {
+                to.write_all(&buffer[..n])?;
+                watch.done.fetch_add(n as u64, Ordering::AcqRel);
+            }
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
+}
+
 /// Where data is, at or after `at`. `None`: nowhere. A device has it everywhere.
 fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
     match rustix::fs::seek(file, SeekFrom::Data(at)) {
@@ -147,6 +200,43 @@ mod tests {
         };
         assert!(read(&a) == read(&b));
         assert!(b.metadata().unwrap().blocks() * 512 <= 5 << 20);
+    }
+
+    fn fails(why: &str) -> Result<()> {
+        Err(PoolError::Stream { source: io::Error::other(why.to_string()) })
+    }
+
+    fn all_of(mut from: File) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).map_err(|source| PoolError::Stream { source })?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn a_stream_is_carried_whole() {
+        let (watch, mut got) = (Watch::default(), Vec::new());
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+        let send = |mut into: File| into.write_all(&sent).map_err(|source| PoolError::Stream { source });
+        let receive = |from: File| all_of(from).map(|bytes| got = bytes);
+        pour(send, receive, &watch).unwrap();
+        assert!(got == sent);
+        assert_eq!(watch.done.load(Ordering::Acquire), 1_000_000);
+    }
+
+    #[test]
+    fn who_fails_first_is_told_and_nobody_waits_for_ever() {
+        let endless = |mut into: File| loop {
+            into.write_all(&[1; 4096]).map_err(|source| PoolError::Stream { source })?;
+        };
+        let watch = Watch::default();
+        let chain = |r: Result<()>| crate::engine::error::chain(&r.unwrap_err());
+        let error = chain(pour(endless, |_| fails("no room"), &watch));
+        assert!(error.contains("no room"), "{error}");
+        let short = |from: File| all_of(from).and_then(|_| fails("cut short"));
+        let error = chain(pour(|_| fails("unreadable"), short, &watch));
+        assert!(error.contains("unreadable"), "{error}");
+        watch.stop.store(true, Ordering::Release);
+        assert!(pour(endless, short, &watch).is_err());
     }
 
     #[test]

@@ -378,6 +378,13 @@ pub enum PoolError {
         /// The last lines of what it said, for people: nothing is decided by them.
         detail: String,
     },
+    /// A stream between two pools broke.
+    #[error("the stream of the copy broke")]
+    Stream {
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// It took too long.
     #[error("pool {pool}: {action} took too long")]
     Deadline {
@@ -401,7 +408,7 @@ impl PoolError {
             Self::Precondition { .. } | Self::Locked { .. } => ErrorKind::Precondition,
             Self::WrongKey { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } | Self::Property { .. } => ErrorKind::Unsupported,
-            Self::Io { .. } | Self::Command { .. } => ErrorKind::Internal,
+            Self::Io { .. } | Self::Command { .. } | Self::Stream { .. } => ErrorKind::Internal,
             Self::Deadline { .. } => ErrorKind::Deadline,
         }
     }
@@ -541,6 +548,29 @@ pub trait Pool: Send + Sync {
     /// Opens a backing that no target uses, for writing its content with direct I/O. What was written
     /// is durable after an fsync of the file. The caller closes it.
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File>;
+
+    /// Whether such a file system has no bytes in a row, so that it is copied by `send` and `receive` instead of `read`
+    /// and `fill`.
+    fn is_streamed(&self, filesystem: FilesystemKind) -> bool {
+        let _ = filesystem;
+        false
+    }
+
+    /// Writes the content of a snapshot into a pipe, in a form that `receive` of a pool of the same kind reads. Ends
+    /// when all is written, or with an error when the other end is closed.
+    fn send(&self, key: SnapshotKey, into: File, deadline: &Deadline) -> Result<()> {
+        let _ = (into, deadline);
+        let detail = format!("snapshot {key} has bytes in a row: they are read");
+        Err(PoolError::Unsupported { pool: self.name().clone(), detail })
+    }
+
+    /// Puts what `send` writes in the place of what a volume holds that is being copied into: all of it, or nothing
+    /// when the pipe ends before its time.
+    fn receive(&self, id: VolumeId, from: File, deadline: &Deadline) -> Result<()> {
+        let _ = (from, deadline);
+        let detail = format!("volume {id} has bytes in a row: they are written");
+        Err(PoolError::Unsupported { pool: self.name().clone(), detail })
+    }
 
     /// How its disks are. `None`: this kind of pool can't tell. Where all is well it costs a file that is
     /// read; where something is not, or was not when `last` was read, it may start a process.

@@ -60,12 +60,11 @@ pub fn check_properties(
         (VolumeKind::Filesystem, Some(f)) if !features.filesystems.contains(&f) => {
             return refuse("filesystem", &format!("can't be {} in this kind of pool", f.as_str()));
         }
-        // Its bytes are not in one place, as those of a device are.
-        (VolumeKind::Filesystem, Some(FilesystemKind::Zfs)) if want.copied.is_some() => {
-            return refuse(
-                "source",
-                "is a ZFS dataset, which can't be copied yet: a linked clone can be made",
-            );
+        // ZFS receives no stream over what is encrypted.
+        (VolumeKind::Filesystem, Some(FilesystemKind::Zfs))
+            if want.copied.is_some() && want.encryption.is_some() =>
+        {
+            return refuse("encryption", "can't be given to a copy of a ZFS file system");
         }
         (VolumeKind::Filesystem, Some(_)) => {}
     }

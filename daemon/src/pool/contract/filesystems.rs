@@ -14,7 +14,7 @@ use super::space::{SLACK, alone, quiet};
 use super::strange::lvm;
 use super::*;
 use crate::kernel::filesystem::{Frozen, thaw};
-use crate::model::LabelSource;
+use crate::model::{LabelSource, SnapshotLabel};
 use crate::pool::{Change, PoolError, copy, least_size};
 
 pub(super) const ALL: &[(&str, Run)] = &[
@@ -405,40 +405,62 @@ fn copied(_: &Subject, pool: &dyn Pool) -> Check {
         let new = of(kind, Provisioning::Thin);
         let by = if may_grow(kind) { 32 } else { 0 };
         let c = Label { source, copied: Some(ByteSize(0)), ..larger(&new, by) };
-        if kind == FilesystemKind::Zfs {
-            let r = pool.create(&c, &soon());
-            expect(matches!(r, Err(PoolError::Property { field: "source", .. })), "refused", &r)?;
-            same("get", ok("get", pool.get(c.id, &soon()))?, None)?;
+        ok("create", pool.create(&c, &soon()))?;
+        if real(pool) {
+            let r = pool.open(c.id, &soon());
+            expect(matches!(r, Err(PoolError::Precondition { .. })), "open before its end", &r)?;
+        }
+        if pool.is_streamed(kind) {
+            streamed(pool, &s, &c)?;
         } else {
-            ok("create", pool.create(&c, &soon()))?;
-            if real(pool) {
-                let r = pool.open(c.id, &soon());
-                expect(matches!(r, Err(PoolError::Precondition { .. })), "open before its end", &r)?;
-            }
             let from = ok("read", pool.read(s.key, &soon()))?;
             let to = ok("fill", pool.fill(c.id, &soon()))?;
             let long = Duration::from_secs(240);
             ok("copy", copy::copy(&from, &to, 0, s.size.bytes(), &Default::default(), long))?;
             drop((from, to));
             ok("done", pool.done_reading(s.key, &soon()))?;
-            let c = Label { copied: None, ..c };
-            ok("grow", pool.grow(&c, &soon()))?;
-            same("get", ok("get", pool.get(c.id, &soon()))?, Some(whole(&c)))?;
-            let dir = mounted(pool, &c)?;
-            if real(pool) {
-                holds(&dir.join("a"), &data)?;
-                let has = total(&dir)?;
-                let least = l.size.bytes() / 3 * 2 + (by << 20) / 2;
-                expect(has > least, format!("{kind:?}: larger"), &has)?;
-            }
-            ok("close", pool.close(c.id, &soon()))?;
-            ok("destroy", pool.destroy(c.id, &soon()))?;
         }
+        let c = Label { copied: None, ..c };
+        ok("grow", pool.grow(&c, &soon()))?;
+        same("get", ok("get", pool.get(c.id, &soon()))?, Some(whole(&c)))?;
+        let dir = mounted(pool, &c)?;
+        if real(pool) {
+            holds(&dir.join("a"), &data)?;
+            let has = total(&dir)?;
+            let least = l.size.bytes() / 3 * 2 + (by << 20) / 2;
+            expect(has > least, format!("{kind:?}: larger"), &has)?;
+        }
+        ok("close", pool.close(c.id, &soon()))?;
+        ok("destroy", pool.destroy(c.id, &soon()))?;
         ok("close", pool.close(l.id, &soon()))?;
         ok("destroy", pool.destroy_snapshot(s.key, &soon()))?;
         ok("destroy", pool.destroy(l.id, &soon()))?;
     }
     Ok(())
+}
+
+/// As the engine does it: stopped once in the middle, which leaves nothing, and then whole, twice.
+fn streamed(pool: &dyn Pool, s: &SnapshotLabel, c: &Label) -> Check {
+    let go = |watch: &copy::Watch| {
+        let send = |into| pool.send(s.key, into, &soon());
+        copy::pour(send, |from| pool.receive(c.id, from, &soon()), watch)
+    };
+    let stopped = copy::Watch::default();
+    stopped.stop.store(true, std::sync::atomic::Ordering::Release);
+    expect(go(&stopped).is_err(), "a copy that was stopped", &"it is whole")?;
+    same("get", ok("get", pool.get(c.id, &soon()))?, Some(Stored::of(c.clone(), c.size)))?;
+    let watch = copy::Watch::default();
+    ok("copy", go(&watch))?;
+    expect(watch.done.load(std::sync::atomic::Ordering::Acquire) > 1 << 20, "what was carried", &watch)?;
+    // A daemon that was killed before it had said so does it again.
+    ok("copy again", go(&copy::Watch::default()))?;
+    let strays = ok("list", pool.list(&soon()))?.strays;
+    expect(strays.is_empty(), "nothing is left of it", &strays)?;
+    // What is whole is not written over.
+    let done = Label { copied: None, ..c.clone() };
+    ok("relabel", pool.relabel(&done, &soon()))?;
+    expect(go(&copy::Watch::default()).is_err(), "a copy into what is whole", &"it was done")?;
+    ok("relabel", pool.relabel(c, &soon()))
 }
 
 fn half_made(subject: &Subject, pool: &dyn Pool) -> Check {

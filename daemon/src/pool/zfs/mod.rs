@@ -21,19 +21,20 @@ mod zpool;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, EncryptionKey, PoolHealth, PoolKind, PoolName, Properties, Provisioning, SourceMode, VolumeId,
-    VolumeKind,
+    ByteSize, EncryptionKey, FilesystemKind, PoolHealth, PoolKind, PoolName, Properties, Provisioning,
+    SourceMode, VolumeId, VolumeKind,
 };
 use parking_lot::Mutex;
 
 use super::context::Context;
 use super::mounted::Mounts;
-use super::rules::{check_clone, check_properties, check_room, check_same, check_size};
+use super::rules::{check_clone, check_filled, check_properties, check_room, check_same, check_size};
 use super::{
     Capacity, Change, KeyRing, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray,
 };
@@ -52,6 +53,12 @@ const VOLBLOCKSIZE: u64 = 16 << 10;
 
 /// The longest value of a user property (ZAP_MAXVALUELEN of OpenZFS, less the final zero).
 const MAX_LABEL: usize = 8191;
+
+/// The snapshot that a stream makes of what it brings, for a moment.
+const RECEIVED: &str = "received";
+
+/// What is missing where file systems can't be copied.
+const STREAMS: &str = "copying a ZFS file system needs libzfs_core";
 
 /// How long someone else may hold a zvol that is to be destroyed: udev probes every new one, and lags
 /// behind where many are made at once on a slow machine.
@@ -354,7 +361,7 @@ impl ZfsPool {
 
     /// A dataset has no bytes in a row that could be copied.
     fn no_bytes(&self, what: String) -> super::PoolError {
-        self.ctx.unsupported(format!("{what} is a ZFS dataset, which can't be copied yet"))
+        self.ctx.unsupported(format!("{what} is a ZFS dataset: it is copied as a stream"))
     }
 
     fn unmake(&self, name: &str, deadline: &Deadline) -> Result<()> {
@@ -579,6 +586,7 @@ impl Pool for ZfsPool {
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let stored = self.existing(id, deadline)?;
         self.ensure_unlocked(&stored.label, deadline)?;
+        check_filled(&self.ctx, &stored.label)?;
         if stored.filesystem.is_some() {
             let name = self.dataset(id);
             let is_it = |m: &Mount| m.source.to_str() == Some(&name);
@@ -730,6 +738,39 @@ impl Pool for ZfsPool {
         let opened = File::options().read(true).write(true).open(device);
         let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
         opened.map_err(self.ctx.io(format!("opening {}", device.display())))
+    }
+
+    fn is_streamed(&self, filesystem: FilesystemKind) -> bool {
+        filesystem == FilesystemKind::Zfs
+    }
+
+    fn send(&self, key: SnapshotKey, into: File, deadline: &Deadline) -> Result<()> {
+        if self.look_snapshot(key, deadline)?.is_none() {
+            return Err(self.ctx.not_found(format!("snapshot {key}")));
+        }
+        self.ensure_unlocked(&self.existing(key.volume, deadline)?.label, deadline)?;
+        let name = self.dataset(key);
+        let lzc = lzc::get().ok_or_else(|| self.ctx.unsupported(STREAMS))?;
+        lzc.send(&name, into.as_fd()).map_err(self.ctx.io(format!("sending {name}")))
+    }
+
+    fn receive(&self, id: VolumeId, from: File, deadline: &Deadline) -> Result<()> {
+        let label = self.existing(id, deadline)?.label;
+        if label.kind != VolumeKind::Filesystem || label.copied.is_none() {
+            return Err(self.ctx.precondition(format!("volume {id} is not being copied into")));
+        }
+        let lzc = lzc::get().ok_or_else(|| self.ctx.unsupported(STREAMS))?;
+        self.mounts.unmount(id, deadline)?;
+        // ZFS swaps the dataset's content at the end, and names what was received.
+        let received = format!("{}@{RECEIVED}", self.dataset(id));
+        // One that was stopped right after that.
+        if self.row_of(received.clone(), SNAPSHOT, deadline)?.is_some() {
+            self.unmake_patiently(&received, SNAPSHOT, deadline)?;
+        }
+        let done = lzc.receive(&received, from.as_fd());
+        done.map_err(self.ctx.io(format!("receiving {received}")))?;
+        // That may have taken hours.
+        self.unmake_patiently(&received, SNAPSHOT, &Deadline::after(BUSY))
     }
 
     fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<Option<PoolHealth>> {
