@@ -11,13 +11,29 @@ image *args:
 boot *args:
     cargo run --quiet --package orlop-image -- boot {{ args }}
 
-# Runs everything: units, API suite, pool contracts on real file systems, and guests in QEMU.
+# Runs everything: units, API suite, pool contracts on real file systems, and beside them guests in QEMU.
 test: image
-    cargo build --workspace --all-features
-    cargo test --package orlop-api --package orlop-image --all-features
-    cargo test --package orlopd --all-features --lib --bins --test api --test pool_model
-    {{ as_root }} cargo test --package orlopd --all-features --test pool_contract --test hostile_tools
-    cargo test --package orlop-tests
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # The same features for all of it, so that nothing is compiled twice.
+    suite() { cargo test --workspace --all-features "$@"; }
+    units() { suite --lib --bins --test api --test pool_model && suite --doc; }
+    real() { {{ as_root }} cargo test --workspace --all-features --test pool_contract --test hostile_tools; }
+    # All of it first: a compiler beside the guests would slow them down.
+    suite --no-run
+    # A process group of its own, which ends as a whole if this does.
+    set -m
+    suite --test system >target/guests.log 2>&1 &
+    guests=$!
+    set +m
+    trap 'kill -- "-$guests" 2>/dev/null || true' EXIT
+    failed=
+    for part in units real; do "$part" || failed="$failed $part"; done
+    # What the guests have printed meanwhile, and what comes.
+    tail --pid="$guests" --lines=+1 --follow target/guests.log
+    wait "$guests" || failed="$failed guests"
+    trap - EXIT
+    [ -z "$failed" ] || { echo "FAILED:$failed" >&2; exit 1; }
 
 # Loop devices and mounts of the pools' contract need root; nothing else does.
 as_root := if `id -u` == "0" { "" } else { "env CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E'" }

@@ -38,7 +38,7 @@ const WAYS: [(&str, &str, Option<ErrorKind>); 11] = [
 const MOST_KIB: u64 = 1 << 20;
 
 /// How long one operation may take whose tools hang.
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_secs(3);
 
 struct Tools(tempfile::TempDir);
 

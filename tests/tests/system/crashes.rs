@@ -81,12 +81,10 @@ const STAGES: [&str; 3] = ["intent", "acted", "committed"];
 pub fn kill_at_every_failpoint(w: &mut World) -> Result<()> {
     let payload = w.lab.appliance.mount_payload()?.to_string();
     let before = leftovers(w)?;
-    let places: Vec<_> = [ZFS, XFS]
-        .into_iter()
-        .flat_map(|pool| {
-            STAGES.into_iter().flat_map(move |stage| VERBS.into_iter().map(move |verb| (pool, verb, stage)))
-        })
-        .collect();
+    // Every place on ZFS. On images those where something of theirs is half done: before the work nothing is, and
+    // after the commit nothing has to be put right, whatever the pool.
+    let all = STAGES.into_iter().flat_map(|stage| VERBS.into_iter().map(move |verb| (ZFS, verb, stage)));
+    let places: Vec<_> = all.chain(VERBS.into_iter().map(|verb| (XFS, verb, "acted"))).collect();
     let host = w.host(1)?;
     for &(pool, verb, stage) in &places {
         if verb != "create_volume" {
@@ -241,7 +239,7 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
         let volume = w.api(w.lab.api.create_volume(&VolumeCreate { encryption, ..ask(name, pool, 512) }))?;
         let a = w.attach(&volume, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;
-        let sum = w.lab.initiator.write_random(&path, 16)?;
+        let sum = w.lab.initiator.write_random(&path, 4)?;
         connected.push((name, volume, a, path, sum));
     }
     let before = w.kernel()?;
@@ -265,7 +263,7 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
         ensure!(initiator.stream_state(name)? == "running", "{name}: the writer had an error");
         initiator.stop_stream(name)?;
         let records = initiator.verify_stream(name, path, 64 << 20)?;
-        ensure!(initiator.checksum(path, 16)? == *sum, "{name}: fsynced bytes are lost");
+        ensure!(initiator.checksum(path, 4)? == *sum, "{name}: fsynced bytes are lost");
         println!("     {name}: {acked} records before the cut, {records} in the end, all there");
         let again = w.attach(volume, 1)?;
         ensure!(again == *a, "{name}: another identity: {again:?} was {a:?}");
@@ -289,7 +287,7 @@ fn connect_sealed(w: &mut World) -> Result<(Sealed, EncryptionKey)> {
         w.api(w.lab.api.create_volume(&VolumeCreate { encryption, ..ask("cut-brought", ZFS, 64) }))?;
     let attachment = w.attach(&volume, 1)?;
     let path = w.lab.initiator.connect(&attachment, 1, 1)?;
-    let sum = w.lab.initiator.write_random(&path, 16)?;
+    let sum = w.lab.initiator.write_random(&path, 4)?;
     Ok((Sealed { volume, attachment, sum }, key))
 }
 
@@ -314,7 +312,7 @@ fn unlock_sealed(w: &mut World, sealed: &Sealed, key: &EncryptionKey) -> Result<
     // Its host has given up: it was told that there is no such volume.
     w.lab.initiator.forget(&sealed.attachment)?;
     let path = w.lab.initiator.connect(&sealed.attachment, 1, 1)?;
-    ensure!(w.lab.initiator.checksum(&path, 16)? == sealed.sum, "other bytes after it was unlocked");
+    ensure!(w.lab.initiator.checksum(&path, 4)? == sealed.sum, "other bytes after it was unlocked");
     // The journal has the key that is kept, and only that; the log has none.
     let kept = w.api(w.lab.api.volume_key(&VolumeRef::Name("cut-kept".parse()?)))?.key.expose_text();
     for (key, is_there) in [(key.expose_text(), false), (kept, true)] {

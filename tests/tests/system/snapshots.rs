@@ -19,12 +19,12 @@ fn from(name: &str, pool: &str, mib: u64, source: &str, mode: SourceMode) -> Res
     Ok(VolumeCreate { source: Some(VolumeSource { snapshot, volume, mode }), ..ask(name, pool, mib) })
 }
 
-/// The first 16 MiB of a volume, as a host sees them.
+/// The first 4 MiB of a volume, as a host sees them.
 fn checksum(w: &mut World, volume: &Volume) -> Result<String> {
     let a = w.attach(volume, 1)?;
     let path = w.lab.initiator.connect(&a, 1, 1)?;
     ensure!(w.lab.initiator.size(&path)? == volume.size.bytes(), "another size than {}", volume.size);
-    let sum = w.lab.initiator.checksum(&path, 16)?;
+    let sum = w.lab.initiator.checksum(&path, 4)?;
     w.lab.initiator.disconnect(&a)?;
     w.detach(volume, 1)?;
     Ok(sum)
@@ -58,21 +58,21 @@ fn keep_on(w: &mut World, pool: &str) -> Result<()> {
     let source = w.volume("source", pool, 128)?;
     let a = w.attach(&source, 1)?;
     let path = w.lab.initiator.connect(&a, 1, 1)?;
-    let then = w.lab.initiator.write_random(&path, 16)?;
+    let then = w.lab.initiator.write_random(&path, 4)?;
     let take = SnapshotCreate { name: "then".parse()?, volume: VolumeRef::Id(source.id) };
     let snapshot = w.api(w.lab.api.create_snapshot(&take))?;
-    let now = w.lab.initiator.write_random(&path, 16)?;
+    let now = w.lab.initiator.write_random(&path, 4)?;
     ensure!(then != now, "the same bytes twice");
 
     let clone = w.api(w.lab.api.create_volume(&from("clone", pool, 192, "@then", SourceMode::Linked)?))?;
     ensure!(clone.state == VolumeState::Ready, "{clone:?}");
     let copy = w.api(w.lab.api.create_volume(&from("copy", pool, 128, "source", SourceMode::Copied)?))?;
     // The source is written to while it is copied: the copy is of the moment of the request.
-    let later = w.lab.initiator.write_random(&path, 16)?;
+    let later = w.lab.initiator.write_random(&path, 4)?;
     ready(w, &copy)?;
     ensure!(checksum(w, &clone)? == then, "the clone has other bytes than the snapshot");
     ensure!(checksum(w, &copy)? == now, "the copy has other bytes than its source had");
-    ensure!(w.lab.initiator.checksum(&path, 16)? == later, "the source has other bytes");
+    ensure!(w.lab.initiator.checksum(&path, 4)? == later, "the source has other bytes");
     w.lab.initiator.disconnect(&a)?;
     w.detach(&source, 1)?;
 
@@ -106,7 +106,7 @@ pub fn copy_goes_on_after_a_kill(w: &mut World) -> Result<()> {
         let source = w.volume("long", pool, 256)?;
         let a = w.attach(&source, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;
-        let sum = w.lab.initiator.write_random(&path, 16)?;
+        let sum = w.lab.initiator.write_random(&path, 4)?;
         // Enough to take a while: on the appliance itself, where that is quick.
         let device = w.lab.on_appliance(&format!(
             "cat /sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path",
