@@ -4,7 +4,7 @@
 //! Its cost follows the number of attached volumes, not of all volumes: one listing a pool, one opening
 //! an attached volume, one convergence for all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -254,13 +254,12 @@ impl Core {
             let view = self.view.read();
             !failed.is_empty() || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
         };
-        if unknown {
-            self.restore_one_by_one(desired, failed).await;
-            return;
-        }
+        // What the kernel may still serve of those that can't be opened now, to hosts that are attached, goes on: the
+        // daemon was only restarted, and its trouble is not theirs. All others are served at one time all the same.
+        let scope = if unknown { Scope::Desired } else { Scope::All };
         let per_volume = Duration::from_millis(500) * u32::try_from(desired.len()).unwrap_or(u32::MAX);
         let until = Instant::now() + self.settings.target_deadline + per_volume;
-        match self.converge(Scope::All, desired, until).await {
+        match self.converge(scope, desired, until).await {
             Ok(report) => {
                 if !report.steps.is_empty() {
                     tracing::info!(steps = report.steps.len(), "the target was restored");
@@ -269,7 +268,12 @@ impl Core {
                 for (id, error) in &report.failed {
                     self.retry_export(*id, super::error::chain(error));
                 }
-                self.forget_access_intents(|id| !report.failed.contains_key(&id)).await;
+                let broken: BTreeSet<_> =
+                    failed.iter().map(|(id, _)| *id).chain(report.failed.into_keys()).collect();
+                self.forget_access_intents(|id| !broken.contains(&id)).await;
+                for (id, reason) in failed {
+                    self.retry_export(id, reason);
+                }
             }
             Err(f) => {
                 let reason = f.error.chain();
@@ -280,24 +284,6 @@ impl Core {
                     self.retry_export(id, reason.clone());
                 }
             }
-        }
-        self.settle_access_later();
-    }
-
-    /// Some attached volumes can't be opened now. What the kernel may still serve of them, to hosts that
-    /// are attached, goes on: the daemon was only restarted, and its trouble is not theirs. So nothing is
-    /// converged but the volumes that are open, each for itself.
-    async fn restore_one_by_one(self: &Arc<Self>, desired: Desired, failed: Vec<(VolumeId, String)>) {
-        let mut broken: std::collections::BTreeSet<_> = failed.iter().map(|(id, _)| *id).collect();
-        for id in desired.into_keys() {
-            if let Err(f) = self.converge_volume(id, None, false).await {
-                broken.insert(id);
-                self.retry_export(id, f.error.chain());
-            }
-        }
-        self.forget_access_intents(|id| !broken.contains(&id)).await;
-        for (id, reason) in failed {
-            self.retry_export(id, reason);
         }
         self.settle_access_later();
     }

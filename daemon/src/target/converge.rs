@@ -133,7 +133,7 @@ impl<P: Protocol> Run<'_, P> {
 impl<P: Protocol> Target for P {
     fn converge(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Report> {
         let fence = matches!(scope, Scope::Fence(_));
-        let scope = scope.volume().map_or(Scope::All, Scope::Volume);
+        let scope = scope.volume().map_or(scope, Scope::Volume);
         let (report, down) = Default::default();
         let mut run = Run { protocol: self, scope, desired, deadline, report, down };
         if let (true, Some(volume)) = (fence, scope.volume()) {

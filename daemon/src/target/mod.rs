@@ -45,6 +45,9 @@ pub enum Scope {
     /// crash. Where the kernel does not list controllers this interrupts the hosts that stay for as
     /// long as they take to reconnect (10 s by default), so it is not for a host that was cut off before.
     Fence(VolumeId),
+    /// Those that are desired, with the portals. What else carries our names is left as it is: for a start at which
+    /// not all is known that should be served.
+    Desired,
     /// Everything that carries our names, portals included.
     All,
 }
@@ -54,7 +57,7 @@ impl Scope {
     pub fn volume(self) -> Option<VolumeId> {
         match self {
             Self::Volume(v) | Self::Fence(v) => Some(v),
-            Self::All => None,
+            Self::Desired | Self::All => None,
         }
     }
 }
@@ -190,7 +193,7 @@ pub trait Target: Send + Sync {
     /// began, no controller left and no I/O in flight. That holds across crashes of ours: no step
     /// removes the last trace of an access before the access itself.
     ///
-    /// In the scope of one volume, that it is not as desired is an error. In [`Scope::All`] it is an entry
+    /// In the scope of one volume, that it is not as desired is an error. In a larger scope it is an entry
     /// in the report, and only failing to read the kernel or running out of time is an error. A portal that can't be
     /// opened fails a volume only if there is no other.
     fn converge(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Report>;

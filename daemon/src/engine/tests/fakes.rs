@@ -735,6 +735,7 @@ impl Target for FakeTarget {
         let before = exports.clone();
         match scope {
             Scope::All => *exports = desired.clone(),
+            Scope::Desired => exports.extend(desired.clone()),
             Scope::Volume(id) | Scope::Fence(id) => match desired.get(&id) {
                 Some(e) => drop(exports.insert(id, e.clone())),
                 None => drop(exports.remove(&id)),

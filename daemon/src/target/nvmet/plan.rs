@@ -7,6 +7,10 @@
 //!   half torn down subsystem after a crash can tell who had access.
 //! - *Build*: subsystem, closed; identity; namespace; hosts; ports. Nobody gets in before all is there.
 //!
+//! A portal opens with the first link to its port, and a host that comes back then and does not find its
+//! subsystem linked is told so for good: it drops its device. So when all is restored after a power cut, the
+//! links of all volumes come last, one right after another. What is left of that moment is a system call a volume.
+//!
 //! How a host is cut off depends on what the kernel tells. Where it lists its controllers, the host's
 //! link is removed, all controllers of the subsystem are dropped, and the drop is done when the list
 //! holds none of a host that is not desired; the subsystem stays linked, so the others reconnect at
@@ -51,8 +55,10 @@ pub(super) fn our_port(name: &str) -> Option<u16> {
 
 /// See the module.
 pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: &Observed) -> Vec<Step> {
-    let mut volumes: BTreeSet<VolumeId> = seen.subsystems.keys().copied().collect();
-    volumes.extend(desired.keys());
+    let mut volumes: BTreeSet<VolumeId> = desired.keys().copied().collect();
+    if scope != Scope::Desired {
+        volumes.extend(seen.subsystems.keys());
+    }
     if let Some(only) = scope.volume() {
         volumes.retain(|v| *v == only);
     }
@@ -83,7 +89,14 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
     // Closing to everybody comes before all else, whatever volume it is on.
     closing.sort_by_key(|s| !matches!(s, Step::Volume { change: Change::Close, .. }));
     plan_ports(config, scope, seen, &misplaced, &mut closing);
-    closing.append(&mut building);
+    let port_of = |step: &Step| match step {
+        Step::Volume { change: Change::Link { port, .. }, .. } => Some(*port),
+        _ => None,
+    };
+    let (mut links, mut built): (Vec<_>, Vec<_>) = building.into_iter().partition(|s| port_of(s).is_some());
+    links.sort_by_key(port_of);
+    closing.append(&mut built);
+    closing.append(&mut links);
     closing
 }
 

@@ -203,6 +203,34 @@ fn builds_serves_and_leaves_nothing() {
     }
 }
 
+/// A portal opens with its first link, and who comes back then must find his own: so nothing else is done in between.
+#[test]
+fn links_come_last_and_all_at_once() {
+    for scope in [Scope::All, Scope::Desired] {
+        let s = Stand::new(SimKernel::default());
+        let want = desired(&[(0, &[0, 1]), (1, &[1]), (2, &[0])]);
+        let steps = s.converge(scope, &want).unwrap().steps;
+        let links = steps.iter().skip_while(|s| !s.starts_with("link ")).collect::<Vec<_>>();
+        assert_eq!(links.len(), 3 * 2, "{steps:#?}");
+        assert!(links.iter().all(|s| s.starts_with("link ")), "{steps:#?}");
+        let first = format!("port {FIRST_PORT}");
+        assert!(links[..3].iter().all(|s| s.contains(&first)), "one portal after another: {steps:#?}");
+    }
+}
+
+#[test]
+fn what_is_not_desired_is_left_alone_where_not_all_is_known() {
+    let mut s = Stand::new(SimKernel::default());
+    s.converge(Scope::All, &desired(&[(0, &[0]), (1, &[1])])).unwrap();
+    s.connect(1, 1, FIRST_PORT).unwrap();
+    let now = desired(&[(0, &[0]), (2, &[0])]);
+    s.converge(Scope::Desired, &now).unwrap();
+    assert!(s.connections.iter().all(|c| s.tree.is_live(c.2)), "a host of another volume was cut off");
+    s.connect(2, 0, FIRST_PORT).unwrap();
+    s.converge(Scope::All, &now).unwrap();
+    assert!(!s.connections.iter().any(|c| c.0 == 1 && s.tree.is_live(c.2)), "still there");
+}
+
 #[test]
 fn detach_cuts_one_host_off_and_keeps_the_other() {
     for kernel in [SimKernel::default(), BLIND, SimKernel { qid_max: false, ..SimKernel::default() }] {
