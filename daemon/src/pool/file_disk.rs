@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orlop_api::Filesystem;
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::context::Context;
@@ -20,7 +21,7 @@ use crate::kernel::mount::{self, Mount};
 use crate::kernel::{Deadline, disks as kernel_disks, fs};
 use crate::model::PoolSpec;
 
-/// How long a blank disk may be open elsewhere, and how often it is tried meanwhile.
+/// How long a disk may be open elsewhere, and how often it is tried meanwhile.
 const BUSY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -90,8 +91,19 @@ impl OwnDisk {
             None => {
                 fs::make_dirs(&self.point).map_err(self.ctx.io(format!("making {shown}")))?;
                 self.ctx.check(deadline, "mounting the pool's disk")?;
-                mount::mount(&self.device, &self.point, fstype, "")
-                    .map_err(self.ctx.io(format!("mounting {} at {shown}", self.device.display())))
+                let patience = deadline.at_most(BUSY);
+                loop {
+                    match mount::mount(&self.device, &self.point, fstype, "") {
+                        // Whoever looks whether a disk is blank has it for himself for a moment.
+                        Err(e)
+                            if e.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+                                && patience.pause(PAUSE).is_ok() => {}
+                        done => {
+                            let action = format!("mounting {} at {shown}", self.device.display());
+                            return done.map_err(self.ctx.io(action));
+                        }
+                    }
+                }
             }
         }
     }
