@@ -17,11 +17,11 @@ mod device;
 mod encryption;
 mod spares;
 mod status;
+mod stream;
 mod zpool;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,12 +53,6 @@ const VOLBLOCKSIZE: u64 = 16 << 10;
 
 /// The longest value of a user property (ZAP_MAXVALUELEN of OpenZFS, less the final zero).
 const MAX_LABEL: usize = 8191;
-
-/// The snapshot that a stream makes of what it brings, for a moment.
-const RECEIVED: &str = "received";
-
-/// What is missing where file systems can't be copied.
-const STREAMS: &str = "copying a ZFS file system needs libzfs_core";
 
 /// How long someone else may hold a zvol that is to be destroyed: udev probes every new one, and lags
 /// behind where many are made at once on a slow machine.
@@ -745,32 +739,11 @@ impl Pool for ZfsPool {
     }
 
     fn send(&self, key: SnapshotKey, into: File, deadline: &Deadline) -> Result<()> {
-        if self.look_snapshot(key, deadline)?.is_none() {
-            return Err(self.ctx.not_found(format!("snapshot {key}")));
-        }
-        self.ensure_unlocked(&self.existing(key.volume, deadline)?.label, deadline)?;
-        let name = self.dataset(key);
-        let lzc = lzc::get().ok_or_else(|| self.ctx.unsupported(STREAMS))?;
-        lzc.send(&name, into.as_fd()).map_err(self.ctx.io(format!("sending {name}")))
+        self.send_stream(key, &into, deadline)
     }
 
     fn receive(&self, id: VolumeId, from: File, deadline: &Deadline) -> Result<()> {
-        let label = self.existing(id, deadline)?.label;
-        if label.kind != VolumeKind::Filesystem || label.copied.is_none() {
-            return Err(self.ctx.precondition(format!("volume {id} is not being copied into")));
-        }
-        let lzc = lzc::get().ok_or_else(|| self.ctx.unsupported(STREAMS))?;
-        self.mounts.unmount(id, deadline)?;
-        // ZFS swaps the dataset's content at the end, and names what was received.
-        let received = format!("{}@{RECEIVED}", self.dataset(id));
-        // One that was stopped right after that.
-        if self.row_of(received.clone(), SNAPSHOT, deadline)?.is_some() {
-            self.unmake_patiently(&received, SNAPSHOT, deadline)?;
-        }
-        let done = lzc.receive(&received, from.as_fd());
-        done.map_err(self.ctx.io(format!("receiving {received}")))?;
-        // That may have taken hours.
-        self.unmake_patiently(&received, SNAPSHOT, &Deadline::after(BUSY))
+        self.receive_stream(id, &from, deadline)
     }
 
     fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<Option<PoolHealth>> {
