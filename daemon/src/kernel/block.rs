@@ -105,7 +105,11 @@ pub enum Content {
 /// no signature anywhere that it knows of.
 pub fn content(path: &Path, deadline: &Deadline) -> Result<Content, ProbeError> {
     let read = |source| ProbeError::Read { path: path.to_owned(), source };
-    let Some(mut file) = claim(path).map_err(read)? else { return Ok(Content::Held) };
+    // Claimed for no longer than it takes to see that it can be: meanwhile nobody else can mount or format it.
+    if claim(path).map_err(read)?.is_none() {
+        return Ok(Content::Held);
+    }
+    let mut file = File::open(path).map_err(read)?;
     let size = size(&file).map_err(read)?;
     if size < 2 * END {
         return Ok(Content::Found(format!("it has only {size} bytes")));
