@@ -1,5 +1,6 @@
 //! A guest from power on to its end.
 
+use crate::accel::Accel;
 use crate::args::{Machine, PAYLOAD_SERIAL};
 use crate::process::Process;
 use crate::qmp::Qmp;
@@ -12,6 +13,10 @@ use std::time::{Duration, Instant};
 /// The line that the images write on the console when they are ready.
 const READY: &str = "orlop: ready";
 const SHELL_LIMIT: Duration = Duration::from_secs(90);
+
+/// What a kernel writes whose second processor no longer gets timer interrupts. QEMU 10.0 loses one of them
+/// in about a hundred emulated boots on a busy host, long before there is a first process.
+const LOST_TIMER: &str = "timer wakeup didn't happen";
 
 /// A guest, on or off. Dropping it cuts its power.
 #[derive(Debug)]
@@ -127,8 +132,25 @@ impl Guest {
         limit: Duration,
         mut progress: impl FnMut(Duration),
     ) -> Result<Duration> {
-        self.wait_console(READY, limit, &mut progress)
-            .with_context(|| format!("waiting until guest {} is ready", self.name))
+        let started = Instant::now();
+        let mut waited = self.wait_console(READY, limit, &mut progress);
+        if waited.is_err() && self.lost_its_timer()? {
+            // Not the guest's fault, nor what is tested: once more, and no secret. To its disks it is a power cut.
+            eprintln!(
+                "guest {}: the emulator lost a timer interrupt while it booted: powered on again",
+                self.name
+            );
+            self.power_cut()?;
+            self.power_on()?;
+            waited = self.wait_console(READY, limit.saturating_sub(started.elapsed()), &mut progress);
+        }
+        waited.with_context(|| format!("waiting until guest {} is ready", self.name))
+    }
+
+    /// Whether this boot ended where an emulated processor stopped (see [`LOST_TIMER`]).
+    fn lost_its_timer(&self) -> Result<bool> {
+        let console = self.console()?;
+        Ok(self.machine.accel == Accel::Tcg && console.contains(LOST_TIMER) && !console.contains(READY))
     }
 
     /// Waits for a text on the console since power on. The error has the last
@@ -145,7 +167,7 @@ impl Guest {
                 return Ok(self.powered_on.elapsed());
             }
             self.alive()?;
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || self.lost_its_timer()? {
                 bail!("no {text:?} on the console within {limit:?}; it ends with\n{}", self.console_tail());
             }
             progress(self.powered_on.elapsed());
