@@ -140,7 +140,7 @@ impl Initiator {
 
     /// How many records are acknowledged so far.
     pub fn acknowledged(&mut self, name: &str) -> Result<u64> {
-        Ok(self.run(&format!("cat /run/{name}.acks 2>/dev/null | wc -l"))?.trim().parse()?)
+        Ok(self.run(&format!("wc -l 2>/dev/null </run/{name}.acks || echo 0"))?.trim().parse()?)
     }
 
     /// `running`, `done` or `failed`.

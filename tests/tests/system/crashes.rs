@@ -99,15 +99,14 @@ pub fn kill_at_every_failpoint(w: &mut World) -> Result<()> {
     }
     w.lab.on_appliance(&format!(
         "mkdir -p /run/systemd/system/orlopd.service.d && cat >/run/systemd/system/orlopd.service.d/failpoint.conf <<EOF\n\
-         [Service]\nExecStart=\nExecStart={payload}/orlopd\nEnvironmentFile=-/run/failpoint\nEOF\n\
+         [Service]\nExecStart=\nExecStart={payload}/orlopd\nEnvironmentFile=-/run/failpoint\nRestartSec=100ms\nEOF\n\
          systemctl daemon-reload && echo ORLOP_FAILPOINT={}.{} >/run/failpoint && systemctl restart orlopd",
         places[0].1, places[0].2
     ))?;
     w.lab.wait_api()?;
     for (n, &(pool, verb, stage)) in places.iter().enumerate() {
         let next = places.get(n + 1).map_or("none".to_string(), |(_, verb, stage)| format!("{verb}.{stage}"));
-        w.lab.on_appliance(&format!("echo ORLOP_FAILPOINT={next} >/run/failpoint"))?;
-        kill_at(w, pool, verb, stage).with_context(|| format!("{verb}.{stage} on {pool}"))?;
+        kill_at(w, pool, verb, stage, &next).with_context(|| format!("{verb}.{stage} on {pool}"))?;
     }
     w.lab.on_appliance(
         "rm -rf /run/systemd/system/orlopd.service.d && systemctl daemon-reload && systemctl restart orlopd",
@@ -149,14 +148,15 @@ fn leftovers(w: &mut World) -> Result<String> {
     ))
 }
 
-fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str) -> Result<()> {
+/// Kills the daemon at this place, with the next one armed in the daemon that follows.
+fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str, next: &str) -> Result<()> {
     const GROWN: ByteSize = ByteSize(128 << 20);
     let host = w.host(1)?;
     let name = name(pool, verb, stage);
     let by_name = VolumeRef::Name(name.parse()?);
     let snapshot = shot(&name.parse()?)?;
     let restarts = "systemctl show orlopd -p NRestarts --value";
-    let started = w.lab.on_appliance(restarts)?;
+    let started = w.lab.on_appliance(&format!("echo ORLOP_FAILPOINT={next} >/run/failpoint; {restarts}"))?;
     #[allow(clippy::result_large_err, reason = "a test's")]
     let act = |w: &World| match verb {
         "create_volume" => w.api(w.lab.api.create_volume(&ask(&name, pool, 64))).map(drop),
@@ -171,12 +171,14 @@ fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str) -> Result<()> {
     };
     ensure!(act(w).is_err(), "it was answered, so it was not killed");
     w.lab.wait_api()?;
-    ensure!(w.lab.on_appliance(restarts)? != started, "it was not killed");
+    let now = w.lab.on_appliance(&format!("{restarts}; ls /sys/kernel/config/nvmet/subsystems"))?;
+    let (restarted, served) = now.split_once('\n').context("no answer")?;
+    ensure!(restarted != started.trim(), "it was not killed");
 
     // What was in flight has been carried out or undone, whole: journal, pool and kernel agree.
     if let Ok(volume) = w.api(w.lab.api.volume(&by_name)) {
         ensure!(volume.state == VolumeState::Ready, "{volume:?}");
-        let exported = w.lab.target_tree()?.contains(&format!("subsystems/{}", volume.nqn));
+        let exported = served.lines().any(|nqn| nqn == volume.nqn.as_str());
         ensure!(exported != volume.hosts.is_empty(), "exported: {exported}, hosts: {:?}", volume.hosts);
     }
     // The same request again ends as if nothing had happened.
