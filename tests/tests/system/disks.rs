@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use orlop_api::{
     ByteSize, ErrorKind, PoolCreate, PoolExpand, PoolHealth, PoolHealthState, PoolLayout, PoolName,
-    PoolReplace, PoolScanKind, PoolScanState, PoolState, VolumeState,
+    PoolReplace, PoolScanKind, PoolScanState, PoolState, VolumeRef, VolumeState,
 };
 use orlop_tests::wait_for;
 
@@ -192,32 +192,50 @@ pub fn pool_survives_lost_disks(w: &mut World) -> Result<()> {
         ensure!(h.state == PoolHealthState::Ok, "{layout:?}: {h:#?}");
         w.api(w.lab.api.delete_pool(&pool))?;
     }
-    spare_takes_the_place_of_a_lost_disk(w, &ask)
+    Ok(())
 }
 
-/// Nobody asks for it: the spare takes the place by itself, and steps back when the disk is there again.
-fn spare_takes_the_place_of_a_lost_disk(w: &mut World, ask: &PoolCreate) -> Result<()> {
-    let ask = PoolCreate { disks: vec![disk(1), disk(2)], spares: vec![disk(4)], ..ask.clone() };
-    w.api(w.lab.api.create_pool(&ask))?;
-    let pool = name()?;
-    let volume = w.volume("spared", POOL, 64)?;
-    let spare_is = |h: &PoolHealth, state: &str| {
-        h.disks.iter().any(|d| d.part.as_deref() == Some("spares") && d.state == state)
+/// Whether the spare of the pool is in that state.
+fn spare_is(h: &PoolHealth, state: &str) -> bool {
+    h.disks.iter().any(|d| d.part.as_deref() == Some("spares") && d.state == state)
+}
+
+/// A disk is pulled that a spare can stand in for. That takes half a minute, in which other scenarios go on.
+pub fn lost_disk_has_a_spare(w: &mut World) -> Result<()> {
+    let ask = PoolCreate {
+        name: name()?,
+        disks: vec![disk(1), disk(2)],
+        spares: vec![disk(4)],
+        layout: Some(PoolLayout::Mirror),
+        ..World::zfs_pool()
     };
+    w.api(w.lab.api.create_pool(&ask))?;
+    w.volume("spared", POOL, 64)?;
     wait_health(w, "its health", |h| h.state == PoolHealthState::Ok && spare_is(h, "avail"))?;
     pull(w, 1)?;
+    let h = wait_health(w, "a pulled disk to be noticed", |h| h.state == PoolHealthState::Degraded)?;
+    ensure!(alarmed(w)?, "no alarm for {h:#?}");
+    Ok(())
+}
+
+/// Nobody asked for it: the spare takes the place by itself.
+pub fn spare_takes_the_place(w: &mut World) -> Result<()> {
     let h = wait_health(w, "the spare to take the place", |h| spare_is(h, "inuse"))?;
     ensure!(h.reason.as_ref().is_some_and(|r| r.contains("is taken by spare")), "it does not say so: {h:#?}");
     ensure!(alarmed(w)?, "no alarm for {h:#?}");
-    put_back(w)?;
+    put_back(w)
+}
+
+/// And steps back, half a minute after the disk is there again.
+pub fn spare_steps_back(w: &mut World) -> Result<()> {
     let h = wait_health(w, "the spare to be free again", |h| {
         h.state == PoolHealthState::Ok && spare_is(h, "avail")
     })?;
     ensure!(h.disks.len() == 3 && !alarmed(w)?, "{h:#?}");
     println!("     a spare stepped in and back: {}", scan(&h));
+    let volume = w.api(w.lab.api.volume(&VolumeRef::Name("spared".parse()?)))?;
     w.remove(&volume)?;
-    w.api(w.lab.api.delete_pool(&pool))?;
-    Ok(())
+    Ok(w.api(w.lab.api.delete_pool(&name()?))?)
 }
 
 fn scan(h: &PoolHealth) -> String {
