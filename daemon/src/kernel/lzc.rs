@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use rustix::io::Errno;
 
 /// The interface versions that the signatures below are of (OpenZFS 2.0 and later).
 const CORE: &str = "libzfs_core.so.3";
@@ -37,29 +38,36 @@ const SEND_FLAGS: c_int = 1 | 2;
 const INSTRUCTIONS: u64 = 10_000_000;
 const MEMORY: u64 = 10 << 20;
 
-/// Reads a dataset, and of a zvol the native properties `p1`, `p2`... as `v1`, `v2`..., of a file system
-/// `f1`, `f2`... No answer at all where it does not exist.
+/// Reads the datasets `d1`, `d2`... as `r1`, `r2`..., each with the user property `k1`, `k2`...; of a zvol the native
+/// properties `p1`, `p2`... as `v1`, `v2`..., of a file system `f1`, `f2`... Nothing where one does not exist.
 const READ: &str = r#"
 local a = ...
-local r = {}
-if zfs.exists(a["dataset"]) then
-    r["type"] = zfs.get_prop(a["dataset"], "type")
-    local sizes = { volume = "volsize", filesystem = "refquota" }
-    local lists = { volume = "p", filesystem = "f" }
-    local size, list = sizes[r["type"]], lists[r["type"]]
-    if size then
-        local n = zfs.get_prop(a["dataset"], size)
-        if n then r["size"] = n end
-        local i = 1
-        while a[list .. i] do
-            local v = zfs.get_prop(a["dataset"], a[list .. i])
-            if v then r["v" .. i] = "" .. v end
-            i = i + 1
+local sizes = { volume = "volsize", filesystem = "refquota" }
+local lists = { volume = "p", filesystem = "f" }
+local all = {}
+local d = 1
+while a["d" .. d] do
+    local name = a["d" .. d]
+    if zfs.exists(name) then
+        local r = {}
+        r["type"] = zfs.get_prop(name, "type")
+        local size, list = sizes[r["type"]], lists[r["type"]]
+        if size then
+            local n = zfs.get_prop(name, size)
+            if n then r["size"] = n end
+            local i = 1
+            while a[list .. i] do
+                local v = zfs.get_prop(name, a[list .. i])
+                if v then r["v" .. i] = "" .. v end
+                i = i + 1
+            end
         end
+        r["text"] = zfs.get_prop(name, a["k" .. d])
+        all["r" .. d] = r
     end
-    r["text"] = zfs.get_prop(a["dataset"], a["key"])
+    d = d + 1
 end
-return r
+return all
 "#;
 
 /// Sets a user property.
@@ -287,39 +295,49 @@ impl Lzc {
         errno(code)
     }
 
-    /// Reads one dataset's size, one user property and any native ones, all at one instant: those of a zvol,
+    /// Reads of each dataset its size, one user property and any native ones, all at one instant: those of a zvol,
     /// or as many others of a file system. `None`: there is no such dataset.
     pub fn read(
         &self,
         pool: &str,
-        dataset: &str,
-        key: &str,
+        datasets: &[(String, &str)],
         native: &[&str],
         of_filesystems: &[&str],
-    ) -> io::Result<Option<Dataset>> {
-        let names =
-            |list: &str, of: &[&str]| (1..=of.len()).map(|i| format!("{list}{i}")).collect::<Vec<_>>();
-        let (p, f) = (names("p", native), names("f", of_filesystems));
-        let mut arguments = vec![("dataset", dataset), ("key", key)];
-        arguments.extend(p.iter().map(String::as_str).zip(native.iter().copied()));
-        arguments.extend(f.iter().map(String::as_str).zip(of_filesystems.iter().copied()));
+    ) -> io::Result<Vec<Option<Dataset>>> {
+        let numbered = |letter: &str, n: usize| format!("{letter}{}", n + 1);
+        let mut arguments: Vec<(String, &str)> = Vec::new();
+        for (n, (dataset, key)) in datasets.iter().enumerate() {
+            arguments.push((numbered("d", n), dataset));
+            arguments.push((numbered("k", n), key));
+        }
+        for (letter, names) in [("p", native), ("f", of_filesystems)] {
+            arguments.extend(names.iter().enumerate().map(|(n, name)| (numbered(letter, n), *name)));
+        }
+        let arguments: Vec<(&str, &str)> = arguments.iter().map(|(k, v)| (k.as_str(), *v)).collect();
         let answer = self.run(self.program_nosync, pool, READ, &arguments)?;
-        let result = self.result(&answer)?;
-        let Some(kind) = self.string(result, "type")? else { return Ok(None) };
+        let all = self.result(&answer)?;
+        let found = |n| match self.list(all, &numbered("r", n))? {
+            Some(list) => self.dataset(list, native.len()).map(Some),
+            None => Ok(None),
+        };
+        (0..datasets.len()).map(found).collect()
+    }
+
+    /// One dataset of an answer.
+    fn dataset(&self, list: Nvlist, natives: usize) -> io::Result<Dataset> {
         let size = || -> io::Result<Option<u64>> {
             let mut size = 0i64;
             // SAFETY: a live list; the number is where the answer goes.
-            errno(unsafe { (self.get_i64)(result, c"size".as_ptr(), &mut size) })?;
+            errno(unsafe { (self.get_i64)(list, c"size".as_ptr(), &mut size) })?;
             Ok(Some(u64::try_from(size).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?))
         };
-        let (volsize, refquota) = match kind.as_str() {
-            "volume" => (size()?, None),
-            "filesystem" => (None, size()?),
+        let (volsize, refquota) = match self.string(list, "type")?.as_deref() {
+            Some("volume") => (size()?, None),
+            Some("filesystem") => (None, size()?),
             _ => (None, None),
         };
-        let native: io::Result<_> =
-            (1..=native.len()).map(|i| self.string(result, &format!("v{i}"))).collect();
-        Ok(Some(Dataset { volsize, refquota, text: self.string(result, "text")?, native: native? }))
+        let native: io::Result<_> = (1..=natives).map(|i| self.string(list, &format!("v{i}"))).collect();
+        Ok(Dataset { volsize, refquota, text: self.string(list, "text")?, native: native? })
     }
 
     /// Sets a user property of one dataset. It is durable when this returns.
@@ -362,10 +380,20 @@ impl Lzc {
 
     /// What the program returned. It lives as long as `answer`.
     fn result(&self, answer: &Properties<'_>) -> io::Result<Nvlist> {
-        let mut result: Nvlist = ptr::null_mut();
-        // SAFETY: a live list; `result` is where the address goes.
-        errno(unsafe { (self.get_list)(answer.list, c"return".as_ptr(), &mut result) })?;
-        Ok(result)
+        self.list(answer.list, "return")?
+            .ok_or_else(|| io::Error::from_raw_os_error(Errno::NOENT.raw_os_error()))
+    }
+
+    /// A list in a live list, as long as that lives. `None`: it is not there.
+    fn list(&self, list: Nvlist, key: &str) -> io::Result<Option<Nvlist>> {
+        let key = text(key)?;
+        let mut found: Nvlist = ptr::null_mut();
+        // SAFETY: a live list; `found` is where the address goes.
+        match unsafe { (self.get_list)(list, key.as_ptr(), &mut found) } {
+            0 => Ok(Some(found)),
+            e if e == Errno::NOENT.raw_os_error() => Ok(None),
+            e => Err(io::Error::from_raw_os_error(e)),
+        }
     }
 
     /// A text in a live list. `None`: it is not there.
@@ -375,7 +403,7 @@ impl Lzc {
         // SAFETY: a live list; `value` is where the address goes.
         match unsafe { (self.get_string)(list, key.as_ptr(), &mut value) } {
             0 => {}
-            e if e == rustix::io::Errno::NOENT.raw_os_error() => return Ok(None),
+            e if e == Errno::NOENT.raw_os_error() => return Ok(None),
             e => return Err(io::Error::from_raw_os_error(e)),
         }
         // SAFETY: the list holds the text, ended by a zero, and is still live.

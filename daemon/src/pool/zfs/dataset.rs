@@ -7,6 +7,7 @@ use orlop_api::{ByteSize, FilesystemKind, Properties, Property, Provisioning, Vo
 
 use crate::kernel::Deadline;
 use crate::kernel::exec::{Output, Tool};
+use crate::kernel::lzc::Dataset;
 use crate::model::{Document, Label, SnapshotKey, SnapshotLabel};
 use crate::pool::context::Context;
 use crate::pool::rules::adoptable;
@@ -100,6 +101,22 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// As the library reads it, with a volume's label or a snapshot's.
+    pub fn read(name: &str, of_volume: bool, d: Dataset) -> Self {
+        let (label, snapshot) = if of_volume { (d.text, None) } else { (None, d.text) };
+        Self {
+            name: name.into(),
+            volume: d.volsize.is_some(),
+            volsize: d.volsize,
+            refquota: d.refquota.filter(|q| *q > 0),
+            label,
+            snapshot,
+            native: d.native,
+            // Of one that is ours its label says that.
+            encrypted: false,
+        }
+    }
+
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split('\t');
         let (name, kind, size) = (fields.next()?, fields.next()?, fields.next()?);
@@ -226,10 +243,14 @@ pub(super) fn one(
 
 /// All that is below the parent, in one command.
 pub(super) fn list(ctx: &Context, zfs: &Tool, parent: &str, deadline: &Deadline) -> Result<Listing> {
-    let columns = columns();
-    let args = ["list", "-H", "-p", "-t", "filesystem,volume,snapshot", "-o", &columns, "-r", parent];
-    let output = zfs.run(&args, deadline).and_then(Output::success).map_err(|e| ctx.exec(e))?;
+    let output = zfs.run(&list_args(parent), deadline).and_then(Output::success).map_err(|e| ctx.exec(e))?;
     Ok(listing(rows(&output).map_err(|e| ctx.exec(e))?, parent))
+}
+
+/// That command's arguments.
+pub(super) fn list_args(parent: &str) -> [String; 9] {
+    let columns = columns();
+    ["list", "-H", "-p", "-t", "filesystem,volume,snapshot", "-o", &columns, "-r", parent].map(String::from)
 }
 
 /// The zvols of the zpool that are not below the parent.

@@ -39,6 +39,7 @@ use super::{
     Capacity, Change, KeyRing, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray,
 };
 use crate::kernel::exec::Tool;
+use crate::kernel::lzc::Dataset;
 use crate::kernel::mount::Mount;
 use crate::kernel::{Deadline, fs, lzc};
 use crate::model::{Document, Label, PoolChange, PoolMedium, PoolSpec, SnapshotKey, SnapshotLabel};
@@ -121,59 +122,58 @@ impl ZfsPool {
         format!("{}/{key}", self.parent())
     }
 
-    /// One row, straight from ZFS. `None`: there is no dataset of that name.
-    fn row(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Row>> {
-        self.row_of(self.dataset(id), LABEL, deadline)
+    /// Rows straight from ZFS, each with one of the two labels, all of one instant where the library can answer.
+    /// `None`: there is no dataset of that name.
+    fn rows(&self, asked: &[(String, &str)], deadline: &Deadline) -> Result<Vec<Option<Row>>> {
+        self.ctx.check(deadline, "reading a label")?;
+        if let Some(lzc) = lzc::get() {
+            let (natives, of_filesystems) = (dataset::natives(), dataset::natives_of_filesystems());
+            // Where the library can't answer, the command still may.
+            match lzc.read(self.ctx.pool.as_str(), asked, &natives, &of_filesystems) {
+                Ok(found) => {
+                    let row = |((name, property), found): (&(String, &str), Option<Dataset>)| {
+                        found.map(|d| Row::read(name, *property == LABEL, d))
+                    };
+                    return Ok(asked.iter().zip(found).map(row).collect());
+                }
+                Err(error) => tracing::debug!(?asked, %error, "reading through libzfs_core failed"),
+            }
+        }
+        let one = |name| dataset::one(&self.ctx, &self.zfs, &self.parent(), name, deadline);
+        asked.iter().map(|(name, _)| one(name)).collect()
     }
 
     /// One row, with one of the two labels.
     fn row_of(&self, name: String, property: &str, deadline: &Deadline) -> Result<Option<Row>> {
-        self.ctx.check(deadline, "reading a label")?;
-        if let Some(lzc) = lzc::get() {
-            // Where the library can't answer, the command still may.
-            match lzc.read(
-                self.ctx.pool.as_str(),
-                &name,
-                property,
-                &dataset::natives(),
-                &dataset::natives_of_filesystems(),
-            ) {
-                Ok(found) => {
-                    return Ok(found.map(|d| {
-                        let (volume, volsize, native) = (d.volsize.is_some(), d.volsize, d.native);
-                        let refquota = d.refquota.filter(|q| *q > 0);
-                        let (label, snapshot) =
-                            if property == LABEL { (d.text, None) } else { (None, d.text) };
-                        // Of one that is ours its label says that.
-                        Row { name, volume, volsize, refquota, label, snapshot, native, encrypted: false }
-                    }));
-                }
-                Err(error) => tracing::debug!(name, %error, "reading through libzfs_core failed"),
-            }
+        Ok(self.rows(&[(name, property)], deadline)?.pop().flatten())
+    }
+
+    /// The snapshot that a row is; an error if it is not ours.
+    fn as_snapshot(&self, row: Option<Row>, key: SnapshotKey) -> Result<Option<SnapshotLabel>> {
+        let Some(row) = row else { return Ok(None) };
+        match dataset::snapshot_label(row.snapshot.as_deref(), key) {
+            Ok(label) => Ok(Some(label)),
+            Err(what) => Err(self.ctx.conflict(row.name, format!("{what}; it is left alone"))),
         }
-        dataset::one(&self.ctx, &self.zfs, &self.parent(), &name, deadline)
+    }
+
+    /// The volume that a row is; an error if it is not ours.
+    fn as_volume(&self, row: Option<Row>, id: VolumeId) -> Result<Option<Stored>> {
+        let Some(row) = row else { return Ok(None) };
+        match row.stored(id) {
+            Ok(stored) => Ok(Some(stored)),
+            Err(what) => Err(self.ctx.conflict(row.name, format!("{what}; it is left alone"))),
+        }
     }
 
     /// The snapshot of that key; an error if there is one of its name that is not ours.
     fn look_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Option<SnapshotLabel>> {
-        match self.row_of(self.dataset(key), SNAPSHOT, deadline)? {
-            None => Ok(None),
-            Some(row) => match dataset::snapshot_label(row.snapshot.as_deref(), key) {
-                Ok(label) => Ok(Some(label)),
-                Err(what) => Err(self.ctx.conflict(row.name, format!("{what}; it is left alone"))),
-            },
-        }
+        self.as_snapshot(self.row_of(self.dataset(key), SNAPSHOT, deadline)?, key)
     }
 
     /// The volume of that id; `None` if there is no dataset; an error if there is one that is not ours.
     fn look(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>> {
-        match self.row(id, deadline)? {
-            None => Ok(None),
-            Some(row) => match row.stored(id) {
-                Ok(stored) => Ok(Some(stored)),
-                Err(what) => Err(self.ctx.conflict(row.name, format!("{what}; it is left alone"))),
-            },
-        }
+        self.as_volume(self.row_of(self.dataset(id), LABEL, deadline)?, id)
     }
 
     fn existing(&self, id: VolumeId, deadline: &Deadline) -> Result<Stored> {
@@ -231,8 +231,14 @@ impl ZfsPool {
         self.zfs(&args, deadline)
     }
 
-    /// The creation itself. What came of it is read back by the caller.
-    fn make(&self, label: &Label, text: &str, deadline: &Deadline) -> Result<()> {
+    /// The creation itself, of a linked clone `from` its snapshot. What came of it is read back by the caller.
+    fn make(
+        &self,
+        label: &Label,
+        from: Option<&SnapshotLabel>,
+        text: &str,
+        deadline: &Deadline,
+    ) -> Result<()> {
         let name = self.dataset(label.id);
         // The kernel knows the values of these by numbers of its own, and libzfs has the table: volumes
         // that set any take the command.
@@ -243,9 +249,8 @@ impl ZfsPool {
             settings.extend(dataset::record_size(&label.properties));
             settings.extend(sizes(label));
         }
-        let linked = label.source.is_some_and(|s| s.mode == SourceMode::Linked);
         // A clone is encrypted as its origin is, and takes no key of its own.
-        let key = match label.encryption.filter(|_| !linked) {
+        let key = match label.encryption.filter(|_| from.is_none()) {
             Some(encryption) => {
                 settings.extend(encryption::SETTINGS.map(String::from));
                 Some(self.key(encryption)?)
@@ -261,8 +266,8 @@ impl ZfsPool {
             let done = self.zfs.run_with(&args, key.as_ref().map(EncryptionKey::expose), deadline);
             done.and_then(|o| o.success()).map(drop).map_err(|e| self.ctx.exec(e))
         };
-        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
-            let snapshot = self.dataset(source.snapshot);
+        if let Some(from) = from {
+            let snapshot = self.dataset(from.key);
             self.ensure_unlocked(label, deadline)?;
             self.ctx.check(deadline, "cloning a snapshot")?;
             match fast {
@@ -271,7 +276,8 @@ impl ZfsPool {
                     .map_err(self.ctx.io(format!("cloning {snapshot}")))?,
                 None => run([vec!["clone".into()], options, vec![snapshot, name]].concat())?,
             }
-            return self.lengthen(label, deadline);
+            // It has its snapshot's size at first.
+            return if from.size < label.size { self.set_size(label, deadline) } else { Ok(()) };
         }
         if filesystem {
             // -u: where it is mounted, and when, the daemon decides.
@@ -326,15 +332,6 @@ impl ZfsPool {
         args.extend(settings.iter().map(String::as_str));
         args.push(&name);
         self.zfs(&args, deadline)
-    }
-
-    /// A clone has its snapshot's size at first. Its label has the size that it is to have, so a crash
-    /// in between is seen.
-    fn lengthen(&self, label: &Label, deadline: &Deadline) -> Result<()> {
-        match self.look(label.id, deadline)? {
-            Some(have) if have.size < label.size => self.set_size(label, deadline),
-            _ => Ok(()),
-        }
     }
 
     /// After a failed reservation: says so if space is what was missing, judged by the space there is.
@@ -416,6 +413,12 @@ fn parent(pool: &PoolName) -> String {
     format!("{pool}/orlop")
 }
 
+/// What `list` asks zfs(8).
+#[cfg(any(test, feature = "contract"))]
+pub(super) fn listing_command(pool: &PoolName) -> Vec<String> {
+    dataset::list_args(&parent(pool)).to_vec()
+}
+
 impl Pool for ZfsPool {
     fn kind(&self) -> PoolKind {
         PoolKind::Zfs
@@ -450,8 +453,8 @@ impl Pool for ZfsPool {
         let known = |have: &Stored| -> Result<Change> {
             check_same(&self.ctx, &have.label, label)?;
             if have.size < label.size && label.source.is_some() {
-                // What made it was stopped before it had its size.
-                return self.lengthen(label, deadline).map(|()| Change::Unchanged);
+                // What made it was stopped before it had its size: its label says which.
+                return self.set_size(label, deadline).map(|()| Change::Unchanged);
             }
             if have.size != label.size {
                 let detail = format!("the dataset has {}, not {}", have.size, label.size);
@@ -459,14 +462,23 @@ impl Pool for ZfsPool {
             }
             Ok(Change::Unchanged)
         };
-        if let Some(have) = self.look(label.id, deadline)? {
+        // What there is of the name, and of what it is made from: in one question.
+        let source = label.source.filter(|s| s.mode == SourceMode::Linked).map(|s| s.snapshot);
+        let mut asked = vec![(self.dataset(label.id), LABEL)];
+        if let Some(of) = source {
+            asked.extend([(self.dataset(of), SNAPSHOT), (self.dataset(of.volume), LABEL)]);
+        }
+        let mut rows = self.rows(&asked, deadline)?.into_iter();
+        if let Some(have) = self.as_volume(rows.next().flatten(), label.id)? {
             return known(&have);
         }
-        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
-            if self.look_snapshot(source.snapshot, deadline)?.is_none() {
-                return Err(self.ctx.not_found(format!("snapshot {}", source.snapshot)));
-            }
-            check_clone(&self.ctx, &self.existing(source.snapshot.volume, deadline)?.label, label)?;
+        let mut from = None;
+        if let Some(of) = source {
+            let snapshot = self.as_snapshot(rows.next().flatten(), of)?;
+            from = Some(snapshot.ok_or_else(|| self.ctx.not_found(format!("snapshot {of}")))?);
+            let volume = self.as_volume(rows.next().flatten(), of.volume)?;
+            let volume = volume.ok_or_else(|| self.ctx.not_found(format!("volume {}", of.volume)))?;
+            check_clone(&self.ctx, &volume.label, label)?;
         }
         // For a thin one only the total matters, and that changes when disks are added: asked again
         // only if the one that was seen last would not do.
@@ -474,7 +486,7 @@ impl Pool for ZfsPool {
         if label.provisioning == Provisioning::Thick || label.size > seen.total {
             check_room(&self.ctx, label, label.size.bytes(), self.capacity(deadline)?)?;
         }
-        match self.make(label, &text, deadline) {
+        match self.make(label, from.as_ref(), &text, deadline) {
             Ok(()) => Ok(Change::Done),
             Err(error) => match self.look(label.id, deadline)? {
                 // It failed because it was there.
@@ -617,15 +629,23 @@ impl Pool for ZfsPool {
     fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
         let mut there = 0;
         let mut wanted = Vec::with_capacity(labels.len());
+        // Each snapshot that there may be and its volume: in one question.
+        let asked: Vec<_> = labels
+            .iter()
+            .flat_map(|l| [(self.dataset(l.key), SNAPSHOT), (self.dataset(l.key.volume), LABEL)])
+            .collect();
+        let mut rows = self.rows(&asked, deadline)?.into_iter();
         for label in labels {
-            match self.look_snapshot(label.key, deadline)? {
+            match self.as_snapshot(rows.next().flatten(), label.key)? {
                 Some(have) if have == *label => there += 1,
                 Some(_) => {
                     return Err(self.ctx.conflict(label.key.to_string(), "it exists with another label"));
                 }
                 None => {}
             }
-            let volume = self.existing(label.key.volume, deadline)?;
+            let id = label.key.volume;
+            let volume = self.as_volume(rows.next().flatten(), id)?;
+            let volume = volume.ok_or_else(|| self.ctx.not_found(format!("volume {id}")))?;
             if there == 0 && volume.size != label.size {
                 let detail = format!("its volume has {}, not {}", volume.size, label.size);
                 return Err(self.ctx.conflict(label.key.to_string(), detail));
