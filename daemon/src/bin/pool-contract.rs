@@ -10,7 +10,8 @@
 //!
 //! `--only <text>` before that runs only the checks that have the text in their name. `--leave <file>`
 //! leaves volumes behind, and the specification in a file; after a power cut `--find <file>` alone looks
-//! for them and removes all.
+//! for them and removes all. `--listing <count>` makes that many volumes in a `zfs` pool and prints, five times, the
+//! seconds that a listing takes and those of one `zfs list` of the same.
 
 use std::process::ExitCode;
 
@@ -20,7 +21,7 @@ use orlopd::pool::contract::{self, Subject};
 
 const USAGE: &str =
     "usage: pool-contract zfs|lvm <disk>... | file <directory> | file-disk xfs|btrfs <disk> | sim <directory>
-       pool-contract --find <file>
+       pool-contract --find <file> | --listing <count> zfs <disk>...
 What it is given must be empty, or blank disks: all that is made there is destroyed again.";
 
 fn subject(args: &[&str]) -> Option<Subject> {
@@ -46,7 +47,10 @@ fn subject(args: &[&str]) -> Option<Subject> {
 
 fn env(spec: &PoolSpec) -> PoolEnv {
     let loops_as_disks = matches!(&spec.medium, PoolMedium::FileDisk { disk, .. } if disk.contains("loop"));
-    PoolEnv { loops_as_disks, ..PoolEnv::default() }
+    // Several of these may run on one machine, each with a pool of the same name: an export of one must not unmount
+    // the volumes of another.
+    let volumes = format!("/var/lib/orlop/volumes/of-{}", spec.kind().as_str()).into();
+    PoolEnv { loops_as_disks, volumes, ..PoolEnv::default() }
 }
 
 /// Leaves volumes, and the specification by which they are found, durably.
@@ -61,6 +65,15 @@ fn find(file: &str) -> Result<(), String> {
     let json = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
     let spec: PoolSpec = serde_json::from_str(&json).map_err(|e| e.to_string())?;
     contract::reboot::find(&Subject { env: env(&spec), spec })
+}
+
+fn listing(count: &str, args: &[&str]) -> Result<(), String> {
+    let count = count.parse().map_err(|e| format!("{count}: {e}"))?;
+    let subject = subject(args).filter(|_| args.first() == Some(&"zfs")).ok_or(USAGE)?;
+    for (ours, bare) in contract::scale::listing(&subject, count, 5)? {
+        println!("{ours:.3} {bare:.3}");
+    }
+    Ok(())
 }
 
 fn finish(result: Result<(), String>) -> ExitCode {
@@ -81,6 +94,15 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["--find", file] => return finish(find(file)),
+        ["--listing", count, rest @ ..] => {
+            return match listing(count, rest) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    eprintln!("{why}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         ["--leave", file, rest @ ..] => {
             let Some(subject) = subject(rest) else {
                 eprintln!("{USAGE}");

@@ -14,6 +14,7 @@ mod filesystems;
 pub mod history;
 mod properties;
 pub mod reboot;
+pub mod scale;
 mod snapshots;
 mod space;
 mod strange;

@@ -656,6 +656,12 @@ pub fn create(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box
     })
 }
 
+/// The one zfs(8) command with which a ZFS pool lists all that is in it, for measuring beside it.
+#[cfg(any(test, feature = "contract"))]
+pub fn zfs_listing(pool: &PoolName) -> Vec<String> {
+    zfs::listing_command(pool)
+}
+
 /// Opens a pool that exists: imports or mounts it where that has not been done since the machine
 /// started. `NotFound` if it is not there. Makes nothing. Blocking: from a lane.
 pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<dyn Pool>> {

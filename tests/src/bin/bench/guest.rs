@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use orlop_api::{HostPut, PoolCreate, PoolKind};
-use orlop_tests::{Initiator, Lab, LabOptions};
+use orlop_tests::{Initiator, Lab, LabOptions, instrumented};
 
 use crate::results::Results;
 
@@ -15,7 +15,8 @@ const ROUNDS: usize = 5;
 
 pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     let mut options = LabOptions::new(root.join("bench/guests"));
-    options.disks = vec![("disk0".into(), 8 << 30)];
+    options.disks = vec![("disk0".into(), 8 << 30), ("disk1".into(), 8 << 30)];
+    options.payload.push(instrumented("pool-contract")?);
     options.links = 1;
     let mut lab = Lab::start(&options, |_| {})?;
     let mut boots = vec![lab.boot.as_secs_f64()];
@@ -47,7 +48,26 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     results.add("guest: POST to attached / bare, in turn", &one, "ratio", true, Some(1.3));
     results.add("guest: POST to attached / bare, 8 at once", &many, "ratio", true, Some(0.7));
     pool_verbs(&mut lab, results)?;
+    long_listing(&mut lab, results)?;
     lab.appliance.shutdown(Duration::from_secs(60))
+}
+
+/// A listing of ten thousand volumes with their labels, as at a start, beside one `zfs list` of the same columns.
+fn long_listing(lab: &mut Lab, results: &mut Results) -> Result<()> {
+    let payload = lab.appliance.mount_payload()?.to_string();
+    let command = format!("{payload}/pool-contract --listing 10000 zfs /dev/disk/by-id/virtio-disk1");
+    let out = lab.appliance.shell_ok(&command, Duration::from_secs(1800))?;
+    let pair = |line: &str| -> Option<(f64, f64)> {
+        let (ours, bare) = line.split_once(' ')?;
+        Some((ours.parse().ok()?, bare.trim().parse().ok()?))
+    };
+    let pairs: Option<Vec<_>> = out.lines().map(pair).collect();
+    let pairs = pairs.with_context(|| format!("not understood: {out}"))?;
+    let ratios: Vec<f64> = pairs.iter().map(|(ours, bare)| ours / bare).collect();
+    let bare: Vec<f64> = pairs.iter().map(|(_, bare)| *bare).collect();
+    results.add("guest: zfs list of 10,000 labelled volumes", &bare, "s", true, None);
+    results.add("guest: listing of 10,000 volumes / zfs list", &ratios, "ratio", true, Some(1.2));
+    Ok(())
 }
 
 /// What is done to volumes in a pool, in the order in which it can be done.
