@@ -5,7 +5,7 @@
 //! commands do the same work. Errors are errno values.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
@@ -68,6 +68,12 @@ while a["d" .. d] do
     d = d + 1
 end
 return all
+"#;
+
+/// How much a dataset uses with all below it, and how much more it could.
+const SPACE: &str = r#"
+local a = ...
+return { used = zfs.get_prop(a["dataset"], "used"), available = zfs.get_prop(a["dataset"], "available") }
 "#;
 
 /// Sets a user property.
@@ -323,14 +329,24 @@ impl Lzc {
         (0..datasets.len()).map(found).collect()
     }
 
+    /// Bytes that a zpool's datasets use, and that they could take more.
+    pub fn space(&self, pool: &str) -> io::Result<(u64, u64)> {
+        let answer = self.run(self.program_nosync, pool, SPACE, &[("dataset", pool)])?;
+        let result = self.result(&answer)?;
+        Ok((self.number(result, c"used")?, self.number(result, c"available")?))
+    }
+
+    /// A number that is in a live list.
+    fn number(&self, list: Nvlist, key: &CStr) -> io::Result<u64> {
+        let mut number = 0i64;
+        // SAFETY: a live list; the number is where the answer goes.
+        errno(unsafe { (self.get_i64)(list, key.as_ptr(), &mut number) })?;
+        u64::try_from(number).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
     /// One dataset of an answer.
     fn dataset(&self, list: Nvlist, natives: usize) -> io::Result<Dataset> {
-        let size = || -> io::Result<Option<u64>> {
-            let mut size = 0i64;
-            // SAFETY: a live list; the number is where the answer goes.
-            errno(unsafe { (self.get_i64)(list, c"size".as_ptr(), &mut size) })?;
-            Ok(Some(u64::try_from(size).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?))
-        };
+        let size = || self.number(list, c"size").map(Some);
         let (volsize, refquota) = match self.string(list, "type")?.as_deref() {
             Some("volume") => (size()?, None),
             Some("filesystem") => (None, size()?),
@@ -407,7 +423,7 @@ impl Lzc {
             e => return Err(io::Error::from_raw_os_error(e)),
         }
         // SAFETY: the list holds the text, ended by a zero, and is still live.
-        let value = unsafe { std::ffi::CStr::from_ptr(value) };
+        let value = unsafe { CStr::from_ptr(value) };
         let value = value.to_str().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         Ok(Some(value.to_string()))
     }

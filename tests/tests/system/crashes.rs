@@ -135,7 +135,7 @@ fn name(pool: &str, verb: &str, stage: &str) -> String {
 }
 
 /// The snapshot of a volume that has the same name.
-fn shot(volume: &VolumeName) -> Result<SnapshotCreate> {
+pub fn shot(volume: &VolumeName) -> Result<SnapshotCreate> {
     Ok(SnapshotCreate { name: volume.as_str().parse()?, volume: volume.clone().into() })
 }
 

@@ -1,15 +1,18 @@
 //! Disks that fail under a pool that survives it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use orlop_api::{
     ByteSize, ErrorKind, PoolCreate, PoolExpand, PoolHealth, PoolHealthState, PoolLayout, PoolName,
-    PoolReplace, PoolScanKind, PoolScanState, PoolState, VolumeRef, VolumeState,
+    PoolReplace, PoolScanKind, PoolScanState, PoolState, SnapshotRef, SourceMode, VolumeRef, VolumeState,
+    VolumeUpdate, When,
 };
 use orlop_tests::wait_for;
 
-use crate::world::{World, refused};
+use crate::crashes::shot;
+use crate::snapshots::{from, ready};
+use crate::world::{World, ask, refused};
 
 const POOL: &str = "safe";
 
@@ -49,6 +52,88 @@ fn pull(w: &mut World, n: u8) -> Result<()> {
     Ok(())
 }
 
+/// A disk is pulled while everything is done that can be done in the pool. The other half of the mirror is there, so
+/// all of it succeeds, and leaves what it should.
+fn pulled_under_everything(w: &mut World) -> Result<()> {
+    // Of one's own each, so that nothing waits for another.
+    for name in ["snapped", "cloned", "copied", "grown", "attached"] {
+        w.volume(name, POOL, 64)?;
+    }
+    let host = w.host(1)?;
+    w.api(w.lab.api.create_snapshot(&shot(&"cloned".parse()?)?))?;
+    let node = format!("$(readlink -f /sys/block/$(basename $(readlink -f {}))/device/..)", disk(1));
+    // In a second, when all are under way.
+    w.lab.on_appliance(&format!(
+        "n={node}; test -e $n/remove; (sleep 1; echo 1 >$n/remove) >/dev/null 2>&1 &"
+    ))?;
+    let until = Instant::now() + Duration::from_secs(4);
+    let api = &w.lab.api;
+    let by_name = |name: &str| -> Result<VolumeRef> { Ok(VolumeRef::Name(name.parse()?)) };
+    let created = async {
+        let name = by_name("created")?;
+        while Instant::now() < until {
+            api.create_volume(&ask("created", POOL, 64)).await.context("create")?;
+            api.delete_volume(&name).await.context("delete")?;
+        }
+        anyhow::Ok(())
+    };
+    let snapped = async {
+        while Instant::now() < until {
+            let taken = api.create_snapshot(&shot(&"snapped".parse()?)?).await.context("snapshot")?;
+            api.delete_snapshot(&taken.id.into(), When::Now).await.context("delete of a snapshot")?;
+        }
+        anyhow::Ok(())
+    };
+    let cloned = async {
+        let ask = from("clone", POOL, 64, "@cloned", SourceMode::Linked)?;
+        while Instant::now() < until {
+            api.create_volume(&ask).await.context("clone")?;
+            api.delete_volume(&by_name("clone")?).await.context("delete of a clone")?;
+        }
+        anyhow::Ok(())
+    };
+    let copied = async {
+        let ask = from("copy", POOL, 64, "copied", SourceMode::Copied)?;
+        api.create_volume(&ask).await.context("copy")?;
+        anyhow::Ok(())
+    };
+    let mut size = ByteSize(64 << 20);
+    let grown = async {
+        while Instant::now() < until {
+            size = ByteSize(size.0 + (64 << 20));
+            api.update_volume(&by_name("grown")?, &VolumeUpdate::to_size(size)).await.context("grow")?;
+        }
+        anyhow::Ok(())
+    };
+    let attached = async {
+        while Instant::now() < until {
+            api.attach(&by_name("attached")?, &host).await.context("attach")?;
+            api.detach(&by_name("attached")?, &host).await.context("detach")?;
+        }
+        anyhow::Ok(())
+    };
+    let all = async { tokio::try_join!(created, snapped, cloned, copied, grown, attached).map(drop) };
+    w.api(all).context("while a disk was pulled")?;
+
+    let copy = w.api(w.lab.api.volume(&by_name("copy")?))?;
+    ready(w, &copy)?;
+    let grown = w.api(w.lab.api.volume(&by_name("grown")?))?;
+    ensure!((grown.size, grown.state) == (size, VolumeState::Ready), "{grown:?}");
+    for gone in ["created", "clone"] {
+        refused(w.api(w.lab.api.volume(&by_name(gone)?)), ErrorKind::NotFound)?;
+    }
+    w.api(w.lab.api.delete_snapshot(&SnapshotRef::Name("cloned".parse()?), When::Now))?;
+    for name in ["snapped", "cloned", "copied", "copy", "grown", "attached"] {
+        let volume = w.api(w.lab.api.volume(&by_name(name)?))?;
+        ensure!(volume.state == VolumeState::Ready && volume.hosts.is_empty(), "{volume:?}");
+        w.remove(&volume)?;
+    }
+    let made = "zfs list -H -o name -t volume,snapshot -r safe | wc -l";
+    let left = w.lab.on_appliance(made)?;
+    ensure!(left.trim() == "1", "left behind in the pool: {left}");
+    Ok(())
+}
+
 fn put_back(w: &mut World) -> Result<()> {
     w.lab.on_appliance("echo 1 >/sys/bus/pci/rescan; udevadm settle").map(drop)
 }
@@ -73,7 +158,7 @@ pub fn pool_survives_lost_disks(w: &mut World) -> Result<()> {
     w.lab.initiator.start_stream("kept", &path, 0, 100_000)?;
 
     // Pulled and put back: it is noticed at once, and the disk catches up by itself.
-    pull(w, 1)?;
+    pulled_under_everything(w)?;
     let h = wait_health(w, "a pulled disk to be noticed", |h| h.state == PoolHealthState::Degraded)?;
     ensure!(alarmed(w)?, "no alarm for {h:#?}");
     ensure!(h.reason.as_ref().is_some_and(|r| r.contains("safe1")), "it does not say which: {h:#?}");

@@ -11,7 +11,7 @@ use orlop_tests::wait_for;
 
 use crate::world::{BTRFS, LVM, World, XFS, ZFS, ask, refused};
 
-fn from(name: &str, pool: &str, mib: u64, source: &str, mode: SourceMode) -> Result<VolumeCreate> {
+pub fn from(name: &str, pool: &str, mib: u64, source: &str, mode: SourceMode) -> Result<VolumeCreate> {
     let (snapshot, volume) = match source.strip_prefix('@') {
         Some(snapshot) => (Some(snapshot.parse()?), None),
         None => (None, Some(source.parse()?)),
@@ -30,7 +30,7 @@ fn checksum(w: &mut World, volume: &Volume) -> Result<String> {
     Ok(sum)
 }
 
-fn ready(w: &World, volume: &Volume) -> Result<()> {
+pub fn ready(w: &World, volume: &Volume) -> Result<()> {
     wait_for("the copy to be whole", Duration::from_secs(120), || {
         Ok(w.api(w.lab.api.volume(&VolumeRef::Id(volume.id)))?.state == VolumeState::Ready)
     })

@@ -7,7 +7,7 @@ use orlop_api::{ByteSize, FilesystemKind, Properties, Property, Provisioning, Vo
 
 use crate::kernel::Deadline;
 use crate::kernel::exec::{Output, Tool};
-use crate::kernel::lzc::Dataset;
+use crate::kernel::lzc::{self, Dataset};
 use crate::model::{Document, Label, SnapshotKey, SnapshotLabel};
 use crate::pool::context::Context;
 use crate::pool::rules::adoptable;
@@ -318,20 +318,30 @@ pub(super) fn dependants(ctx: &Context, zfs: &Tool, name: &str, deadline: &Deadl
 
 /// Space, as datasets see it: parity and ZFS's own reserve are taken off.
 pub(super) fn capacity(ctx: &Context, zfs: &Tool, deadline: &Deadline) -> Result<Capacity> {
-    let pool = ctx.pool.as_str();
-    let args = ["list", "-H", "-p", "-d", "0", "-o", "used,available", pool];
-    let output = zfs.run(&args, deadline).and_then(Output::success).map_err(|e| ctx.exec(e))?;
-    let text = output.text().map_err(|e| ctx.exec(e))?;
-    let numbers =
-        text.trim_end().split_once('\t').and_then(|(u, a)| Some((u.parse().ok()?, a.parse().ok()?)));
-    let (used, available): (u64, u64) =
-        numbers.ok_or_else(|| ctx.exec(output.unparsed(&format!("{text:?}"))))?;
+    let (used, available) = match lzc::get().map(|lzc| lzc.space(ctx.pool.as_str())) {
+        Some(Ok(space)) => space,
+        // Where the library can't answer, the command still may.
+        Some(Err(error)) => {
+            tracing::debug!(%error, "asking libzfs_core for space failed");
+            capacity_by_command(ctx, zfs, deadline)?
+        }
+        None => capacity_by_command(ctx, zfs, deadline)?,
+    };
     Ok(Capacity {
         total: ByteSize(used.saturating_add(available)),
         used: ByteSize(used),
         available: ByteSize(available),
         metadata_percent: None,
     })
+}
+
+fn capacity_by_command(ctx: &Context, zfs: &Tool, deadline: &Deadline) -> Result<(u64, u64)> {
+    let args = ["list", "-H", "-p", "-d", "0", "-o", "used,available", ctx.pool.as_str()];
+    let output = zfs.run(&args, deadline).and_then(Output::success).map_err(|e| ctx.exec(e))?;
+    let text = output.text().map_err(|e| ctx.exec(e))?;
+    let numbers =
+        text.trim_end().split_once('\t').and_then(|(u, a)| Some((u.parse().ok()?, a.parse().ok()?)));
+    numbers.ok_or_else(|| ctx.exec(output.unparsed(&format!("{text:?}"))))
 }
 
 #[cfg(test)]
