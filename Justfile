@@ -40,6 +40,7 @@ as_root := if `id -u` == "0" { "" } else { "env CARGO_TARGET_X86_64_UNKNOWN_LINU
 
 # The main job, for people who watch. Leaves the appliance running until Ctrl-C; `--exit` ends it.
 demo *args: image
+    cargo build --quiet --package orlop-tests --bin demo --bin stream
     cargo run --quiet --package orlop-tests --bin demo -- {{ args }}
 
 # Measures, beside the bare tools in the same run: target/bench/results.json and a table.
