@@ -212,7 +212,10 @@ impl Core {
         let entry = self.view.read().entry(id).cloned();
         let copied = entry.as_ref().and_then(|v| v.label.copied);
         let Some(mut at) = copied.map(ByteSize::bytes) else { return Ok(End::Stopped) };
-        let thin = entry.is_some_and(|v| v.label.provisioning == Provisioning::Thin);
+        let thin = entry.as_ref().is_some_and(|v| v.label.provisioning == Provisioning::Thin);
+        let encrypted = entry.is_some_and(|v| v.label.encryption.is_some());
+        let anything = encrypted && !to.pool.features().encrypted_zeros;
+        running.watch.write_zeros.store(anything, Ordering::Release);
         running.watch.done.store(at, Ordering::Release);
         while at < size {
             if running.watch.stop.load(Ordering::Acquire) {
@@ -351,6 +354,9 @@ impl Core {
             let ask = label.clone();
             let opened = self.on_pool(to, On::Make, until, move |p, d| open_once(p, &ask, d)).await?;
             verify_opened(&label, opened)?;
+        } else if whole {
+            // It was open to be written, and is read by nobody before it is attached.
+            self.on_pool(to, On::Open, until, move |p, d| p.close(id, d)).await?;
         }
         self.on_pool(to, On::Make, until, move |p, d| p.relabel(&label, d)).await?;
         self.view.write().put_volume(entry);

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use orlop_api::{
-    Alarm, ByteSize, Host, HostName, Page, Pool, PoolFill, PoolHealth, PoolName, PoolState, Progress,
-    Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState, SourceMode, Tenant,
-    Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
+    Alarm, ByteSize, Encryption, Host, HostName, Page, Pool, PoolFill, PoolHealth, PoolName, PoolState,
+    Progress, Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState, SourceMode,
+    Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
 };
+use uuid::Uuid;
 
 use super::space::FillLimits;
 use crate::model::{HostRecord, Identity, Label, LabelHost, NqnPrefix, PoolSpec, SnapshotKey, SnapshotLabel};
@@ -190,13 +191,26 @@ impl View {
 
     /// Whether it takes a key that is not here.
     pub fn is_locked(&self, v: &VolumeEntry) -> bool {
-        v.label.encryption.is_some_and(|e| self.locked.contains(&e.key_of))
+        self.is_locked_key(v.label.encryption)
+    }
+
+    /// Whether what is encrypted so takes a key that is not here.
+    pub fn is_locked_key(&self, encryption: Option<Encryption>) -> bool {
+        encryption.is_some_and(|e| self.locked.contains(&e.key_of))
     }
 
     /// The volumes that have a key, their own or that of the one that they descend from.
     pub fn with_key(&self, key_of: VolumeId) -> Vec<VolumeId> {
         let has = |v: &&VolumeEntry| v.label.encryption.is_some_and(|e| e.key_of == key_of);
         self.volumes.values().filter(has).map(|v| v.label.id).collect()
+    }
+
+    /// Whether anything has that key: a volume, or a snapshot that outlives its volume.
+    pub fn needs_key(&self, key_of: VolumeId, but: Uuid) -> bool {
+        let has = |encryption: Option<Encryption>| encryption.is_some_and(|e| e.key_of == key_of);
+        let volumes = self.volumes.values().map(|v| (v.label.id.uuid(), v.label.encryption));
+        let snapshots = self.snapshots.values().map(|s| (s.label.key.id.uuid(), s.label.encryption));
+        volumes.chain(snapshots).any(|(id, encryption)| id != but && has(encryption))
     }
 
     fn progress_of(&self, v: &VolumeEntry) -> Option<Progress> {

@@ -151,7 +151,8 @@ impl Core {
                 }
                 let of = SourceOf::Snapshot(entry.label.key);
                 let volume = view.entry(entry.label.key.volume);
-                if volume.is_some_and(|v| view.is_locked(v)) {
+                let encryption = entry.label.encryption.or(volume.and_then(|v| v.label.encryption));
+                if view.is_locked_key(encryption) {
                     return Err(Error::Precondition {
                         object: format!("the volume of snapshot {snapshot}"),
                         reason: "is locked: bring its key first".into(),
@@ -163,7 +164,7 @@ impl Core {
                     size: entry.label.size,
                     filesystem: entry.label.filesystem,
                     block_size: volume.and_then(|v| v.label.properties.block_size),
-                    encryption: volume.and_then(|v| v.label.encryption),
+                    encryption,
                     of,
                 })
             }
@@ -340,7 +341,7 @@ impl Core {
             self.destroy_snapshot(key, until).await?;
         }
 
-        let key = self.spent_key(&entry.label);
+        let key = self.spent_key(entry.label.encryption, id.uuid());
         let intent = Intent::DeleteVolume { pool: pool.clone(), volume: id };
         let destroy = self.on_pool(&open, On::Make, until, move |p, d| {
             p.destroy(id, d)?;

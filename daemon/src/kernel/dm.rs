@@ -1,10 +1,12 @@
-//! The device mapper, as far as it is asked here: how full a thin pool is.
+//! The device mapper, as far as it is asked here: which device has a name, and how full a thin pool is.
 //!
-//! Called by `lvm` pools. LVM makes and changes devices; a reading needs no process.
+//! Called by `lvm` pools and for encrypted volumes. LVM and cryptsetup make and change devices; a reading needs no
+//! process.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
@@ -16,6 +18,14 @@ const TARGET: usize = 40;
 /// Room for the header and one target's status.
 const BUFFER: usize = 4096;
 
+/// Where it is asked.
+const CONTROL: &str = "/dev/mapper/control";
+/// `DM_ACTIVE_PRESENT_FLAG` of linux/dm-ioctl.h.
+const ACTIVE_PRESENT: u32 = 1 << 5;
+
+/// DM_DEV_REMOVE and DM_DEV_STATUS of linux/dm-ioctl.h.
+const DM_DEV_REMOVE: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 4);
+const DM_DEV_STATUS: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 7);
 /// DM_TABLE_STATUS of linux/dm-ioctl.h.
 const DM_TABLE_STATUS: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 12);
 
@@ -28,20 +38,92 @@ pub struct ThinStatus {
     pub data: (u64, u64),
 }
 
-/// The status of a thin pool's device, with what is under way committed first. `None`: there is no device
-/// of that name. `InvalidData`: it is no thin pool, or one that has failed.
-pub fn thin_status(name: &str) -> io::Result<Option<ThinStatus>> {
-    let mut buffer = [0u8; BUFFER];
+/// A device of the device mapper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    /// The kernel's own name of it, not a link to it.
+    pub device: PathBuf,
+    /// It has a table, so it can be used. One without is what a command left that was ended before its time.
+    pub is_live: bool,
+}
+
+/// The device of that name, as the kernel knows it: links to it come later. `None`: there is none.
+pub fn look(name: &str) -> io::Result<Option<Mapped>> {
+    let mut buffer = [0u8; HEADER];
+    fill(&mut buffer, name)?;
+    let control = match File::options().read(true).write(true).open(CONTROL) {
+        Ok(control) => control,
+        // A kernel that has no device mapper has no device of it.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    // SAFETY: the kernel reads and writes the header, whose size the opcode gives; any bytes are valid in it.
+    match unsafe { ioctl(&control, Updater::<DM_DEV_STATUS, [u8; HEADER]>::new(&mut buffer)) } {
+        Ok(()) => Ok(Some(mapped(&buffer))),
+        Err(Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Its flags and its number, of which the kernel keeps the minor one's upper bits above the major one.
+fn mapped(header: &[u8; HEADER]) -> Mapped {
+    let word = |at: usize| header[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
+    let number = header[40..48].try_into().map_or(0, u64::from_ne_bytes);
+    let minor = (number & 0xff) | ((number >> 12) & 0xf_ff00);
+    Mapped { device: PathBuf::from(format!("/dev/dm-{minor}")), is_live: word(28) & ACTIVE_PRESENT != 0 }
+}
+
+/// Removes one that has no table.
+pub fn remove(name: &str) -> io::Result<()> {
+    let mut buffer = [0u8; HEADER];
+    fill(&mut buffer, name)?;
+    let control = File::options().read(true).write(true).open(CONTROL)?;
+    // SAFETY: as in `look`.
+    match unsafe { ioctl(&control, Updater::<DM_DEV_REMOVE, [u8; HEADER]>::new(&mut buffer)) } {
+        Ok(()) | Err(Errno::NXIO) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether the kernel has it, or would load it.
+pub fn is_there() -> bool {
+    Path::new(CONTROL).exists()
+}
+
+/// The device of that name that can be used. `None`: there is none.
+pub fn device(name: &str) -> io::Result<Option<PathBuf>> {
+    Ok(look(name)?.filter(|m| m.is_live).map(|m| m.device))
+}
+
+/// The header of a request about a device of that name.
+fn fill(buffer: &mut [u8], name: &str) -> io::Result<()> {
     // Version 4.0.0 of the interface, which every later one answers.
     buffer[0..4].copy_from_slice(&4u32.to_ne_bytes());
-    buffer[12..16].copy_from_slice(&(BUFFER as u32).to_ne_bytes());
+    let length = u32::try_from(buffer.len()).unwrap_or_default();
+    buffer[12..16].copy_from_slice(&length.to_ne_bytes());
     buffer[16..20].copy_from_slice(&(HEADER as u32).to_ne_bytes());
     let room = &mut buffer[48..48 + 127];
     if name.len() > room.len() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is too long")));
     }
     room[..name.len()].copy_from_slice(name.as_bytes());
-    let control = File::options().read(true).write(true).open("/dev/mapper/control")?;
+    Ok(())
+}
+
+/// Whether a mapped device is on that device, and on nothing else.
+pub fn stands_on(mapped: &Path, device: &Path) -> io::Result<bool> {
+    let name = |path: &Path| path.file_name().map(ToOwned::to_owned).unwrap_or_default();
+    let below = Path::new("/sys/block").join(name(mapped)).join("slaves");
+    let found: Vec<_> = std::fs::read_dir(below)?.flatten().map(|e| e.file_name()).collect();
+    Ok(found == [name(device)])
+}
+
+/// The status of a thin pool's device, with what is under way committed first. `None`: there is no device
+/// of that name. `InvalidData`: it is no thin pool, or one that has failed.
+pub fn thin_status(name: &str) -> io::Result<Option<ThinStatus>> {
+    let mut buffer = [0u8; BUFFER];
+    fill(&mut buffer, name)?;
+    let control = File::options().read(true).write(true).open(CONTROL)?;
     // SAFETY: the kernel reads the header, whose size the opcode gives, and writes at most `data_size` bytes
     // of the buffer, which is its length. Any bytes are valid in it.
     match unsafe { ioctl(&control, Updater::<DM_TABLE_STATUS, [u8; BUFFER]>::new(&mut buffer)) } {
@@ -90,6 +172,19 @@ mod tests {
         for bad in ["thin-pool Fail", "thin-pool Error", "linear 0 1/2 3/4", "", "thin-pool 1 2 3"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_device_is_told_by_its_number() {
+        let mut header = [0u8; HEADER];
+        // 253:7, live.
+        header[28..32].copy_from_slice(&(1u32 << 5).to_ne_bytes());
+        header[40..48].copy_from_slice(&0xfd07u64.to_ne_bytes());
+        assert_eq!(mapped(&header), Mapped { device: "/dev/dm-7".into(), is_live: true });
+        // 253:300, without a table.
+        header[28..32].copy_from_slice(&0u32.to_ne_bytes());
+        header[40..48].copy_from_slice(&0x10fd2cu64.to_ne_bytes());
+        assert_eq!(mapped(&header), Mapped { device: "/dev/dm-300".into(), is_live: false });
     }
 
     #[test]

@@ -150,12 +150,37 @@ pub fn tool(kind: Kind) -> Result<Tool, ExecError> {
     })
 }
 
+/// What a file system is made on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// It reads as zeros, and is found to.
+    Zeros,
+    /// It reads as anything: what deciphers it was laid just now over what [`check_blank`] has looked at.
+    Deciphered,
+}
+
 /// Makes a file system on a device or in a file that is blank, as large as that is. It is durable when this
 /// returns. `uuid`: what it is known by.
-pub fn make(kind: Kind, path: &Path, uuid: &str, deadline: &Deadline) -> Result<(), MakeError> {
+pub fn make(
+    kind: Kind,
+    path: &Path,
+    ground: Ground,
+    uuid: &str,
+    deadline: &Deadline,
+) -> Result<(), MakeError> {
     let file = File::options().read(true).write(true).open(path)?;
     let size = super::block::size(&file)?;
-    blank(&file, size)?;
+    match ground {
+        Ground::Zeros => blank(&file, size)?,
+        // What is found there must not look like anything, to the tool or to whoever looks for it later.
+        Ground::Deciphered => {
+            let zeros = vec![0u8; usize::try_from(END.min(size)).unwrap_or_default()];
+            for offset in [0, size - END.min(size)] {
+                file.write_all_at(&zeros, offset)?;
+            }
+            file.sync_all()?;
+        }
+    }
     // Neither is told to force anything: mkfs.xfs looks for signatures itself, which is a second pair of eyes.
     // Neither discards: there is nothing to discard, and a thick volume would lose what is reserved.
     let (name, args): (&'static str, Vec<String>) = match kind {
@@ -163,7 +188,10 @@ pub fn make(kind: Kind, path: &Path, uuid: &str, deadline: &Deadline) -> Result<
             let uuid = ["-U", uuid].map(String::from);
             // All zeros already: the kernel need not write them into tables behind the answer, which would
             // take space of a thin volume. Nothing is kept back for root: its users are elsewhere.
-            let zeroed = ["-E", "nodiscard,assume_storage_prezeroed=1"].map(String::from);
+            let zeroed = match ground {
+                Ground::Zeros => ["-E", "nodiscard,assume_storage_prezeroed=1"].map(String::from),
+                Ground::Deciphered => ["-E", "nodiscard"].map(String::from),
+            };
             let rest = ["-q", "-b", "4096", "-m", "0"].map(String::from);
             ("mkfs.ext4", [&rest[..], &uuid, &zeroed].concat())
         }
@@ -185,6 +213,13 @@ pub fn make(kind: Kind, path: &Path, uuid: &str, deadline: &Deadline) -> Result<
         Some(found) => unverified(format!("{} of {} bytes", found.kind.fstype(), found.size)),
         None => unverified("no file system".into()),
     }
+}
+
+/// [`make`]'s own look at what it is given, for what is laid between the two.
+pub fn check_blank(path: &Path) -> Result<(), MakeError> {
+    let file = File::open(path)?;
+    let size = super::block::size(&file)?;
+    blank(&file, size)
 }
 
 /// Refuses what has anything at its ends. Where nothing was written a file is not read.
@@ -345,13 +380,30 @@ mod tests {
     fn both_are_made_in_files_and_found() {
         for (kind, mib) in [(Kind::Ext4, 16), (Kind::Ext4, 200), (Kind::Xfs, 300), (Kind::Xfs, 1024)] {
             let t = file(mib);
-            make(kind, t.path(), UUID, &soon()).unwrap();
+            make(kind, t.path(), Ground::Zeros, UUID, &soon()).unwrap();
             let found = find(t.as_file()).unwrap().unwrap();
             assert_eq!(found.kind, kind);
             assert!(whole(found, mib << 20), "{kind:?} {mib}: {}", found.size);
             assert_eq!(super::super::block::size(t.as_file()).unwrap(), mib << 20, "{kind:?}");
             // No second time: there is data now.
-            assert!(matches!(make(kind, t.path(), UUID, &soon()), Err(MakeError::NotBlank(_))));
+            assert!(matches!(
+                make(kind, t.path(), Ground::Zeros, UUID, &soon()),
+                Err(MakeError::NotBlank(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn both_are_made_over_what_reads_as_anything() {
+        for (kind, mib) in [(Kind::Ext4, 16), (Kind::Xfs, 300)] {
+            let t = file(mib);
+            assert!(check_blank(t.path()).is_ok());
+            t.as_file().write_all_at(&[0xa5; 4 << 20], 0).unwrap();
+            t.as_file().write_all_at(&[0xa5; 1 << 20], (mib - 1) << 20).unwrap();
+            assert!(matches!(check_blank(t.path()), Err(MakeError::NotBlank(_))));
+            make(kind, t.path(), Ground::Deciphered, UUID, &soon()).unwrap();
+            let found = find(t.as_file()).unwrap().unwrap();
+            assert!(found.kind == kind && whole(found, mib << 20), "{found:?}");
         }
     }
 
@@ -360,7 +412,7 @@ mod tests {
         for (kind, at) in [(Kind::Ext4, 0), (Kind::Xfs, 4096), (Kind::Ext4, (400 << 20) - 1)] {
             let t = file(400);
             t.as_file().write_all_at(b"x", at).unwrap();
-            let refused = make(kind, t.path(), UUID, &soon());
+            let refused = make(kind, t.path(), Ground::Zeros, UUID, &soon());
             assert!(matches!(refused, Err(MakeError::NotBlank(_))), "{refused:?}");
             let mut byte = [0];
             t.as_file().read_exact_at(&mut byte, at).unwrap();

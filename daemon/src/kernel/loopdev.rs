@@ -344,26 +344,35 @@ pub fn refresh_size(number: u32) -> io::Result<()> {
     Ok(unsafe { ioctl(&file, NoArg::<LOOP_SET_CAPACITY>::new()) }?)
 }
 
-/// Unbinds a device that is `key`'s, and waits until it is unbound. Fine if it is not bound to that.
-pub fn detach(number: u32, key: &Key, deadline: &Deadline) -> Result<(), LoopError> {
+/// Unbinds a device that is `key`'s as soon as nobody has it open, even if this process does not live to see that.
+/// Whether it was bound to that.
+pub fn let_go(number: u32, key: &Key) -> Result<bool, LoopError> {
     let what = || format!("detaching loop{number}");
-    let mut events = Uevents::open().map_err(io_error("listening to kernel events"))?;
-    let limited = is_limited(number);
     match File::open(device(number)) {
         Ok(file) => {
             // Examined and unbound through one descriptor. Whoever could rebind the number in between
             // would have to unbind it first, and only we unbind ours.
             if examine(&file, key).map_err(io_error(what()))? != Behind::Ours {
-                return Ok(());
+                return Ok(false);
             }
             // SAFETY: LOOP_CLR_FD takes no argument; 0 is passed for it.
             match unsafe { ioctl(&file, IntegerSetter::<LOOP_CLR_FD>::new_usize(0)) } {
-                Ok(()) | Err(Errno::NXIO) => {}
-                Err(e) => return Err(io_error(what())(e.into())),
+                Ok(()) | Err(Errno::NXIO) => Ok(true),
+                Err(e) => Err(io_error(what())(e.into())),
             }
         }
-        Err(e) if matches!(e.raw_os_error(), Some(2 | 6 | 19)) => return Ok(()),
-        Err(e) => return Err(io_error(what())(e)),
+        Err(e) if matches!(e.raw_os_error(), Some(2 | 6 | 19)) => Ok(false),
+        Err(e) => Err(io_error(what())(e)),
+    }
+}
+
+/// Unbinds a device that is `key`'s, and waits until it is unbound. Fine if it is not bound to that.
+pub fn detach(number: u32, key: &Key, deadline: &Deadline) -> Result<(), LoopError> {
+    let what = || format!("detaching loop{number}");
+    let mut events = Uevents::open().map_err(io_error("listening to kernel events"))?;
+    let limited = is_limited(number);
+    if !let_go(number, key)? {
+        return Ok(());
     }
     // Unbinding happens when the last opener closes: that was us, or is udev a moment later, or is
     // someone who still uses it.

@@ -13,6 +13,7 @@ pub mod filesystem;
 pub mod fs;
 pub mod holders;
 pub mod loopdev;
+pub mod luks;
 pub mod lzc;
 pub mod mount;
 pub mod net;

@@ -121,6 +121,9 @@ pub struct SnapshotLabel {
     /// The file system that it is of, which may outlive the volume; none of a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<FilesystemKind>,
+    /// How the volume is encrypted, which may be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// The group that it was taken with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<SnapshotName>,
@@ -178,6 +181,7 @@ impl SnapshotLabel {
             tenant: of.tenant.clone(),
             size: of.size,
             filesystem: of.filesystem,
+            encryption: of.encryption,
             group,
             created: now(),
             deleted: false,
@@ -200,6 +204,9 @@ pub trait Document: Serialize + DeserializeOwned {
 
     /// Whose it is.
     fn key(&self) -> Self::Key;
+
+    /// How what it is written on is encrypted.
+    fn encryption(&self) -> Option<Encryption>;
 
     /// One line of JSON.
     fn to_json(&self) -> String {
@@ -229,6 +236,10 @@ impl Document for Label {
     fn key(&self) -> VolumeId {
         self.id
     }
+
+    fn encryption(&self) -> Option<Encryption> {
+        self.encryption
+    }
 }
 
 impl Document for SnapshotLabel {
@@ -237,6 +248,10 @@ impl Document for SnapshotLabel {
 
     fn key(&self) -> SnapshotKey {
         self.key
+    }
+
+    fn encryption(&self) -> Option<Encryption> {
+        self.encryption
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Direct I/O, so that a copy does not push out of memory what others use. Blocks of zeros are not
 //! written: the new backing reads as zeros there already, and stays thin. Holes of a file are not even
-//! read.
+//! read. Where the backing reads as anything, all is written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -38,6 +38,8 @@ pub struct Watch {
     pub done: AtomicU64,
     /// Set to end the copy at its next block.
     pub stop: AtomicBool,
+    /// Zeros are written too: the target does not read as zeros where nothing was written.
+    pub write_zeros: AtomicBool,
 }
 
 /// What is not written. Compared as a whole, which is several times faster than looking at bytes.
@@ -62,7 +64,7 @@ impl Buffer {
 }
 
 /// Copies `from..to` bytes, and gives back where it stopped: `to`, or before that if `watch` said so or
-/// `pause` has passed. What it wrote is durable then. Blocks of zeros are left out.
+/// `pause` has passed. What it wrote is durable then. Blocks of zeros are left out, unless `watch` says otherwise.
 pub fn copy(
     source: &File,
     target: &File,
@@ -88,11 +90,12 @@ pub(super) fn blocks(
 ) -> io::Result<u64> {
     let mut buffer = Buffer::new();
     let mut at = from;
+    let all = watch.write_zeros.load(Ordering::Acquire);
     while at < to {
         if watch.stop.load(Ordering::Acquire) || end.is_some_and(|end| Instant::now() >= end) {
             break;
         }
-        match next_data(source, at)? {
+        match if all { Some(at) } else { next_data(source, at)? } {
             Some(data) if data >= to => at = to,
             // Down to the grid, which the data's start need not be on.
             Some(data) => at = at.max(data / BLOCK as u64 * BLOCK as u64),
@@ -104,7 +107,7 @@ pub(super) fn blocks(
         let len = usize::try_from(to - at).map_or(BLOCK, |left| left.min(BLOCK));
         let block = buffer.first(len);
         source.read_exact_at(block, at)?;
-        if block.chunks(ZEROS.len()).any(|part| *part != ZEROS[..part.len()]) {
+        if all || block.chunks(ZEROS.len()).any(|part| *part != ZEROS[..part.len()]) {
             target.write_all_at(block, at)?;
         }
         at += len as u64;
@@ -237,6 +240,20 @@ mod tests {
         assert!(error.contains("unreadable"), "{error}");
         watch.stop.store(true, Ordering::Release);
         assert!(pour(endless, short, &watch).is_err());
+    }
+
+    #[test]
+    fn zeros_are_written_where_nothing_reads_as_zeros() {
+        let (a, b) = (file(3 << 20), file(3 << 20));
+        a.write_all_at(&[7; 4096], 2 << 20).unwrap();
+        b.write_all_at(&[9; 3 << 20], 0).unwrap();
+        let watch = Watch::default();
+        watch.write_zeros.store(true, Ordering::Release);
+        assert_eq!(copy(&a, &b, 0, 3 << 20, &watch, LONG).unwrap(), 3 << 20);
+        let mut bytes = vec![1; 3 << 20];
+        b.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..2 << 20].iter().all(|b| *b == 0) && bytes[2 << 20..(2 << 20) + 4096] == [7; 4096]);
+        assert!(bytes[(2 << 20) + 4096..].iter().all(|b| *b == 0));
     }
 
     #[test]

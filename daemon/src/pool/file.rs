@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, VolumeId, VolumeKind};
+use orlop_api::{ByteSize, EncryptionKey, PoolKind, PoolName, Provisioning, VolumeId, VolumeKind};
 use parking_lot::Mutex;
 
 use super::context::Context;
@@ -17,6 +17,7 @@ use super::file_disk::OwnDisk;
 use super::images::{GRANULARITY, Images, image_name};
 use super::mounted::Mounts;
 use super::rules::check_filled;
+use super::sealed::{Use, visible};
 use super::{
     Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, PoolError, Result, Snapped, Stored,
     check_properties,
@@ -94,7 +95,7 @@ impl FilePool {
                 directory.display()
             )));
         }
-        let images = Images::new(&ctx, directory, true, kind == FsKind::Btrfs);
+        let images = Images::new(&ctx, directory, true, kind == FsKind::Btrfs, &env.keys);
         let mounts = Mounts::new(&ctx, env);
         Ok(Self { ctx, images, disk, loops: Mutex::default(), mounts })
     }
@@ -135,8 +136,69 @@ impl FilePool {
         Ok(found)
     }
 
+    /// Gives an image a device, and one that is encrypted another above that. The device that is used, and its size.
+    fn bring(&self, file: &File, label: &Label, deadline: &Deadline) -> Result<(PathBuf, ByteSize)> {
+        let id = label.id;
+        self.images.sealed().check_key(&id.to_string(), label.encryption)?;
+        // Before anyone writes: see docs/adr/0006.
+        fs::set_synchronous(file)
+            .map_err(self.ctx.io(format!("making writes to the image of {id} synchronous")))?;
+        let file_size = block::size(file).map_err(self.ctx.io(format!("measuring the image of {id}")))?;
+        let key = loopdev::Key {
+            name: format!("orlop:{id}"),
+            file: loopdev::file_identity(file)
+                .map_err(self.ctx.io(format!("looking at the image of {id}")))?,
+        };
+        let attached = self.attached(id, &key)?;
+        let was_attached = attached.is_some();
+        let number = match attached {
+            Some(number) => {
+                loopdev::keep(number).map_err(self.ctx.io(format!("keeping loop{number}")))?;
+                number
+            }
+            None => {
+                let number = loopdev::attach(file, &key, deadline)
+                    .map_err(self.ctx.loop_device(format!("the image of {id}")))?;
+                self.loops.lock().insert(id, number);
+                number
+            }
+        };
+        if label.provisioning == Provisioning::Thick {
+            loopdev::forbid_discard(number)
+                .map_err(self.ctx.io(format!("forbidding discards on loop{number}")))?;
+        }
+        let mut device = loopdev::device(number);
+        let measure = |device: &Path| -> io::Result<u64> { block::size(&File::open(device)?) };
+        let action = format!("opening {}", device.display());
+        let mut size = measure(&device).map_err(self.ctx.io(action.clone()))?;
+        if size < file_size {
+            // The image has grown and the daemon was stopped before it told the device.
+            loopdev::refresh_size(number).map_err(self.ctx.io(action.clone()))?;
+            size = measure(&device).map_err(self.ctx.io(action.clone()))?;
+        }
+        if let Some(encryption) = label.encryption {
+            let (sealed, name) = (self.images.sealed(), id.to_string());
+            let for_use = if label.provisioning == Provisioning::Thick { Use::Thick } else { Use::Thin };
+            let want = visible(size, label.encryption).bytes();
+            device = sealed.open(&name, encryption, &device, for_use, deadline).inspect_err(|_| {
+                // Nothing stands on it that was not there before.
+                if !was_attached && let Err(error) = loopdev::detach(number, &key, deadline) {
+                    tracing::warn!(volume = %id, %error, "its loop device stays");
+                }
+            })?;
+            size = measure(&device).map_err(self.ctx.io(action.clone()))?;
+            if size < want {
+                // The same of the device above.
+                sealed.grow(&name, deadline)?;
+                size = measure(&device).map_err(self.ctx.io(action))?;
+            }
+        }
+        Ok((device, ByteSize(size)))
+    }
+
     fn detach(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
         self.mounts.unmount(id, deadline)?;
+        self.images.sealed().close(&id.to_string(), deadline)?;
         // A device that is bound to a deleted image is not found here; destroy detaches first.
         let Some(key) = self.images.key(id)? else { return Ok(()) };
         if let Some(number) = self.attached(id, &key)? {
@@ -146,6 +208,35 @@ impl FilePool {
         self.loops.lock().remove(&id);
         Ok(())
     }
+}
+
+impl FilePool {
+    /// The loop device that a snapshot's image is read through.
+    fn snapshot_loop(&self, key: SnapshotKey, image: &File) -> Result<Option<u32>> {
+        let ours = self.snapshot_key(key, image)?;
+        let found = loopdev::find(&ours, &image_name(key), &BTreeSet::new());
+        found.map_err(self.ctx.loop_device(format!("the image of {key}")))
+    }
+
+    fn snapshot_key(&self, key: SnapshotKey, image: &File) -> Result<loopdev::Key> {
+        let identity = loopdev::file_identity(image).map_err(self.ctx.io(format!("looking at {key}")))?;
+        Ok(loopdev::Key { name: format!("orlop:{}", key.id), file: identity })
+    }
+
+    /// Closes an encrypted snapshot that nobody reads.
+    fn take_down(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()> {
+        self.images.sealed().close(&sealed_name(key), deadline)?;
+        let image = self.images.snapshot_for_device(key)?;
+        let Some(number) = self.snapshot_loop(key, &image)? else { return Ok(()) };
+        let ours = self.snapshot_key(key, &image)?;
+        let off = loopdev::detach(number, &ours, deadline);
+        off.map_err(self.ctx.loop_device(format!("the image of {key}")))
+    }
+}
+
+/// The name of a snapshot that is encrypted, while it is read.
+fn sealed_name(key: SnapshotKey) -> String {
+    format!("{}.{}", key.volume, key.id)
 }
 
 impl Pool for FilePool {
@@ -178,6 +269,7 @@ impl Pool for FilePool {
         {
             loopdev::refresh_size(number).map_err(self.ctx.io(format!("growing loop{number}")))?;
         }
+        self.images.sealed().grow(&label.id.to_string(), deadline)?;
         if label.kind == VolumeKind::Filesystem {
             // A file system grows while it is mounted.
             let mounted = self.mounts.at(label.id)?.is_some();
@@ -225,43 +317,20 @@ impl Pool for FilePool {
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let (file, label) = self.images.file(id)?;
         check_filled(&self.ctx, &label)?;
-        // Before anyone writes: see docs/adr/0006.
-        fs::set_synchronous(&file)
-            .map_err(self.ctx.io(format!("making writes to the image of {id} synchronous")))?;
-        let file_size = block::size(&file).map_err(self.ctx.io(format!("measuring the image of {id}")))?;
-        let key = loopdev::Key {
-            name: format!("orlop:{id}"),
-            file: loopdev::file_identity(&file)
-                .map_err(self.ctx.io(format!("looking at the image of {id}")))?,
-        };
-        let number = match self.attached(id, &key)? {
-            Some(number) => {
-                loopdev::keep(number).map_err(self.ctx.io(format!("keeping loop{number}")))?;
-                number
-            }
-            None => {
-                let number = loopdev::attach(&file, &key, deadline)
-                    .map_err(self.ctx.loop_device(format!("the image of {id}")))?;
-                self.loops.lock().insert(id, number);
-                number
-            }
-        };
-        if label.provisioning == Provisioning::Thick {
-            loopdev::forbid_discard(number)
-                .map_err(self.ctx.io(format!("forbidding discards on loop{number}")))?;
-        }
-        let device = loopdev::device(number);
-        let measure = || -> io::Result<u64> { block::size(&File::open(&device)?) };
-        let action = || format!("opening {}", device.display());
-        let mut size = measure().map_err(self.ctx.io(action()))?;
-        if size < file_size {
-            // The image has grown and the daemon was stopped before it told the device.
-            loopdev::refresh_size(number).map_err(self.ctx.io(action()))?;
-            size = measure().map_err(self.ctx.io(action()))?;
-        }
+        let (device, size) = self.bring(&file, &label, deadline)?;
         match label.kind {
-            VolumeKind::Block => Ok(Opened { place: Place::Device(device), size: ByteSize(size) }),
-            VolumeKind::Filesystem => self.mounts.open(&label, &device, ByteSize(size), deadline),
+            VolumeKind::Block => Ok(Opened { place: Place::Device(device), size }),
+            VolumeKind::Filesystem => self.mounts.open(&label, &device, size, deadline),
+        }
+    }
+
+    fn unlock(&self, id: VolumeId, key: &EncryptionKey, deadline: &Deadline) -> Result<()> {
+        let (_, label) = self.images.file(id)?;
+        match label.encryption {
+            Some(encryption) => {
+                self.images.sealed().unlock(encryption, &self.images.image(id), key, deadline)
+            }
+            None => Ok(()),
         }
     }
 
@@ -299,23 +368,61 @@ impl Pool for FilePool {
     }
 
     fn destroy_snapshot(&self, key: SnapshotKey, deadline: &Deadline) -> Result<Change> {
+        // A daemon that was killed may have been reading it.
+        if let Ok(Some(SnapshotLabel { encryption: Some(_), .. })) = self.images.get_snapshot(key) {
+            self.take_down(key, deadline)?;
+        }
         self.images.destroy_snapshot(key, deadline)
     }
 
-    fn read(&self, key: SnapshotKey, _: &Deadline) -> Result<File> {
-        let file = self.images.snapshot_file(key)?;
-        fs::set_direct(&file).map_err(self.ctx.io(format!("opening the image of {key} for direct I/O")))?;
-        Ok(file)
+    fn read(&self, key: SnapshotKey, deadline: &Deadline) -> Result<File> {
+        let direct = || self.ctx.io(format!("opening the image of {key} for direct I/O"));
+        let Some(encryption) = self.images.get_snapshot(key)?.and_then(|label| label.encryption) else {
+            let file = self.images.snapshot_file(key)?;
+            fs::set_direct(&file).map_err(direct())?;
+            return Ok(file);
+        };
+        let (sealed, name) = (self.images.sealed(), sealed_name(key));
+        sealed.check_key(&name, Some(encryption))?;
+        // Its table is read-only; the image is opened as loop devices are.
+        let image = self.images.snapshot_for_device(key)?;
+        let number = match self.snapshot_loop(key, &image)? {
+            Some(number) => number,
+            None => self.images.on_loop(&image, &key.id.to_string(), deadline)?.0,
+        };
+        let opened = sealed.open(&name, encryption, &loopdev::device(number), Use::Read, deadline).and_then(
+            |device| {
+                let file = File::open(device).and_then(|f| fs::set_direct(&f).map(|()| f));
+                file.map_err(direct())
+            },
+        );
+        opened.inspect_err(|_| {
+            if let Err(error) = self.done_reading(key, deadline) {
+                tracing::warn!(snapshot = %key, %error, "its device stays");
+            }
+        })
     }
 
-    fn done_reading(&self, _: SnapshotKey, _: &Deadline) -> Result<()> {
-        Ok(())
+    fn done_reading(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()> {
+        let encrypted = |label: SnapshotLabel| label.encryption.is_some();
+        // Another reader keeps it open.
+        if !self.images.get_snapshot(key)?.is_some_and(encrypted)
+            || self.images.sealed().close_if_unused(&sealed_name(key), deadline)?
+        {
+            return Ok(());
+        }
+        self.take_down(key, deadline)
     }
 
-    fn fill(&self, id: VolumeId, _: &Deadline) -> Result<File> {
+    fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
         // The image itself, which is not open through a loop device and whose writes are not
-        // synchronous before it was.
-        let (file, _) = self.images.file(id)?;
+        // synchronous before it was. One that is encrypted takes both.
+        let (mut file, label) = self.images.file(id)?;
+        if label.encryption.is_some() {
+            let (device, _) = self.bring(&file, &label, deadline)?;
+            let opened = File::options().read(true).write(true).open(&device);
+            file = opened.map_err(self.ctx.io(format!("opening {}", device.display())))?;
+        }
         fs::set_direct(&file).map_err(self.ctx.io(format!("opening the image of {id} for direct I/O")))?;
         Ok(file)
     }
@@ -324,6 +431,14 @@ impl Pool for FilePool {
         // None is in use; a daemon that was killed may have left one mounted that it was looking at.
         self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
         self.mounts.forget();
+        // What it was copying is open, and would be readable without its key.
+        let listing = self.images.list(deadline)?;
+        for label in listing.volumes.into_iter().map(|v| v.label).filter(|l| l.encryption.is_some()) {
+            self.detach(label.id, deadline)?;
+        }
+        for label in listing.snapshots.into_iter().filter(|l| l.encryption.is_some()) {
+            self.take_down(label.key, deadline)?;
+        }
         self.disk.as_ref().map_or(Ok(()), |disk| disk.unmount())
     }
 

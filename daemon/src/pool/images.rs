@@ -29,8 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::mounted::{self, Held};
-use super::rules::{check_clone, check_room, check_same, check_size};
-use super::{Capacity, Change, Listing, Result, Snapped, Stored, Stray};
+use super::rules::{check_clone, check_clone_key, check_room, check_same, check_size};
+use super::sealed::{Sealed, Use, backing, visible};
+use super::{Capacity, Change, KeyRing, Listing, Result, Snapped, Stored, Stray};
+use crate::kernel::filesystem::Kind;
 use crate::kernel::fs::{self, Dir, Entry, TMP};
 use crate::kernel::{Deadline, loopdev};
 use crate::model::{Document, Label, LabelError, SnapshotKey, SnapshotLabel};
@@ -73,6 +75,7 @@ pub(super) struct Images {
     /// Thick images are made to be overwritten in place. Without that, btrfs writes every overwrite to
     /// a new place, and a reservation holds only until each block has been written once.
     no_cow: bool,
+    sealed: Sealed,
 }
 
 fn label_name(key: impl Display) -> String {
@@ -95,8 +98,14 @@ enum Found<L> {
 }
 
 impl Images {
-    pub fn new(ctx: &Context, directory: &Path, durable: bool, no_cow: bool) -> Self {
-        Self { ctx: ctx.clone(), directory: directory.to_owned(), durable, no_cow }
+    pub fn new(ctx: &Context, directory: &Path, durable: bool, no_cow: bool, keys: &KeyRing) -> Self {
+        let sealed = Sealed::new(ctx, keys);
+        Self { ctx: ctx.clone(), directory: directory.to_owned(), durable, no_cow, sealed }
+    }
+
+    /// Its encrypted volumes.
+    pub fn sealed(&self) -> &Sealed {
+        &self.sealed
     }
 
     fn io(&self, action: &str, name: &str) -> impl FnOnce(io::Error) -> super::PoolError + use<> {
@@ -126,6 +135,14 @@ impl Images {
     /// The path of an image.
     pub fn image(&self, id: VolumeId) -> PathBuf {
         self.directory.join(VOLUMES).join(image_name(id))
+    }
+
+    /// The image of a whole snapshot, for what opens devices for writing.
+    pub fn snapshot_for_device(&self, key: SnapshotKey) -> Result<File> {
+        let dir = self.snapshots()?;
+        self.whole::<SnapshotLabel>(&dir, key)?;
+        let image = image_name(key);
+        dir.file(&image, true).map_err(self.io("opening", &image))
     }
 
     /// Makes an empty directory a pool, or takes one that is this pool already. Leaves nothing behind
@@ -297,8 +314,9 @@ impl Images {
         match self.look::<Label>(&dir, label.id)? {
             Found::Whole(have, entry) => {
                 check_same(&self.ctx, &have, label)?;
-                if entry.size != label.size.bytes() {
-                    let detail = format!("its image has {} bytes, not {}", entry.size, label.size.bytes());
+                if entry.size != backing(label.size, label.encryption) {
+                    let has = visible(entry.size, label.encryption).bytes();
+                    let detail = format!("its image has {has} bytes, not {}", label.size.bytes());
                     return Err(self.ctx.conflict(label.id.to_string(), detail));
                 }
                 // What made it may have been stopped before it was durable.
@@ -309,7 +327,8 @@ impl Images {
             // Ids are never used twice, so what is there was left by this very request.
             Found::Nothing | Found::Partial => {}
         }
-        check_room(&self.ctx, label, label.size.bytes(), self.capacity()?)?;
+        let bytes = backing(label.size, label.encryption);
+        check_room(&self.ctx, label, bytes, self.capacity()?)?;
         if self.durable {
             mounted::check_tool(&self.ctx, label)?;
         }
@@ -319,10 +338,13 @@ impl Images {
                 if let Found::Whole(of, _) = self.look::<Label>(&dir, source.snapshot.volume)? {
                     check_clone(&self.ctx, &of, label)?;
                 }
+                let (of, _) = self.whole::<SnapshotLabel>(&self.snapshots()?, source.snapshot)?;
+                check_clone_key(&self.ctx, of.encryption, label)?;
                 Some(self.snapshot_file(source.snapshot)?)
             }
             None => None,
         };
+        self.sealed.check(label.encryption)?;
         let image = image_name(label.id);
         let thick = label.provisioning == Provisioning::Thick;
         let late = "making an image";
@@ -341,14 +363,16 @@ impl Images {
                     if let Some(source) = &linked {
                         self.clone_image(file, source)?;
                     }
-                    file.set_len(label.size.bytes())?;
+                    file.set_len(bytes)?;
                     if thick {
-                        fs::reserve(file, 0, label.size.bytes())?;
+                        fs::reserve(file, 0, bytes)?;
                     }
-                    let Some(kind) = format else { return Ok(()) };
+                    if linked.is_some() {
+                        return Ok(());
+                    }
                     // It has no name of a volume yet: this very call has made it.
                     let path = dir.path().join(format!("{image}{TMP}"));
-                    mounted::format(&self.ctx, kind, label, &path, deadline).map_err(|e| {
+                    self.format(label, format, &path, deadline).map_err(|e| {
                         failed = Some(e);
                         io::Error::other("it could not be formatted")
                     })
@@ -374,15 +398,53 @@ impl Images {
         Ok(Change::Done)
     }
 
+    /// Gives a new image what lies below its content: the header of one that is encrypted, and a file system.
+    fn format(&self, label: &Label, kind: Option<Kind>, image: &Path, deadline: &Deadline) -> Result<()> {
+        let Some(encryption) = label.encryption else {
+            return kind.map_or(Ok(()), |kind| mounted::format(&self.ctx, kind, label, image, deadline));
+        };
+        self.sealed.format(label.id, encryption, image, deadline)?;
+        let Some(kind) = kind else { return Ok(()) };
+        let name = label.id.to_string();
+        // One that a daemon which was killed had open here is on a file that is gone.
+        self.sealed.close(&name, deadline)?;
+        let opened = File::options().read(true).write(true).open(image);
+        let file = opened.map_err(self.ctx.io(format!("opening {}", image.display())))?;
+        let (number, key) = self.on_loop(&file, &name, deadline)?;
+        let on = loopdev::device(number);
+        let made = self
+            .sealed
+            .open(&name, encryption, &on, Use::Thick, deadline)
+            // The file has no name yet by which it would be found again after a crash.
+            .and_then(|device| {
+                loopdev::let_go(number, &key).map_err(self.ctx.loop_device(name.clone()))?;
+                Ok(device)
+            })
+            .and_then(|device| mounted::format(&self.ctx, kind, label, &device, deadline));
+        let closed = self.sealed.close(&name, deadline);
+        let off = loopdev::detach(number, &key, deadline).map_err(self.ctx.loop_device(name));
+        made.and(closed).and(off)
+    }
+
+    /// Puts an image that has none behind a loop device.
+    pub fn on_loop(&self, file: &File, name: &str, deadline: &Deadline) -> Result<(u32, loopdev::Key)> {
+        let action = || format!("the image of {name}");
+        let identity = loopdev::file_identity(file).map_err(self.ctx.io(action()))?;
+        let key = loopdev::Key { name: format!("orlop:{name}"), file: identity };
+        let number = loopdev::attach(file, &key, deadline).map_err(self.ctx.loop_device(action()))?;
+        Ok((number, key))
+    }
+
     pub fn grow(&self, label: &Label, deadline: &Deadline) -> Result<Change> {
         check_size(&self.ctx, label, GRANULARITY)?;
         let dir = self.volumes()?;
         let (old, entry) = self.whole::<Label>(&dir, label.id)?;
-        let (have, want) = (entry.size, label.size.bytes());
+        let (have, want) = (entry.size, backing(label.size, label.encryption));
         if want < have {
+            let has = visible(have, label.encryption);
             return Err(self.ctx.conflict(
                 label.id.to_string(),
-                format!("it has {} and can't be made smaller ({})", ByteSize(have), label.size),
+                format!("it has {has} and can't be made smaller ({})", label.size),
             ));
         }
         if want == have {
@@ -659,7 +721,7 @@ impl Images {
 
     pub fn get(&self, id: VolumeId) -> Result<Option<Stored>> {
         match self.look::<Label>(&self.volumes()?, id)? {
-            Found::Whole(label, entry) => Ok(Some(Stored::of(label, ByteSize(entry.size)))),
+            Found::Whole(label, entry) => Ok(Some(stored(label, entry))),
             Found::Damaged(stray) => Err(self.damaged(stray)),
             Found::Nothing | Found::Partial => Ok(None),
         }
@@ -683,7 +745,10 @@ impl Images {
     pub fn list(&self, deadline: &Deadline) -> Result<Listing> {
         let mut listing = Listing::default();
         let (volumes, partial) = self.all::<Label>(&self.volumes()?, &mut listing.strays, deadline)?;
-        listing.volumes = volumes.into_iter().map(|(label, e)| Stored::of(label, ByteSize(e.size))).collect();
+        let encrypted =
+            volumes.iter().filter_map(|(label, _)| Some((label.id.to_string(), label.encryption?)));
+        listing.locked = self.sealed.locked(encrypted)?;
+        listing.volumes = volumes.into_iter().map(|(label, e)| stored(label, e)).collect();
         listing.partial = partial;
         let (snapshots, partial) = self.all(&self.snapshots()?, &mut listing.strays, deadline)?;
         listing.snapshots = snapshots.into_iter().map(|(label, _)| label).collect();
@@ -755,6 +820,11 @@ impl Images {
         root.remove(MARKER).map_err(self.io("removing", MARKER))?;
         self.sync(&root)
     }
+}
+
+fn stored(label: Label, image: Entry) -> Stored {
+    let size = visible(image.size, label.encryption);
+    Stored::of(label, size)
 }
 
 /// The key in a name of ours.

@@ -16,6 +16,7 @@ mod keys;
 mod lvm;
 mod mounted;
 mod rules;
+mod sealed;
 mod sim;
 mod zfs;
 
@@ -200,6 +201,9 @@ pub struct Features {
     pub filesystems: &'static [FilesystemKind],
     /// Whether volumes can be encrypted at rest.
     pub encryption: bool,
+    /// Whether new ones that are read as zeros. Where their encryption lies above the pool's blocks, a block that was
+    /// never written reads as zeros deciphered: as anything.
+    pub encrypted_zeros: bool,
 }
 
 /// What each kind of pool can do: pools answer with it, and docs/pools.md is held to it by a test.
@@ -215,6 +219,7 @@ pub const fn features(kind: PoolKind) -> Features {
             properties: Property::ALL,
             filesystems: &[FilesystemKind::Zfs],
             encryption: true,
+            encrypted_zeros: true,
         },
         // What shares blocks knows nothing of each other: dm-thin or the file system counts who uses one.
         PoolKind::Lvm | PoolKind::File => Features {
@@ -225,7 +230,8 @@ pub const fn features(kind: PoolKind) -> Features {
             reprovision: false,
             properties: &[],
             filesystems: &[FilesystemKind::Ext4, FilesystemKind::Xfs],
-            encryption: false,
+            encryption: true,
+            encrypted_zeros: false,
         },
         // Properties are kept and shown, and nothing comes of them: without ZFS nobody could try that part
         // of the API otherwise, nor put a client to the test.
@@ -238,6 +244,7 @@ pub const fn features(kind: PoolKind) -> Features {
             properties: Property::ALL,
             filesystems: &[FilesystemKind::Ext4, FilesystemKind::Xfs, FilesystemKind::Zfs],
             encryption: false,
+            encrypted_zeros: false,
         },
     }
 }
@@ -457,7 +464,8 @@ pub trait Pool: Send + Sync {
     /// One that is encrypted takes its key from the ring: `Locked` if it is not there.
     ///
     /// A new backing reads as zeros, or, with a linked `source`, as that snapshot and zeros behind it.
-    /// With a copied one it also reads as zeros: its content is written into `fill`.
+    /// With a copied one it also reads as zeros: its content is written into `fill`. One that is encrypted only with
+    /// `encrypted_zeros`.
     ///
     /// A file system is made on a new backing before anything takes that for whole, and on nothing else, ever:
     /// a crash before its end leaves a `partial` one. A clone has its source's, and a copy gets that with its

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::context::Context;
 use super::{Opened, Place, PoolEnv, Result};
-use crate::kernel::filesystem::{self, Found, Frozen, Kind, MakeError};
+use crate::kernel::filesystem::{self, Found, Frozen, Ground, Kind, MakeError};
 use crate::kernel::mount::{self, Mount};
 use crate::kernel::{Deadline, block, fs};
 use crate::model::Label;
@@ -54,7 +54,10 @@ pub(super) fn format(
     deadline: &Deadline,
 ) -> Result<()> {
     let object = || format!("the backing of {}", label.id);
-    filesystem::make(kind, path, &label.id.uuid().hyphenated().to_string(), deadline).map_err(|e| match e {
+    // One that is encrypted is formatted above what deciphers it.
+    let ground = if label.encryption.is_some() { Ground::Deciphered } else { Ground::Zeros };
+    let uuid = label.id.uuid().hyphenated().to_string();
+    filesystem::make(kind, path, ground, &uuid, deadline).map_err(|e| match e {
         MakeError::NotBlank(_) | MakeError::Unverified { .. } => ctx.conflict(object(), e.to_string()),
         MakeError::Io(e) => ctx.io(format!("formatting {}", object()))(e),
         MakeError::Tool(e) => ctx.exec(e),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use orlop_api::{ByteSize, FilesystemKind, PoolName, Properties, Property, Provisioning, VolumeKind};
+use orlop_api::{
+    ByteSize, Encryption, FilesystemKind, PoolName, Properties, Property, Provisioning, VolumeKind,
+};
 
 use super::context::Context;
 use super::mounted::on_device;
@@ -120,7 +122,7 @@ pub(super) fn check_stray_size(ctx: &Context, stray: &str, have: ByteSize, label
 /// Refuses what can't fit: more than the pool could ever hold, thin or not, and a thick volume of which
 /// `more` bytes are still to be reserved.
 pub(super) fn check_room(ctx: &Context, label: &Label, more: u64, have: Capacity) -> Result<()> {
-    if label.size > have.total {
+    if label.size.bytes().max(more) > have.total.bytes() {
         return Err(ctx.exhausted(format!("{} is more than all of its {}", label.size, have.total)));
     }
     if label.provisioning == Provisioning::Thick && more > have.available.bytes() {
@@ -139,18 +141,23 @@ pub(super) fn check_filled(ctx: &Context, label: &Label) -> Result<()> {
 
 /// Refuses a linked clone with other blocks than those that it shares with its source, or with another key.
 pub(super) fn check_clone(ctx: &Context, source: &Label, clone: &Label) -> Result<()> {
-    let field = if source.properties.block_size != clone.properties.block_size {
-        Property::BlockSize.field()
-    } else if source.encryption != clone.encryption {
-        "encryption"
-    } else {
-        return Ok(());
-    };
-    Err(PoolError::Property {
+    if source.properties.block_size != clone.properties.block_size {
+        return Err(differs_from_source(ctx, Property::BlockSize.field()));
+    }
+    check_clone_key(ctx, source.encryption, clone)
+}
+
+/// The half of [`check_clone`] that needs no volume: a snapshot outlives it in some pools.
+pub(super) fn check_clone_key(ctx: &Context, source: Option<Encryption>, clone: &Label) -> Result<()> {
+    if source == clone.encryption { Ok(()) } else { Err(differs_from_source(ctx, "encryption")) }
+}
+
+fn differs_from_source(ctx: &Context, field: &'static str) -> PoolError {
+    PoolError::Property {
         pool: ctx.pool.clone(),
         field,
         reason: "can't differ from that of the source, whose blocks a linked clone shares".into(),
-    })
+    }
 }
 
 /// Refuses to take a backing for the one that is asked for when it is another. Hosts, time of

@@ -13,7 +13,9 @@ use orlop_api::{ByteSize, PoolKind, PoolName, VolumeId, VolumeKind};
 use super::context::Context;
 use super::images::{GRANULARITY, Images};
 use super::mounted::Held;
-use super::{Capacity, Change, Listing, Opened, Place, Pool, Result, Snapped, Stored, check_properties};
+use super::{
+    Capacity, Change, KeyRing, Listing, Opened, Place, Pool, Result, Snapped, Stored, check_properties,
+};
 use crate::kernel::{Deadline, block};
 use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
 
@@ -43,7 +45,7 @@ impl SimPool {
 
     fn at(spec: &PoolSpec, directory: &Path) -> Self {
         let ctx = Context::new(&spec.name);
-        let images = Images::new(&ctx, directory, false, false);
+        let images = Images::new(&ctx, directory, false, false, &KeyRing::default());
         Self { ctx, images, directory: directory.to_owned() }
     }
 }

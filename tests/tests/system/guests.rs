@@ -19,6 +19,7 @@ struct Logs {
     zfs: String,
     lvm: String,
     nvmet: String,
+    files: String,
 }
 
 /// The suites, while they run and after that.
@@ -57,7 +58,7 @@ fn run(dir: &Path) -> Result<Logs> {
     }
     let mut guest =
         GuestBuilder::new(Role::Appliance, "contracts", dir).cpus(2).memory(2048).payload(&payload);
-    for serial in ["zfs0", "lvm0", "target0", "target1"] {
+    for serial in ["zfs0", "lvm0", "file0", "target0", "target1"] {
         guest = guest.data_disk(serial, 3 << 30);
     }
     let mut guest = guest.start(&artifacts)?;
@@ -68,7 +69,8 @@ fn run(dir: &Path) -> Result<Logs> {
     // All at a time, on disks of their own: one waits for transaction groups, the others for processes.
     let command = format!(
         "cd /run; {payload}/pool-contract lvm {DISK}-lvm0 >lvm.log 2>&1 & \
-         cd /run; {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1 & \
+         cd /run; {{ {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1; \
+         {payload}/pool-contract --only encrypt file-disk xfs {DISK}-file0 >files.log 2>&1; }} & \
          cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
     );
     shell(&mut guest, &command, 1500)?;
@@ -77,7 +79,7 @@ fn run(dir: &Path) -> Result<Logs> {
         std::fs::write(dir.join(format!("{name}.log")), &text)?;
         Ok(text)
     };
-    Ok(Logs { zfs: log("zfs")?, lvm: log("lvm")?, nvmet: log("nvmet")? })
+    Ok(Logs { zfs: log("zfs")?, lvm: log("lvm")?, nvmet: log("nvmet")?, files: log("files")? })
 }
 
 fn shell(guest: &mut Guest, command: &str, seconds: u64) -> Result<String> {
@@ -95,7 +97,9 @@ fn all_passed(name: &str, log: &str) -> Result<()> {
 
 pub fn pool_contracts(w: &mut World) -> Result<()> {
     let logs = w.contracts.wait()?;
-    all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm))
+    // All that takes the device mapper: the rest of what files do is tested on the host.
+    let files = all_passed("encrypted files", &logs.files);
+    all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm)).and(files)
 }
 
 pub fn target_contract(w: &mut World) -> Result<()> {

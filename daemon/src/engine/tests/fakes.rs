@@ -409,6 +409,7 @@ impl Pool for FakePool {
         let plain = self.platter.state.lock().faults.plain;
         Features {
             encryption: true,
+            encrypted_zeros: true,
             clones_depend: true,
             groups_under_writes: true,
             minds_disks: true,

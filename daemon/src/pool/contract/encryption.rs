@@ -1,11 +1,11 @@
 //! Encryption at rest: who has the key opens a volume, and nobody else does, once the pool has been let go of.
 
-use orlop_api::{Encryption, EncryptionKey, FilesystemKind, Unlock, VolumeKind};
+use orlop_api::{Encryption, EncryptionKey, Unlock, VolumeKind};
 
 use super::filesystems;
 use super::snapshots::{holds, linked, put, shot, take};
 use super::*;
-use crate::pool::{KeyRing, PoolError, Result as PoolResult};
+use crate::pool::{KeyRing, PoolError, Result as PoolResult, least_size};
 
 pub(super) const ALL: &[(&str, Run)] = &[
     ("encryption that the pool does not have is refused by its name", refused),
@@ -32,10 +32,16 @@ fn is_wrong<T: std::fmt::Debug>(what: &str, result: PoolResult<T>) -> Check {
     expect(wrong, format!("{what} with another key"), &result)
 }
 
+/// Whether volumes can be encrypted here: what ZFS does not do takes the device mapper and cryptsetup, which not every
+/// machine that runs these checks has.
+fn encrypts(pool: &dyn Pool) -> bool {
+    pool.features().encryption && (pool.kind() == PoolKind::Zfs || crate::pool::sealed::lacks().is_none())
+}
+
 fn refused(_: &Subject, pool: &dyn Pool) -> Check {
     let l = encrypted(thin(16));
     let made = pool.create(&l, &soon());
-    if pool.features().encryption {
+    if encrypts(pool) {
         is_locked("create", made)?;
     } else {
         let named = matches!(&made, Err(PoolError::Property { field: "encryption", .. }));
@@ -56,7 +62,7 @@ fn key(text: &str) -> EncryptionKey {
 }
 
 fn takes_its_key(subject: &Subject, pool: &dyn Pool) -> Check {
-    if !pool.features().encryption {
+    if !encrypts(pool) {
         return Ok(());
     }
     for l in [encrypted(thin(16)), encrypted(thick(16))] {
@@ -69,9 +75,15 @@ fn takes_its_key(subject: &Subject, pool: &dyn Pool) -> Check {
         put(pool, l.id, 0, &pattern(2, 1 << 20))?;
         is_wrong("unlock", pool.unlock(l.id, &key(OTHER), &soon()))?;
         ok("unlock of an unlocked one", pool.unlock(l.id, &key(KEY), &soon()))?;
-        // Another daemon on this machine: the key is still where the kernel has it.
+        // Another daemon on this machine: what is open stays so.
+        ok("open", pool.open(l.id, &soon()))?;
         subject.env.keys.remove(l.id);
         holds(pool, l.id, 0, &pattern(2, 1 << 20), "without a key on the ring")?;
+        if pool.kind() != PoolKind::Zfs {
+            // Closed, it takes its key. ZFS has that where the kernel is.
+            is_locked("open", pool.open(l.id, &soon()))?;
+            subject.env.keys.put(l.id, key(KEY));
+        }
         let other = encrypted(linked(&s, 16));
         let refused = pool.create(&other, &soon());
         let named = matches!(&refused, Err(PoolError::Property { field: "encryption", .. }));
@@ -134,11 +146,11 @@ fn takes_its_key(subject: &Subject, pool: &dyn Pool) -> Check {
 }
 
 fn filesystem(subject: &Subject, pool: &dyn Pool) -> Check {
-    if !pool.features().encryption || !pool.features().filesystems.contains(&FilesystemKind::Zfs) {
+    let Some(filesystem) = pool.features().filesystems.first().copied().filter(|_| encrypts(pool)) else {
         return Ok(());
-    }
-    let plain = thin(32);
-    let l = encrypted(Label { kind: VolumeKind::Filesystem, filesystem: Some(FilesystemKind::Zfs), ..plain });
+    };
+    let plain = label(least_size(filesystem).max(ByteSize(32 << 20)), Provisioning::Thin);
+    let l = encrypted(Label { kind: VolumeKind::Filesystem, filesystem: Some(filesystem), ..plain });
     subject.env.keys.put(l.id, key(KEY));
     ok("create", pool.create(&l, &soon()))?;
     let dir = filesystems::mounted(pool, &l)?;

@@ -34,7 +34,7 @@ pub(super) const EXTENT: ByteSize = ByteSize::MIB;
 ///   thousands of them. Rejections alone: a name that is accepted would let in a disk by its other names.
 /// - Not every metadata of the last month is kept, which each command would look through. The last one is.
 const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } backup { archive=0 } \
-     devices { use_devicesfile=0 global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\"] }";
+     devices { use_devicesfile=0 global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\", \"r|^/dev/mapper/orlop-|\"] }";
 
 /// LVM's commands on one volume group, one at a time: they take a lock of the whole group in any case,
 /// and one that waits for it in a process of its own costs more than one that waits here.

@@ -2,8 +2,9 @@
 //! that are set by the command that creates it. A snapshot is another thin volume, `<volume>.<id>`.
 //!
 //! Called by the engine through [`Pool`]. Thin snapshots share blocks that dm-thin counts: nothing depends
-//! on anything. A thick volume is a thin one all of whose blocks were written with zeros when it was made.
-//! What is not whole yet (a thick volume that is being written, one that is being formatted, the snapshots of
+//! on anything. A thick volume is a thin one all of whose blocks were written with zeros when it was made. One that is
+//! encrypted is larger by the header of LUKS, and used through a device above its own.
+//! What is not whole yet (a thick volume that is being written, one that is being formatted or encrypted, the snapshots of
 //! a group that are not known to be of one instant) carries the tag `orlop.new`.
 //!
 //! Nothing is decided by what a command says on stderr: state is read before and after.
@@ -23,13 +24,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orlop_api::{ByteSize, PoolKind, PoolName, Provisioning, SourceMode, VolumeId, VolumeKind};
+use orlop_api::{
+    ByteSize, Encryption, EncryptionKey, PoolKind, PoolName, Provisioning, SourceMode, VolumeId, VolumeKind,
+};
 
 use super::context::Context;
 use super::mounted::{self, Mounts};
-use super::rules::{check_filled, check_properties, check_room, check_same, check_size};
+use super::rules::{check_clone_key, check_filled, check_properties, check_room, check_same, check_size};
+use super::sealed::{Sealed, Use, backing, visible};
 use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
-use crate::kernel::{Deadline, block, fs};
+use crate::kernel::{Deadline, block, dm, fs};
 use crate::model::{Document, Label, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
 use group::{EXTENT, Group, Row, THIN, escape};
 use tags::{NEW, Told};
@@ -48,6 +52,7 @@ pub(super) struct LvmPool {
     ctx: Context,
     group: Group,
     mounts: Mounts,
+    sealed: Sealed,
 }
 
 /// The name of a logical volume. `@` is no character of one, and `_` begins names that LVM keeps.
@@ -100,7 +105,8 @@ fn found<L: Document>(row: &Row, key: L::Key) -> std::result::Result<Found<L>, S
         _ if told.new => Ok(Found::Partial),
         None => Err("has no label".into()),
         Some(Ok(label)) if label.key() == key => {
-            Ok(Found::Whole { label, size: ByteSize(row.lv_size), told })
+            let size = visible(row.lv_size, label.encryption());
+            Ok(Found::Whole { label, size, told })
         }
         Some(Ok(label)) => Err(format!("has the label of {}", label.key())),
         Some(Err(e)) => Err(format!("has a label that {e}")),
@@ -140,7 +146,8 @@ impl LvmPool {
 
     fn at(spec: &PoolSpec, env: &PoolEnv) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        Ok(Self { group: Group::new(ctx.clone())?, mounts: Mounts::new(&ctx, env), ctx })
+        let (mounts, sealed) = (Mounts::new(&ctx, env), Sealed::new(&ctx, &env.keys));
+        Ok(Self { group: Group::new(ctx.clone())?, mounts, sealed, ctx })
     }
 
     fn look<L: Document>(&self, key: L::Key, deadline: &Deadline) -> Result<Found<L>>
@@ -204,18 +211,7 @@ impl LvmPool {
     /// The device of an active volume: the kernel's name, not a link to it. `None`: it is not active.
     fn device(&self, lv: &str) -> Result<Option<PathBuf>> {
         let name = format!("{}-{}", escape(self.group.name()), escape(lv));
-        let link = Path::new("/dev/mapper").join(&name);
-        let device = match std::fs::canonicalize(&link) {
-            Ok(device) => device,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(self.ctx.io(format!("looking at {}", link.display()))(e)),
-        };
-        let kernel = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        // A link can be old: the device itself says whose it is.
-        match std::fs::read_to_string(format!("/sys/block/{kernel}/dm/name")) {
-            Ok(told) if told.trim_end() == name => Ok(Some(device)),
-            _ => Ok(None),
-        }
+        dm::device(&name).map_err(self.ctx.io(format!("looking at {name}")))
     }
 
     fn activate(&self, lv: &str, deadline: &Deadline) -> Result<PathBuf> {
@@ -226,7 +222,27 @@ impl LvmPool {
         self.device(lv)?.ok_or_else(|| self.ctx.not_found(format!("the device of {lv}")))
     }
 
+    /// The device through which a volume or a snapshot is used: its own, or the one above that if it is encrypted.
+    fn usable(
+        &self,
+        lv: &str,
+        encryption: Option<Encryption>,
+        for_use: Use,
+        deadline: &Deadline,
+    ) -> Result<PathBuf> {
+        self.sealed.check_key(lv, encryption)?;
+        let active = self.device(lv)?.is_some();
+        let device = self.activate(lv, deadline)?;
+        let Some(encryption) = encryption else { return Ok(device) };
+        self.sealed.open(lv, encryption, &device, for_use, deadline).inspect_err(|_| {
+            if !active && let Err(error) = self.deactivate(lv, deadline) {
+                tracing::warn!(lv, %error, "it stays active");
+            }
+        })
+    }
+
     fn deactivate(&self, lv: &str, deadline: &Deadline) -> Result<()> {
+        self.sealed.close(lv, deadline)?;
         let patience = deadline.at_most(BUSY);
         let mut pause = Duration::from_millis(20);
         loop {
@@ -282,14 +298,16 @@ impl LvmPool {
     fn make(&self, label: &Label, deadline: &Deadline) -> Result<()> {
         let lv = label.id.lv();
         let mut spelled = self.spell(label, 1)?;
-        let size = format!("{}b", label.size.bytes());
+        let bytes = backing(label.size, label.encryption);
+        let size = format!("{bytes}b");
         if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
             self.thin_snapshot(&source.snapshot.lv(), &lv, &spelled, deadline)?;
             return self.lengthen(label, deadline);
         }
         let thick = label.provisioning == Provisioning::Thick;
         let format = mounted::to_format(label);
-        if thick || format.is_some() {
+        let later = thick || format.is_some() || label.encryption.is_some();
+        if later {
             spelled.push(NEW.into());
         }
         let pool = self.group.path(THIN);
@@ -300,15 +318,21 @@ impl LvmPool {
         args.extend(["--thinpool", &pool]);
         self.group.must("lvcreate", &args, deadline)?;
         if thick {
-            self.provision(&lv, 0, label.size.bytes(), deadline)?;
+            self.provision(&lv, 0, bytes, deadline)?;
+        }
+        // This very call has made it, and until the tag goes it is no volume.
+        if let Some(encryption) = label.encryption {
+            let device = self.activate(&lv, deadline)?;
+            self.sealed.format(label.id, encryption, &device, deadline)?;
         }
         if let Some(kind) = format {
-            // This very call has made it, and until the tag goes it is no volume.
-            let device = self.activate(&lv, deadline)?;
+            let device = self.usable(&lv, label.encryption, Use::Thick, deadline)?;
             mounted::format(&self.ctx, kind, label, &device, deadline)?;
+        }
+        if label.encryption.is_some() || format.is_some() {
             self.deactivate(&lv, deadline)?;
         }
-        if thick || format.is_some() {
+        if later {
             self.group.must("lvchange", &["-q", "--deltag", NEW, &self.group.path(&lv)], deadline)?;
         }
         Ok(())
@@ -324,7 +348,7 @@ impl LvmPool {
     }
 
     fn resize(&self, label: &Label, deadline: &Deadline) -> Result<()> {
-        let size = format!("{}b", label.size.bytes());
+        let size = format!("{}b", backing(label.size, label.encryption));
         let path = self.group.path(&label.id.lv());
         self.group.must("lvextend", &["-q", "-y", "-L", &size, &path], deadline).map(drop)
     }
@@ -480,13 +504,16 @@ impl Pool for LvmPool {
             Found::Partial => self.erase(&label.id.lv(), deadline)?,
             Found::Nothing => {}
         }
-        check_room(&self.ctx, label, label.size.bytes(), self.capacity(deadline)?)?;
+        let more = backing(label.size, label.encryption);
+        check_room(&self.ctx, label, more, self.capacity(deadline)?)?;
         mounted::check_tool(&self.ctx, label)?;
-        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked)
-            && !matches!(self.look_in::<SnapshotLabel>(&rows, source.snapshot)?, Found::Whole { .. })
-        {
-            return Err(self.ctx.not_found(format!("snapshot {}", source.snapshot)));
+        if let Some(source) = label.source.filter(|s| s.mode == SourceMode::Linked) {
+            match self.look_in::<SnapshotLabel>(&rows, source.snapshot)? {
+                Found::Whole { label: of, .. } => check_clone_key(&self.ctx, of.encryption, label)?,
+                _ => return Err(self.ctx.not_found(format!("snapshot {}", source.snapshot))),
+            }
         }
+        self.sealed.check(label.encryption)?;
         match self.make(label, deadline) {
             Ok(()) => Ok(Change::Done),
             Err(error) => match self.look::<Label>(label.id, deadline) {
@@ -513,6 +540,7 @@ impl Pool for LvmPool {
                 self.set_label(label, &told, deadline)?;
             }
             // An earlier attempt may have been stopped just before this.
+            self.sealed.grow(&label.id.lv(), deadline)?;
             self.grow_filesystem(label, deadline)?;
             return Ok(Change::Unchanged);
         }
@@ -537,12 +565,14 @@ impl Pool for LvmPool {
             let device = self.activate(&lv, deadline)?;
             let action = format!("writing zeros to {}", device.display());
             let file = File::options().write(true).open(&device).map_err(self.ctx.io(action.clone()))?;
-            block::write_zeros(&file, have.bytes(), more).map_err(self.ctx.io(action))?;
+            let from = backing(have, label.encryption);
+            block::write_zeros(&file, from, more).map_err(self.ctx.io(action))?;
             drop(file);
             if !open {
                 self.deactivate(&lv, deadline)?;
             }
         }
+        self.sealed.grow(&label.id.lv(), deadline)?;
         self.grow_filesystem(label, deadline)?;
         Ok(Change::Done)
     }
@@ -597,6 +627,8 @@ impl Pool for LvmPool {
                 listing.strays.push(stray(row, what));
             }
         }
+        let encrypted = listing.volumes.iter().filter_map(|v| Some((v.label.id.lv(), v.label.encryption?)));
+        listing.locked = self.sealed.locked(encrypted)?;
         listing.volumes.sort_by_key(|s| s.label.id);
         listing.snapshots.sort_by_key(|s| s.key);
         listing.partial.sort();
@@ -616,23 +648,54 @@ impl Pool for LvmPool {
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let (label, stored, _) = self.existing::<Label>(id, deadline)?;
         check_filled(&self.ctx, &label)?;
+        self.sealed.check_key(&id.lv(), label.encryption)?;
         let device = self.activate(&id.lv(), deadline)?;
         let action = format!("opening {}", device.display());
         if label.provisioning == Provisioning::Thick {
             let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             block::forbid_discard(name).map_err(self.ctx.io(action.clone()))?;
         }
-        let size = File::open(&device).and_then(|f| block::size(&f)).map_err(self.ctx.io(action))?;
+        let measure = |device: &Path| {
+            let size = File::open(device).and_then(|f| block::size(&f));
+            size.map_err(self.ctx.io(format!("opening {}", device.display())))
+        };
+        let wrong = |device: &Path, has: u64, says: u64| {
+            let detail = format!("it has {} where LVM says {}", ByteSize(has), ByteSize(says));
+            Err(self.ctx.conflict(device.display().to_string(), detail))
+        };
+        let (has, says) = (measure(&device)?, backing(stored, label.encryption));
+        if has != says {
+            return wrong(&device, has, says);
+        }
+        let for_use = if label.provisioning == Provisioning::Thick { Use::Thick } else { Use::Thin };
+        let device = self.usable(&id.lv(), label.encryption, for_use, deadline)?;
+        let mut size = measure(&device)?;
+        if size < stored.bytes() && label.encryption.is_some() {
+            // It has grown and the daemon was stopped before it told the device above.
+            self.sealed.grow(&id.lv(), deadline)?;
+            size = measure(&device)?;
+        }
         if size != stored.bytes() {
-            return Err(self.ctx.conflict(
-                device.display().to_string(),
-                format!("it has {} where LVM says {stored}", ByteSize(size)),
-            ));
+            return wrong(&device, size, stored.bytes());
         }
         match label.kind {
             VolumeKind::Block => Ok(Opened { place: Place::Device(device), size: ByteSize(size) }),
             VolumeKind::Filesystem => self.mounts.open(&label, &device, ByteSize(size), deadline),
         }
+    }
+
+    fn unlock(&self, id: VolumeId, key: &EncryptionKey, deadline: &Deadline) -> Result<()> {
+        let (label, ..) = self.existing::<Label>(id, deadline)?;
+        let Some(encryption) = label.encryption else { return Ok(()) };
+        let lv = id.lv();
+        let open = self.device(&lv)?.is_some();
+        let device = self.activate(&lv, deadline)?;
+        let unlocked = self.sealed.unlock(encryption, &device, key, deadline);
+        // Whatever becomes of that: the key was brought, or was not.
+        if !open && let Err(error) = self.deactivate(&lv, deadline) {
+            tracing::warn!(lv, %error, "it stays active");
+        }
+        unlocked
     }
 
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
@@ -703,24 +766,32 @@ impl Pool for LvmPool {
     }
 
     fn read(&self, key: SnapshotKey, deadline: &Deadline) -> Result<File> {
-        self.existing::<SnapshotLabel>(key, deadline)?;
-        let device = self.activate(&key.lv(), deadline)?;
+        let (label, ..) = self.existing::<SnapshotLabel>(key, deadline)?;
+        let device = self.usable(&key.lv(), label.encryption, Use::Read, deadline)?;
         let opened = File::open(&device).and_then(|f| fs::set_direct(&f).map(|()| f));
-        opened.map_err(self.ctx.io(format!("opening {}", device.display())))
+        opened.map_err(self.ctx.io(format!("opening {}", device.display()))).inspect_err(|_| {
+            if let Err(error) = self.done_reading(key, deadline) {
+                tracing::warn!(snapshot = %key, %error, "its device stays");
+            }
+        })
     }
 
     fn done_reading(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()> {
         if self.device(&key.lv())?.is_some() {
             // Fails while another reader has it open, and that is as it should be: the last one takes it
             // down.
+            if self.sealed.close_if_unused(&key.lv(), deadline)? {
+                return Ok(());
+            }
             self.group.run("lvchange", &["-q", "-an", &self.group.path(&key.lv())], deadline)?;
         }
         Ok(())
     }
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
-        self.existing::<Label>(id, deadline)?;
-        let device = self.activate(&id.lv(), deadline)?;
+        let (label, ..) = self.existing::<Label>(id, deadline)?;
+        let for_use = if label.provisioning == Provisioning::Thick { Use::Thick } else { Use::Thin };
+        let device = self.usable(&id.lv(), label.encryption, for_use, deadline)?;
         let opened = File::options().read(true).write(true).open(&device);
         let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
         opened.map_err(self.ctx.io(format!("opening {}", device.display())))
@@ -730,6 +801,9 @@ impl Pool for LvmPool {
         // None is in use; a daemon that was killed may have left one mounted that it was looking at.
         self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
         self.mounts.forget();
+        for row in self.group.rows(deadline)? {
+            self.sealed.close(&row.lv_name, deadline)?;
+        }
         self.group.must("vgchange", &["-q", "-an", self.group.name()], deadline).map(drop)
     }
 

@@ -1,0 +1,240 @@
+//! Encrypted volumes of pools whose medium does not encrypt: LUKS2 on the backing, whose header lies before the
+//! volume's own bytes.
+//!
+//! Called by `lvm` and `file` pools. Snapshots and clones have the header of what they are made from, and so its key. A volume
+//! is open as long as it has a device of its own here, and while it is, it can be used by a daemon that does not have
+//! its key.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use orlop_api::{ByteSize, Encryption, EncryptionKey, VolumeId};
+
+use super::context::Context;
+use super::{KeyRing, PoolError, Result};
+use crate::kernel::filesystem::{self, MakeError};
+use crate::kernel::luks::{self, HEADER, Opens};
+use crate::kernel::{Deadline, dm};
+
+/// How long somebody may look at a device that is to be closed.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// The same of one that others may be reading.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How large the backing is of a volume of that size.
+pub(super) fn backing(size: ByteSize, encryption: Option<Encryption>) -> u64 {
+    size.bytes().saturating_add(header(encryption))
+}
+
+/// What a backing of that size has for the volume.
+pub(super) fn visible(backing: u64, encryption: Option<Encryption>) -> ByteSize {
+    ByteSize(backing.saturating_sub(header(encryption)))
+}
+
+fn header(encryption: Option<Encryption>) -> u64 {
+    if encryption.is_some() { HEADER } else { 0 }
+}
+
+/// What may be done with an open one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Reading only, as of a snapshot.
+    Read,
+    /// Writing; what is discarded is given back to the pool.
+    Thin,
+    /// Writing; its space stays.
+    Thick,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    ctx: Context,
+    keys: KeyRing,
+}
+
+/// The name under which the device mapper has an open one.
+fn mapped(name: &str) -> String {
+    format!("orlop-{name}")
+}
+
+/// What this machine lacks for it. `None`: nothing.
+pub(super) fn lacks() -> Option<&'static str> {
+    match (dm::is_there(), luks::tool()) {
+        (false, _) => Some("it takes the device mapper, which this kernel does not have"),
+        (true, Err(_)) => Some("it takes cryptsetup, which is not installed"),
+        (true, Ok(_)) => None,
+    }
+}
+
+impl Sealed {
+    pub fn new(ctx: &Context, keys: &KeyRing) -> Self {
+        Self { ctx: ctx.clone(), keys: keys.clone() }
+    }
+
+    /// The key, from the ring.
+    fn key(&self, encryption: Encryption) -> Result<EncryptionKey> {
+        let volume = encryption.key_of;
+        self.keys.get(volume).ok_or_else(|| PoolError::Locked { pool: self.ctx.pool.clone(), volume })
+    }
+
+    /// Refuses before anything is made what there is no key, no tool or no device mapper for.
+    pub fn check(&self, encryption: Option<Encryption>) -> Result<()> {
+        let Some(encryption) = encryption else { return Ok(()) };
+        if let Some(reason) = lacks() {
+            let (pool, reason) = (self.ctx.pool.clone(), format!("can't be had here: {reason}"));
+            return Err(PoolError::Property { pool, field: "encryption", reason });
+        }
+        self.key(encryption).map(drop)
+    }
+
+    fn opened(&self, opens: Opens, key_of: VolumeId) -> Result<()> {
+        match opens {
+            Opens::Yes => Ok(()),
+            Opens::WrongKey => Err(PoolError::WrongKey { pool: self.ctx.pool.clone(), volume: key_of }),
+        }
+    }
+
+    /// Puts the header on a backing that was made just now, is found blank, and that nobody takes for whole yet.
+    pub fn format(&self, id: VolumeId, encryption: Encryption, on: &Path, deadline: &Deadline) -> Result<()> {
+        let (key, uuid) = (self.key(encryption)?, id.uuid().hyphenated().to_string());
+        let refuse = |why: String| Err(self.ctx.conflict(on.display().to_string(), why));
+        match filesystem::check_blank(on) {
+            Ok(()) => {}
+            Err(MakeError::Io(e)) => return Err(self.ctx.io(format!("reading {}", on.display()))(e)),
+            Err(e) => return refuse(e.to_string()),
+        }
+        luks::format(on, &uuid, key.expose(), deadline).map_err(|e| self.ctx.exec(e))?;
+        // Whatever the command said: what counts is what is there.
+        let found =
+            luks::header(on).map_err(self.ctx.io(format!("reading the header of {}", on.display())))?;
+        if found.as_deref() == Some(uuid.as_str()) {
+            return Ok(());
+        }
+        refuse("it has no header of LUKS after it was given one".into())
+    }
+
+    /// The device of one that is open.
+    pub fn device(&self, name: &str) -> Result<Option<PathBuf>> {
+        let name = mapped(name);
+        dm::device(&name).map_err(self.ctx.io(format!("looking at {name}")))
+    }
+
+    /// Opens one on its backing's device, or finds it open.
+    pub fn open(
+        &self,
+        name: &str,
+        encryption: Encryption,
+        on: &Path,
+        for_use: Use,
+        deadline: &Deadline,
+    ) -> Result<PathBuf> {
+        if let Some(device) = self.found(name, on)? {
+            return Ok(device);
+        }
+        let key = self.key(encryption)?;
+        self.clear(name)?;
+        self.ctx.check(deadline, "opening an encrypted volume")?;
+        let (discard, read_only) = (for_use == Use::Thin, for_use == Use::Read);
+        let opens = luks::open(on, &mapped(name), key.expose(), discard, read_only, deadline);
+        // Whatever it said: another reader may have been quicker.
+        if let Some(device) = self.found(name, on)? {
+            return Ok(device);
+        }
+        self.opened(opens.map_err(|e| self.ctx.exec(e))?, encryption.key_of)?;
+        Err(self.ctx.not_found(format!("the device {}", mapped(name))))
+    }
+
+    /// The device of one that is open on that device, and on no other.
+    fn found(&self, name: &str, on: &Path) -> Result<Option<PathBuf>> {
+        let Some(device) = self.device(name)? else { return Ok(None) };
+        let action = format!("looking at {}", device.display());
+        if dm::stands_on(&device, on).map_err(self.ctx.io(action))? {
+            return Ok(Some(device));
+        }
+        let detail = format!("{} is on another device than {}", device.display(), on.display());
+        Err(self.ctx.conflict(mapped(name), detail))
+    }
+
+    /// Removes what a command left that was ended while it opened one.
+    fn clear(&self, name: &str) -> Result<()> {
+        let name = mapped(name);
+        let action = || format!("removing what is left of {name}");
+        match dm::look(&name).map_err(self.ctx.io(action()))? {
+            Some(m) if !m.is_live => dm::remove(&name).map_err(self.ctx.io(action())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what is not open and could not be opened, before anything is brought up for it.
+    pub fn check_key(&self, name: &str, encryption: Option<Encryption>) -> Result<()> {
+        match encryption {
+            Some(encryption) if self.device(name)?.is_none() => self.key(encryption).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes an open one as large as its backing.
+    pub fn grow(&self, name: &str, deadline: &Deadline) -> Result<()> {
+        match self.device(name)? {
+            Some(_) => luks::resize(&mapped(name), deadline).map_err(|e| self.ctx.exec(e)),
+            None => Ok(()),
+        }
+    }
+
+    /// Closes one, waiting for those who look at it only for a moment. Fine if it is not open.
+    pub fn close(&self, name: &str, deadline: &Deadline) -> Result<()> {
+        let patience = deadline.at_most(BUSY);
+        let mut pause = Duration::from_millis(20);
+        while self.device(name)?.is_some() {
+            self.ctx.check(deadline, "closing an encrypted volume")?;
+            if let Err(error) = luks::close(&mapped(name), deadline)
+                && self.device(name)?.is_some()
+                && patience.pause(pause).is_err()
+            {
+                return Err(self.ctx.exec(error));
+            }
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+        self.clear(name)
+    }
+
+    /// Closes one unless somebody else uses it. Whether it is still open.
+    pub fn close_if_unused(&self, name: &str, deadline: &Deadline) -> Result<bool> {
+        // Longer than it takes udev to look.
+        if let Err(error) = self.close(name, &deadline.at_most(LOOK)) {
+            tracing::debug!(name, %error, "an encrypted snapshot stays open");
+        }
+        Ok(self.device(name)?.is_some())
+    }
+
+    /// A key that somebody brought, on the ring if it opens the backing.
+    pub fn unlock(
+        &self,
+        encryption: Encryption,
+        on: &Path,
+        key: &EncryptionKey,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let opens = luks::try_key(on, key.expose(), deadline).map_err(|e| self.ctx.exec(e))?;
+        self.opened(opens, encryption.key_of)?;
+        self.keys.put(encryption.key_of, key.clone());
+        Ok(())
+    }
+
+    /// Of those, the keys that are not on the ring and that nothing is open with: by volumes' names and how they are
+    /// encrypted.
+    pub fn locked(&self, all: impl Iterator<Item = (String, Encryption)>) -> Result<BTreeSet<VolumeId>> {
+        let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
+        for (name, Encryption { key_of, .. }) in all {
+            if self.keys.get(key_of).is_some() || self.device(&name)?.is_some() {
+                open.insert(key_of);
+            } else {
+                closed.insert(key_of);
+            }
+        }
+        Ok(&closed - &open)
+    }
+}
