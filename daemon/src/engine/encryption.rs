@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use orlop_api::{Encryption, EncryptionKey, EventKind, Unlock, VolumeCreate, VolumeId, VolumeKey, VolumeRef};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::action::{Outcome, Principal};
 use super::core::{Core, On};
@@ -59,10 +58,10 @@ impl Core {
         batch
     }
 
-    /// The key that nobody has any more when this volume or snapshot, which is encrypted so, is gone.
-    pub(super) fn spent_key(&self, encryption: Option<Encryption>, gone: Uuid) -> Option<VolumeId> {
-        let key_of = encryption?.key_of;
-        (!self.view.read().needs_key(key_of, gone)).then_some(key_of)
+    /// That key, if nobody has it any more when this volume is gone. Snapshots go before their volumes.
+    pub(super) fn spent_key(&self, key_of: VolumeId, gone: VolumeId) -> Option<VolumeId> {
+        let with_key = self.view.read().with_key(key_of);
+        with_key.iter().all(|id| *id == gone).then_some(key_of)
     }
 
     /// Forgets a key for ever.

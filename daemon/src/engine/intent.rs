@@ -339,8 +339,7 @@ impl Core {
                 // What is not shown any more can only have had a key of its own.
                 let had =
                     self.view.read().entry(id).and_then(|v| v.label.encryption).map_or(id, |e| e.key_of);
-                let needed = self.view.read().needs_key(had, id.uuid());
-                batch.append(self.forget_key((!needed).then_some(had)));
+                batch.append(self.forget_key(self.spent_key(had, id)));
                 self.view.write().remove_volume(id);
                 self.events.publish(EventKind::VolumeDeleted, about_volume(id));
                 self.spent_bell.notify_one();
@@ -375,8 +374,6 @@ impl Core {
                 let open = self.open_pool(pool)?;
                 let key = *snapshot;
                 self.on_pool(&open, On::Make, until, move |p, d| p.destroy_snapshot(key, d)).await?;
-                let had = self.view.read().snapshot_entry(key.id).and_then(|s| s.label.encryption);
-                batch.append(self.forget_key(self.spent_key(had, key.id.uuid())));
                 self.snapshot_gone(key);
                 self.capacity_changed(pool);
             }

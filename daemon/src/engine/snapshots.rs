@@ -17,7 +17,6 @@ use super::error::{Error, Result};
 use super::intent::Intent;
 use super::locks::{Key, Mode};
 use super::volumes::{not_found, verify_gone};
-use crate::journal::Batch;
 use crate::model::{SnapshotKey, SnapshotLabel};
 use crate::pool::Snapped;
 
@@ -236,7 +235,7 @@ impl Core {
     pub(super) async fn destroy_snapshot(self: &Arc<Self>, key: SnapshotKey, until: Instant) -> Result<()> {
         let guards = self.locks.acquire(vec![(Key::Snapshot(key.id), Mode::Exclusive)], until).await?;
         self.check_settled(|intent| intent.touches_snapshot(key.id))?;
-        let (pool, encryption) = {
+        let pool = {
             let view = self.view.read();
             let Some(entry) = view.snapshot_entry(key.id) else { return Ok(()) };
             // A clone may have been made before the lock was had.
@@ -245,20 +244,16 @@ impl Core {
                 let object = format!("snapshot {}", entry.label.name);
                 return Err(Error::Precondition { object, reason: "is needed".into(), dependants });
             }
-            (entry.pool.clone(), entry.label.encryption)
+            entry.pool.clone()
         };
         let open = self.open_pool(&pool)?;
-        let spent = self.spent_key(encryption, key.id.uuid());
         let intent = Intent::DeleteSnapshot { pool: pool.clone(), snapshot: key };
         let destroy = self.on_pool(&open, On::Make, until, move |p, d| {
             p.destroy_snapshot(key, d)?;
             p.get_snapshot(key, d)
         });
-        let act = async {
-            verify_gone(&format!("snapshot {key}"), destroy.await?.is_none())?;
-            Ok(((), self.forget_key(spent)))
-        };
-        let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
+        let act = async { verify_gone(&format!("snapshot {key}"), destroy.await?.is_none()) };
+        let ((), _guards) = self.carry_out(intent, guards, act).await?;
         self.snapshot_gone(key);
         self.capacity_changed(&pool);
         Ok(())

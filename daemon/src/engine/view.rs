@@ -9,7 +9,6 @@ use orlop_api::{
     Progress, Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState, SourceMode,
     Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
 };
-use uuid::Uuid;
 
 use super::space::FillLimits;
 use crate::model::{HostRecord, Identity, Label, LabelHost, NqnPrefix, PoolSpec, SnapshotKey, SnapshotLabel};
@@ -203,14 +202,6 @@ impl View {
     pub fn with_key(&self, key_of: VolumeId) -> Vec<VolumeId> {
         let has = |v: &&VolumeEntry| v.label.encryption.is_some_and(|e| e.key_of == key_of);
         self.volumes.values().filter(has).map(|v| v.label.id).collect()
-    }
-
-    /// Whether anything has that key: a volume, or a snapshot that outlives its volume.
-    pub fn needs_key(&self, key_of: VolumeId, but: Uuid) -> bool {
-        let has = |encryption: Option<Encryption>| encryption.is_some_and(|e| e.key_of == key_of);
-        let volumes = self.volumes.values().map(|v| (v.label.id.uuid(), v.label.encryption));
-        let snapshots = self.snapshots.values().map(|s| (s.label.key.id.uuid(), s.label.encryption));
-        volumes.chain(snapshots).any(|(id, encryption)| id != but && has(encryption))
     }
 
     fn progress_of(&self, v: &VolumeEntry) -> Option<Progress> {

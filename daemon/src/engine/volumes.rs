@@ -341,7 +341,7 @@ impl Core {
             self.destroy_snapshot(key, until).await?;
         }
 
-        let key = self.spent_key(entry.label.encryption, id.uuid());
+        let key = entry.label.encryption.and_then(|e| self.spent_key(e.key_of, id));
         let intent = Intent::DeleteVolume { pool: pool.clone(), volume: id };
         let destroy = self.on_pool(&open, On::Make, until, move |p, d| {
             p.destroy(id, d)?;

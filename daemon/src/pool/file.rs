@@ -178,7 +178,7 @@ impl FilePool {
         }
         if let Some(encryption) = label.encryption {
             let (sealed, name) = (self.images.sealed(), id.to_string());
-            let for_use = if label.provisioning == Provisioning::Thick { Use::Thick } else { Use::Thin };
+            let for_use = label.provisioning.into();
             let want = visible(size, label.encryption).bytes();
             device = sealed.open(&name, encryption, &device, for_use, deadline).inspect_err(|_| {
                 // Nothing stands on it that was not there before.

@@ -1,15 +1,15 @@
 //! Encrypted volumes of pools whose medium does not encrypt: LUKS2 on the backing, whose header lies before the
 //! volume's own bytes.
 //!
-//! Called by `lvm` and `file` pools. Snapshots and clones have the header of what they are made from, and so its key. A volume
-//! is open as long as it has a device of its own here, and while it is, it can be used by a daemon that does not have
-//! its key.
+//! Called by `lvm` and `file` pools. Snapshots and clones have the header of what they are made from, and so its
+//! key. A volume is open as long as it has a device of its own here, and while it is, it can be used by a daemon
+//! that does not have its key.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orlop_api::{ByteSize, Encryption, EncryptionKey, VolumeId};
+use orlop_api::{ByteSize, Encryption, EncryptionKey, Provisioning, VolumeId};
 
 use super::context::Context;
 use super::{KeyRing, PoolError, Result};
@@ -46,6 +46,15 @@ pub(super) enum Use {
     Thin,
     /// Writing; its space stays.
     Thick,
+}
+
+impl From<Provisioning> for Use {
+    fn from(provisioning: Provisioning) -> Self {
+        match provisioning {
+            Provisioning::Thin => Self::Thin,
+            Provisioning::Thick => Self::Thick,
+        }
+    }
 }
 
 /// See the module.

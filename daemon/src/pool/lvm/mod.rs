@@ -667,7 +667,7 @@ impl Pool for LvmPool {
         if has != says {
             return wrong(&device, has, says);
         }
-        let for_use = if label.provisioning == Provisioning::Thick { Use::Thick } else { Use::Thin };
+        let for_use = label.provisioning.into();
         let device = self.usable(&id.lv(), label.encryption, for_use, deadline)?;
         let mut size = measure(&device)?;
         if size < stored.bytes() && label.encryption.is_some() {
@@ -790,7 +790,7 @@ impl Pool for LvmPool {
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
         let (label, ..) = self.existing::<Label>(id, deadline)?;
-        let for_use = if label.provisioning == Provisioning::Thick { Use::Thick } else { Use::Thin };
+        let for_use = label.provisioning.into();
         let device = self.usable(&id.lv(), label.encryption, for_use, deadline)?;
         let opened = File::options().read(true).write(true).open(&device);
         let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
