@@ -39,7 +39,9 @@ const INSTRUCTIONS: u64 = 10_000_000;
 const MEMORY: u64 = 10 << 20;
 
 /// Reads the datasets `d1`, `d2`... as `r1`, `r2`..., each with the user property `k1`, `k2`...; of a zvol the native
-/// properties `p1`, `p2`... as `v1`, `v2`..., of a file system `f1`, `f2`... Nothing where one does not exist.
+/// properties `p1`, `p2`... as `v1`, `v2`..., of a file system `f1`, `f2`... Nothing where one does not exist. Each
+/// question costs as much as all the rest, so a native property that has a word `w1`, `w2`... is read only where the
+/// user property has that word in quotes, or is not there.
 const READ: &str = r#"
 local a = ...
 local sizes = { volume = "volsize", filesystem = "refquota" }
@@ -50,19 +52,24 @@ while a["d" .. d] do
     local name = a["d" .. d]
     if zfs.exists(name) then
         local r = {}
-        r["type"] = zfs.get_prop(name, "type")
-        local size, list = sizes[r["type"]], lists[r["type"]]
+        local text = zfs.get_prop(name, a["k" .. d])
+        r["text"] = text
+        local kind = string.find(name, "@", 1, true) and "snapshot" or zfs.get_prop(name, "type")
+        local size, list = sizes[kind], lists[kind]
         if size then
             local n = zfs.get_prop(name, size)
             if n then r["size"] = n end
             local i = 1
             while a[list .. i] do
-                local v = zfs.get_prop(name, a[list .. i])
-                if v then r["v" .. i] = "" .. v end
+                local word = a["w" .. i]
+                if not word or not text or string.find(text, '"' .. word .. '"', 1, true) then
+                    local v = zfs.get_prop(name, a[list .. i])
+                    if v then r["v" .. i] = "" .. v end
+                end
                 i = i + 1
             end
         end
-        r["text"] = zfs.get_prop(name, a["k" .. d])
+        r["type"] = kind
         all["r" .. d] = r
     end
     d = d + 1
@@ -302,13 +309,15 @@ impl Lzc {
     }
 
     /// Reads of each dataset its size, one user property and any native ones, all at one instant: those of a zvol,
-    /// or as many others of a file system. `None`: there is no such dataset.
+    /// or as many others of a file system, and those with a word only where that is in the user property. `None`: there
+    /// is no such dataset.
     pub fn read(
         &self,
         pool: &str,
         datasets: &[(String, &str)],
         native: &[&str],
         of_filesystems: &[&str],
+        words: &[Option<&str>],
     ) -> io::Result<Vec<Option<Dataset>>> {
         let numbered = |letter: &str, n: usize| format!("{letter}{}", n + 1);
         let mut arguments: Vec<(String, &str)> = Vec::new();
@@ -319,6 +328,8 @@ impl Lzc {
         for (letter, names) in [("p", native), ("f", of_filesystems)] {
             arguments.extend(names.iter().enumerate().map(|(n, name)| (numbered(letter, n), *name)));
         }
+        let words = words.iter().enumerate();
+        arguments.extend(words.filter_map(|(n, word)| Some((numbered("w", n), (*word)?))));
         let arguments: Vec<(&str, &str)> = arguments.iter().map(|(k, v)| (k.as_str(), *v)).collect();
         let answer = self.run(self.program_nosync, pool, READ, &arguments)?;
         let all = self.result(&answer)?;

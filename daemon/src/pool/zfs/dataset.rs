@@ -43,6 +43,13 @@ pub(super) fn natives() -> Vec<&'static str> {
     std::iter::once("refreservation").chain(properties).chain(["readonly"]).collect()
 }
 
+/// The word that a label has where each of these matters: what a label does not set is the pool's default, and is not
+/// asked. Nothing for what always matters; that a volume can be written to, where it has no label.
+pub(super) fn words() -> Vec<Option<&'static str>> {
+    let properties = Property::ALL.iter().map(|p| Some(p.as_str()));
+    std::iter::once(None).chain(properties).chain([Some("readonly")]).collect()
+}
+
 /// Those of a dataset that is a file system: it has records where a zvol has blocks.
 pub(super) fn natives_of_filesystems() -> Vec<&'static str> {
     natives().into_iter().map(|n| if n == VOLBLOCKSIZE { RECORDSIZE } else { n }).collect()

@@ -129,7 +129,8 @@ impl ZfsPool {
         if let Some(lzc) = lzc::get() {
             let (natives, of_filesystems) = (dataset::natives(), dataset::natives_of_filesystems());
             // Where the library can't answer, the command still may.
-            match lzc.read(self.ctx.pool.as_str(), asked, &natives, &of_filesystems) {
+            let words = dataset::words();
+            match lzc.read(self.ctx.pool.as_str(), asked, &natives, &of_filesystems, &words) {
                 Ok(found) => {
                     let row = |((name, property), found): (&(String, &str), Option<Dataset>)| {
                         found.map(|d| Row::read(name, *property == LABEL, d))
@@ -462,18 +463,15 @@ impl Pool for ZfsPool {
             }
             Ok(Change::Unchanged)
         };
-        // What there is of the name, and of what it is made from: in one question.
-        let source = label.source.filter(|s| s.mode == SourceMode::Linked).map(|s| s.snapshot);
-        let mut asked = vec![(self.dataset(label.id), LABEL)];
-        if let Some(of) = source {
-            asked.extend([(self.dataset(of), SNAPSHOT), (self.dataset(of.volume), LABEL)]);
-        }
-        let mut rows = self.rows(&asked, deadline)?.into_iter();
-        if let Some(have) = self.as_volume(rows.next().flatten(), label.id)? {
+        // A thin one is made at once: that fails where it is there. Others are asked for first, because room is.
+        let thick = label.provisioning == Provisioning::Thick;
+        if thick && let Some(have) = self.look(label.id, deadline)? {
             return known(&have);
         }
         let mut from = None;
-        if let Some(of) = source {
+        if let Some(of) = label.source.filter(|s| s.mode == SourceMode::Linked).map(|s| s.snapshot) {
+            let asked = [(self.dataset(of), SNAPSHOT), (self.dataset(of.volume), LABEL)];
+            let mut rows = self.rows(&asked, deadline)?.into_iter();
             let snapshot = self.as_snapshot(rows.next().flatten(), of)?;
             from = Some(snapshot.ok_or_else(|| self.ctx.not_found(format!("snapshot {of}")))?);
             let volume = self.as_volume(rows.next().flatten(), of.volume)?;
@@ -483,7 +481,7 @@ impl Pool for ZfsPool {
         // For a thin one only the total matters, and that changes when disks are added: asked again
         // only if the one that was seen last would not do.
         let seen = Capacity { total: ByteSize(self.total.load(Ordering::Relaxed)), ..Capacity::default() };
-        if label.provisioning == Provisioning::Thick || label.size > seen.total {
+        if thick || label.size > seen.total {
             check_room(&self.ctx, label, label.size.bytes(), self.capacity(deadline)?)?;
         }
         match self.make(label, from.as_ref(), &text, deadline) {
