@@ -158,7 +158,7 @@ fn pools_on_disks_are_not_made_by_tools_that_lie() {
         spares: Vec::new(),
         guid: Some(12345),
     });
-    let lvm = spec(PoolMedium::Lvm { disks, thin: ThinPool::default() });
+    let lvm = spec(PoolMedium::Lvm { disks, arrays: Vec::new(), thin: ThinPool::default() });
     // It is only looked for.
     tools.set("thin_check", "exit 0");
     for (way, script, kind) in WAYS {

@@ -43,7 +43,8 @@ pub enum Filesystem {
     Btrfs,
 }
 
-/// How a `zfs` pool is laid out on its disks: what it survives.
+/// How a pool is laid out on its disks: what it survives. `raidz` and `draid` are for `zfs` pools, `raid5` and
+/// `raid10` for `lvm` and `file` pools, whose disks the kernel's md holds together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -65,11 +66,15 @@ pub enum PoolLayout {
     Draid2,
     /// Three disks may fail, likewise. At least five.
     Draid3,
+    /// One disk may fail. At least three.
+    Raid5,
+    /// Striped over pairs of disks that hold the same: one of each may fail. At least four, and an even number.
+    Raid10,
 }
 
 impl PoolLayout {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Stripe,
         Self::Mirror,
         Self::Raidz1,
@@ -78,6 +83,8 @@ impl PoolLayout {
         Self::Draid1,
         Self::Draid2,
         Self::Draid3,
+        Self::Raid5,
+        Self::Raid10,
     ];
 
     /// As it is spelled on the wire.
@@ -91,6 +98,8 @@ impl PoolLayout {
             Self::Draid1 => "draid1",
             Self::Draid2 => "draid2",
             Self::Draid3 => "draid3",
+            Self::Raid5 => "raid5",
+            Self::Raid10 => "raid10",
         }
     }
 
@@ -99,8 +108,8 @@ impl PoolLayout {
         match self {
             Self::Stripe => 1,
             Self::Mirror => 2,
-            Self::Raidz1 | Self::Draid1 => 3,
-            Self::Raidz2 | Self::Draid2 => 4,
+            Self::Raidz1 | Self::Draid1 | Self::Raid5 => 3,
+            Self::Raidz2 | Self::Draid2 | Self::Raid10 => 4,
             Self::Raidz3 | Self::Draid3 => 5,
         }
     }
@@ -116,13 +125,14 @@ pub struct PoolCreate {
     /// What to make.
     pub kind: PoolKind,
     /// Whole disks, by kernel name (`vdb`) or by path (`/dev/disk/by-id/...`). They must be blank.
-    /// Several disks of a `zfs` pool are striped, of an `lvm` pool strung together. A `file` pool takes one.
+    /// Without a layout several disks of a `zfs` pool are striped, of an `lvm` pool strung together, and a `file`
+    /// pool takes one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<String>,
     /// An existing directory, for `file` and `sim` pools: absolute, empty or an Orlop pool's already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<String>,
-    /// What a `file` pool formats its disk with. XFS unless given.
+    /// What a `file` pool formats its disk or array with. XFS unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<Filesystem>,
     /// How large the thin pool of an `lvm` pool is: a whole number of MiB; nearly all of its disks unless
@@ -132,10 +142,10 @@ pub struct PoolCreate {
     /// How large its metadata are: 2 MiB to 15 GiB; LVM decides unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thin_metadata_size: Option<ByteSize>,
-    /// How a `zfs` pool is laid out on its disks; striped unless given.
+    /// How the pool is laid out on its disks; without redundancy unless given. Not every kind has every layout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<PoolLayout>,
-    /// Blank disks that are kept with a `zfs` pool for when one of its own fails.
+    /// Blank disks that are kept with a pool with redundancy for when one of its own fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spares: Vec<String>,
     /// Takes in a pool of this name that exists, with the volumes in it, and makes nothing: one that another
@@ -277,7 +287,8 @@ pub enum PoolScanState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PoolDisk {
-    /// What `replace` takes: its path by id where it is there, else the pool's own number for it.
+    /// What `replace` takes: its path by id where it is there, else the pool's own number for it, or what it was
+    /// called when it was given to the pool.
     pub name: String,
     /// Where it was last, if it is not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,7 +297,7 @@ pub struct PoolDisk {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// In the pool's own word: `online`, `degraded`, `faulted`, `offline`, `removed`, `unavail`, `avail`,
-    /// `inuse`.
+    /// `inuse`, `rebuilding`.
     pub state: String,
     /// Reads that failed.
     pub read_errors: u64,

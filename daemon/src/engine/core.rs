@@ -46,6 +46,8 @@ pub trait Pools: Send + Sync {
     /// Opens a pool that another machine may have had.
     fn import(&self, spec: &PoolSpec, force: bool, deadline: &Deadline)
     -> crate::pool::Result<Box<dyn Pool>>;
+    /// Makes what a crash left of a pool that was being removed blank.
+    fn clear(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<()>;
     /// The machine's disks.
     fn disks(&self, deadline: &Deadline) -> std::io::Result<Vec<Disk>>;
     /// The same by what the kernel has in memory: no disk is touched.
@@ -69,6 +71,10 @@ impl Pools for PoolEnv {
 
     fn open(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>> {
         crate::pool::open(spec, self, deadline)
+    }
+
+    fn clear(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<()> {
+        crate::pool::clear(spec, self, deadline)
     }
 
     fn recognize(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<PoolSpec> {

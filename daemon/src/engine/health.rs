@@ -14,7 +14,9 @@ use super::core::{Core, On, OpenPool, Outcome};
 use super::events::Subject;
 use super::lane::Late;
 use super::locks::{Key, Mode};
+use crate::journal::{Batch, Table};
 use crate::kernel::Deadline;
+use crate::model::PoolSpec;
 use crate::pool::{Change, Pool};
 
 /// The alarm's subject, apart from the pool's own, which tells whether it is there at all.
@@ -64,8 +66,15 @@ impl Core {
     pub(super) async fn look_at_health(&self, pool: &Arc<OpenPool>, on: On, until: Instant) -> Option<Late> {
         let health = || self.view.read().pool_entry(&pool.name).and_then(|p| p.health.clone());
         let late = self.read_health(pool, health(), on, until).await;
-        if late.is_some() || !health().is_some_and(|h| spares_matter(&h)) {
+        if late.is_some() {
             return late;
+        }
+        if let Err(f) = self.remember_disks(pool, on, until).await {
+            tracing::warn!(pool = %pool.name, error = f.error.chain(), "which of its disks are whole is not remembered");
+            return f.late;
+        }
+        if !health().is_some_and(|h| spares_matter(&h)) {
+            return None;
         }
         match self.mind_spares(pool, until).await {
             Ok(Change::Unchanged) => None,
@@ -75,6 +84,34 @@ impl Core {
                 f.late
             }
         }
+    }
+
+    /// Keeps what is to be known of a pool's disks when it is opened again, in the journal and beside it: a disk that
+    /// was lost is not to be believed when it is the only one that comes up after a power cut.
+    async fn remember_disks(&self, pool: &Arc<OpenPool>, on: On, until: Instant) -> Outcome<()> {
+        let name = &pool.name;
+        let spec = || self.view.read().pool_entry(name).map(|p| p.spec.clone());
+        let news = async || -> Outcome<Option<PoolSpec>> {
+            let Some(spec) = spec() else { return Ok(None) };
+            self.on_pool(pool, on, until, move |p, _| p.to_remember(&spec)).await
+        };
+        if news().await?.is_none() {
+            return Ok(());
+        }
+        let wants =
+            vec![(Key::Pool(name.clone()), Mode::Shared), (Key::Disks(name.clone()), Mode::ExclusiveNow)];
+        // Whoever changes the pool's disks keeps what they are then.
+        let Ok(_guards) = self.locks.acquire(wants, until).await else { return Ok(()) };
+        if self.check_settled(|intent| super::pools::concerns_disks_of(intent, name)).is_err() {
+            return Ok(());
+        }
+        let Some(now) = news().await? else { return Ok(()) };
+        let mut batch = Batch::default();
+        batch.put(Table::Pools, name.as_str(), &now);
+        self.journal.commit(batch).await?;
+        self.view.write().set_spec(now);
+        self.copy_pool_list().await;
+        Ok(())
     }
 
     /// Nobody asked for it, so it yields to whoever changes the pool's disks: the next look comes.
@@ -110,8 +147,11 @@ impl Core {
             return None;
         }
         let read = move |p: &dyn Pool, d: &Deadline| {
-            if last.as_ref().is_some_and(|h| h.state != PoolHealthState::Ok) {
-                p.take_back(d)?;
+            if last.as_ref().is_some_and(|h| h.state != PoolHealthState::Ok)
+                && let Err(error) = p.take_back(d)
+            {
+                // How they are is to be known all the more.
+                tracing::warn!(pool = %p.name(), %error, "disks were not taken back");
             }
             p.health(last.as_ref(), d)
         };

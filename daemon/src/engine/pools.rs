@@ -305,11 +305,12 @@ impl Core {
         let intent = Intent::ChangePool { name: name.clone(), change: change.clone() };
         let act = async {
             let changed = self.on_pool(&pool, On::Make, until, move |p, d| p.change(&change, d)).await?;
+            let after = self.known_as(&pool, &after, until).await?;
             let mut batch = Batch::default();
             batch.put(Table::Pools, name.as_str(), &after);
-            Ok((changed, batch))
+            Ok(((changed, after), batch))
         };
-        let (changed, _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
+        let ((changed, after), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
         self.show_changed(&pool, after, until).await;
         self.shown_pool(&self.view.read(), &name, changed == Change::Done)
     }
@@ -338,7 +339,7 @@ impl Core {
         let ask = change.clone();
         match self.on_pool(&pool, On::Make, until, move |p, d| p.change(&ask, d)).await {
             Ok(_) => {
-                let after = spec.after(change);
+                let after = self.known_as(&pool, &spec.after(change), until).await?;
                 let mut batch = Batch::default();
                 batch.put(Table::Pools, name.as_str(), &after);
                 self.journal.commit(batch).await?;
@@ -429,6 +430,8 @@ impl Core {
             Err(failure) => return Err(failure),
         };
         if !there {
+            let pools = self.settings.pools.clone();
+            run(&self.setup_lane, until, move |d| pools.clear(&spec, d)).await?;
             let mut batch = Batch::default();
             batch.remove(Table::Pools, name.as_str());
             self.journal.commit(batch).await?;

@@ -304,6 +304,11 @@ pub fn take(path: &Path) -> io::Result<Option<Claimed>> {
 }
 
 impl Claimed {
+    /// For reading.
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
     /// Whether the disk that has this path now is the one that was claimed.
     pub fn is_at(&self, path: &Path) -> io::Result<bool> {
         Ok(self.0.metadata()?.rdev() == std::fs::metadata(path)?.rdev())

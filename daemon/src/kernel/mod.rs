@@ -15,6 +15,7 @@ pub mod holders;
 pub mod loopdev;
 pub mod luks;
 pub mod lzc;
+pub mod md;
 pub mod mount;
 pub mod net;
 pub mod smart;

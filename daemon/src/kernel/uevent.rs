@@ -5,7 +5,8 @@
 //! Never says what happened: it says when to look again. [`DiskWatch`] tells of disks for as long as the
 //! daemon runs.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -101,8 +102,13 @@ const LINKS: Duration = Duration::from_secs(3);
 
 const SOCKET: Token = Token(0);
 const END: Token = Token(1);
+const ARRAYS: Token = Token(2);
 
-/// Tells of disks that come and go, on a thread of its own, until it is dropped.
+/// Where md tells that anything has happened to any array (md(4)). It is there once the module is.
+const MDSTAT: &str = "/proc/mdstat";
+
+/// Tells of disks that come and go, and of arrays that have lost one or filled one, on a thread of its own, until it is
+/// dropped.
 #[derive(Debug)]
 pub struct DiskWatch {
     end: Waker,
@@ -111,7 +117,8 @@ pub struct DiskWatch {
 
 impl DiskWatch {
     /// Starts. `tell` hears what came and went; of nothing when there may have been more than the socket
-    /// could hold, and once more a moment later, when links to new disks are there: look at everything then.
+    /// could hold, when an array has changed, and once more a moment later, when links to new disks are there: look
+    /// at everything then.
     pub fn start(tell: impl FnMut(&[DiskEvent]) + Send + 'static) -> io::Result<Self> {
         let uevents = Uevents::open()?;
         let poll = Poll::new()?;
@@ -137,7 +144,11 @@ fn watch(mut poll: Poll, uevents: &Uevents, mut tell: impl FnMut(&[DiskEvent])) 
     let mut ready = Events::with_capacity(4);
     let mut gathered: Option<Vec<DiskEvent>> = None;
     let mut again: Option<Instant> = None;
+    let mut arrays = None;
     loop {
+        if arrays.is_none() {
+            arrays = watch_arrays(&poll);
+        }
         let wait = match (&gathered, again) {
             (Some(_), _) => Some(GATHER),
             (None, Some(at)) => Some(at.saturating_duration_since(Instant::now())),
@@ -168,6 +179,15 @@ fn watch(mut poll: Poll, uevents: &Uevents, mut tell: impl FnMut(&[DiskEvent])) 
             }
             continue;
         }
+        if ready.iter().any(|e| e.token() == ARRAYS) {
+            if let Some(file) = &arrays {
+                // Reading it is what makes the next change tell.
+                if let Err(error) = io::copy(&mut &*file, &mut io::sink()).and_then(|_| rewind(file)) {
+                    tracing::warn!(%error, "changes of arrays are not noticed any more");
+                }
+            }
+            gathered.get_or_insert_default();
+        }
         match uevents.disks() {
             Ok(None) => {}
             Ok(Some(events)) => gathered.get_or_insert_default().extend(events),
@@ -177,6 +197,22 @@ fn watch(mut poll: Poll, uevents: &Uevents, mut tell: impl FnMut(&[DiskEvent])) 
             }
         }
     }
+}
+
+/// The file that tells of arrays, watched. `None`: there are none on this machine until now.
+fn watch_arrays(poll: &Poll) -> Option<File> {
+    let file = File::open(MDSTAT).ok()?;
+    let watched = io::copy(&mut &file, &mut io::sink()).and_then(|_| rewind(&file)).and_then(|()| {
+        poll.registry().register(&mut SourceFd(&file.as_raw_fd()), ARRAYS, Interest::PRIORITY)
+    });
+    if let Err(error) = watched {
+        tracing::warn!(%error, "changes of arrays are not noticed");
+    }
+    Some(file)
+}
+
+fn rewind(mut file: &File) -> io::Result<()> {
+    file.seek(SeekFrom::Start(0)).map(drop)
 }
 
 impl Uevents {

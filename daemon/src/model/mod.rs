@@ -8,7 +8,9 @@ mod pool_spec;
 
 pub use identity::{Identity, NqnPrefix};
 pub use label::{Document, Label, LabelError, LabelHost, LabelSource, SnapshotKey, SnapshotLabel};
-pub use pool_spec::{PoolChange, PoolMedium, PoolSpec, PoolSpecError, ThinPool, check_disk};
+pub use pool_spec::{
+    Array, ArrayDisk, PoolChange, PoolMedium, PoolSpec, PoolSpecError, ThinPool, check_disk,
+};
 
 pub use orlop_api::{
     ByteSize, HostName, Nqn, PoolName, Provisioning, Tenant, VolumeId, VolumeName, VolumeRef,

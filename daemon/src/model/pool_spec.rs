@@ -25,10 +25,13 @@ pub enum PoolMedium {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guid: Option<u64>,
     },
-    /// A volume group on whole disks, with one thin pool. Opened by its name.
+    /// A volume group on whole disks or arrays of them, with one thin pool. Opened by its name.
     Lvm {
         /// As they were asked for.
         disks: Vec<String>,
+        /// The arrays, where it has redundancy. Assembled before it is looked for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        arrays: Vec<Array>,
         /// The thin pool in it.
         thin: ThinPool,
     },
@@ -47,11 +50,71 @@ pub enum PoolMedium {
         /// that after a crash in between the disk is still known to be this pool's.
         uuid: Uuid,
     },
+    /// An array of disks, formatted and mounted likewise.
+    FileArray {
+        /// The array.
+        array: Array,
+        /// What it is formatted with.
+        filesystem: Filesystem,
+        /// The file system's UUID.
+        uuid: Uuid,
+    },
     /// A directory, simulated.
     Sim {
         /// Absolute.
         directory: PathBuf,
     },
+}
+
+/// Disks that the kernel's md holds together as one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Array {
+    /// By which it is found again. Minted before it is made, so that after a crash in between it is known to be this
+    /// pool's.
+    pub uuid: Uuid,
+    /// How it is laid out.
+    pub layout: PoolLayout,
+    /// How many disks are in use when it is whole; the others are spares.
+    pub active: usize,
+    /// Its disks, first those that were in use when it was made.
+    pub disks: Vec<ArrayDisk>,
+}
+
+/// One disk of an array.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrayDisk {
+    /// As it was asked for.
+    pub name: String,
+    /// What it says of itself, once that is known: names change hands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// Whether it had all that it should when it was last looked at. An array from which disks are missing is started
+    /// on none that is not known to: it may have been lost long before the others.
+    #[serde(default)]
+    pub whole: bool,
+}
+
+impl Array {
+    fn new(uuid: Uuid, layout: PoolLayout, disks: Vec<String>, spares: Vec<String>) -> Self {
+        let active = disks.len();
+        let disk = |name| ArrayDisk { name, id: None, whole: false };
+        Self { uuid, layout, active, disks: disks.into_iter().chain(spares).map(disk).collect() }
+    }
+
+    /// Another one of the same layout. Of the same disks always the same, so that what was begun is found again.
+    pub fn another(&self, disks: &[String]) -> Self {
+        let uuid = Uuid::new_v5(&self.uuid, disks.join("\n").as_bytes());
+        Self::new(uuid, self.layout, disks.to_vec(), Vec::new())
+    }
+
+    /// What its disks were called.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.disks.iter().map(|d| d.name.as_str())
+    }
+
+    fn same_request(&self, other: &Self) -> bool {
+        self.layout == other.layout && self.active == other.active && self.names().eq(other.names())
+    }
 }
 
 fn is_striped(layout: &PoolLayout) -> bool {
@@ -129,7 +192,9 @@ impl PoolSpec {
         match self.medium {
             PoolMedium::Zfs { .. } => PoolKind::Zfs,
             PoolMedium::Lvm { .. } => PoolKind::Lvm,
-            PoolMedium::FileDirectory { .. } | PoolMedium::FileDisk { .. } => PoolKind::File,
+            PoolMedium::FileDirectory { .. } | PoolMedium::FileDisk { .. } | PoolMedium::FileArray { .. } => {
+                PoolKind::File
+            }
             PoolMedium::Sim { .. } => PoolKind::Sim,
         }
     }
@@ -153,6 +218,14 @@ impl PoolSpec {
                 PoolMedium::Zfs { disks, layout, spares, guid: _ },
                 PoolMedium::Zfs { disks: d, layout: l, spares: s, guid: _ },
             ) => disks == d && layout == l && spares == s,
+            (PoolMedium::Lvm { disks, arrays, thin }, PoolMedium::Lvm { disks: d, arrays: a, thin: t }) => {
+                let alike = arrays.iter().zip(a).all(|(mine, theirs)| mine.same_request(theirs));
+                disks == d && thin == t && arrays.len() == a.len() && alike
+            }
+            (
+                PoolMedium::FileArray { array, filesystem, uuid: _ },
+                PoolMedium::FileArray { array: a, filesystem: f, uuid: _ },
+            ) => array.same_request(a) && filesystem == f,
             (mine, theirs) => mine == theirs,
         };
         self.name == other.name && medium
@@ -178,6 +251,50 @@ impl PoolSpec {
                 PoolChange::Scrub | PoolChange::StopScrub => {}
             }
         }
+        if let PoolMedium::Lvm { disks, arrays, .. } = &mut spec.medium
+            && let PoolChange::Expand { disks: more } = change
+        {
+            match arrays.first().map(|first| first.another(more)) {
+                Some(another) if arrays.iter().any(|a| a.uuid == another.uuid) => {}
+                Some(another) => arrays.push(another),
+                None => disks.extend(more.iter().filter(|d| !self.media().contains(&d.as_str())).cloned()),
+            }
+        }
+        if let PoolChange::Replace { disk, with } = change {
+            for array in spec.arrays_mut() {
+                array.disks.iter_mut().filter(|d| d.name == *disk).for_each(|d| {
+                    *d = ArrayDisk { name: with.clone(), id: None, whole: false };
+                });
+            }
+        }
+        spec
+    }
+
+    /// The arrays that it stands on.
+    pub fn arrays(&self) -> &[Array] {
+        match &self.medium {
+            PoolMedium::Lvm { arrays, .. } => arrays,
+            PoolMedium::FileArray { array, .. } => std::slice::from_ref(array),
+            _ => &[],
+        }
+    }
+
+    fn arrays_mut(&mut self) -> &mut [Array] {
+        match &mut self.medium {
+            PoolMedium::Lvm { arrays, .. } => arrays,
+            PoolMedium::FileArray { array, .. } => std::slice::from_mut(array),
+            _ => &mut [],
+        }
+    }
+
+    /// The same with its arrays as they are now.
+    pub fn with_arrays(&self, now: Vec<Array>) -> Self {
+        let mut spec = self.clone();
+        match &mut spec.medium {
+            PoolMedium::Lvm { arrays, .. } => *arrays = now,
+            PoolMedium::FileArray { array, .. } => now.into_iter().for_each(|a| *array = a),
+            _ => {}
+        }
         spec
     }
 
@@ -185,8 +302,11 @@ impl PoolSpec {
     pub fn media(&self) -> Vec<&str> {
         match &self.medium {
             PoolMedium::Zfs { disks, spares, .. } => disks.iter().chain(spares).map(String::as_str).collect(),
-            PoolMedium::Lvm { disks, .. } => disks.iter().map(String::as_str).collect(),
+            PoolMedium::Lvm { disks, arrays, .. } => {
+                disks.iter().map(String::as_str).chain(arrays.iter().flat_map(Array::names)).collect()
+            }
             PoolMedium::FileDisk { disk, .. } => vec![disk],
+            PoolMedium::FileArray { array, .. } => array.names().collect(),
             PoolMedium::FileDirectory { directory } | PoolMedium::Sim { directory } => {
                 directory.to_str().into_iter().collect()
             }
@@ -203,7 +323,13 @@ impl std::fmt::Display for PoolSpec {
             PoolMedium::Zfs { disks, layout, .. } => {
                 write!(f, "zfs, {}, on {}", layout.as_str(), disks.join(", "))
             }
+            PoolMedium::Lvm { arrays, .. } if !arrays.is_empty() => {
+                write!(f, "lvm, {}, on {}", arrays[0].layout.as_str(), self.media().join(", "))
+            }
             PoolMedium::Lvm { disks, .. } => write!(f, "lvm on {}", disks.join(", ")),
+            PoolMedium::FileArray { array, .. } => {
+                write!(f, "file, {}, on {}", array.layout.as_str(), self.media().join(", "))
+            }
             PoolMedium::FileDisk { disk, .. } => write!(f, "file on {disk}"),
             PoolMedium::FileDirectory { directory } => write!(f, "file in {}", directory.display()),
             PoolMedium::Sim { directory } => write!(f, "sim in {}", directory.display()),
@@ -248,17 +374,31 @@ impl TryFrom<PoolCreate> for PoolSpec {
         for disk in &ask.spares {
             check_disk("spares", disk)?;
         }
-        if ask.kind != PoolKind::Zfs {
-            if ask.layout.is_some() {
-                return err("layout", "is for zfs pools only");
-            }
-            if !ask.spares.is_empty() {
-                return err("spares", "are for zfs pools only");
-            }
-        }
         let layout = ask.layout.unwrap_or_default();
-        if ask.kind == PoolKind::Zfs && !ask.disks.is_empty() && ask.disks.len() < layout.least() {
-            return err("disks", "must be two for a mirror; three, four, five for raidz or draid 1, 2, 3");
+        use PoolLayout::{Mirror, Raid5, Raid10, Stripe};
+        match (ask.kind, layout) {
+            (PoolKind::Zfs, Raid5 | Raid10) => {
+                return err("layout", "of a zfs pool is stripe, mirror, raidz1 to 3 or draid1 to 3");
+            }
+            (PoolKind::Zfs, _) | (PoolKind::Lvm | PoolKind::File, Stripe | Mirror | Raid5 | Raid10) => {}
+            (PoolKind::Lvm | PoolKind::File, _) => {
+                return err("layout", "of an lvm or file pool is stripe, mirror, raid5 or raid10");
+            }
+            (PoolKind::Sim, _) if ask.layout.is_some() => return err("layout", "is not for sim pools"),
+            (PoolKind::Sim, _) => {}
+        }
+        if ask.layout.is_some() && directory.is_some() {
+            return err("layout", "is for disks, not for a directory");
+        }
+        if !ask.disks.is_empty() && ask.disks.len() < layout.least() && !ask.import {
+            return err(
+                "disks",
+                "must be at least two for a mirror, four for raid10, and three, four, five for raid5 and raidz or \
+                 draid 1, 2, 3",
+            );
+        }
+        if layout == Raid10 && !ask.disks.len().is_multiple_of(2) {
+            return err("disks", "must be an even number for raid10");
         }
         if is_striped(&layout) && !ask.spares.is_empty() {
             return err("spares", "need a layout that survives the loss of a disk");
@@ -315,13 +455,21 @@ impl TryFrom<PoolCreate> for PoolSpec {
             (PoolKind::Zfs, None, _) if ask.import => {
                 PoolMedium::Zfs { disks: ask.disks, layout, spares: ask.spares, guid }
             }
-            (PoolKind::Lvm, None, _) if ask.import => PoolMedium::Lvm { disks: ask.disks, thin },
+            (PoolKind::Lvm, None, _) if ask.import => {
+                PoolMedium::Lvm { disks: ask.disks, arrays: Vec::new(), thin }
+            }
             (PoolKind::Zfs, None, 1..) => {
                 PoolMedium::Zfs { disks: ask.disks, layout, spares: ask.spares, guid: None }
             }
             (PoolKind::Zfs, Some(_), _) => return err("directory", "does not go with a zfs pool"),
             (PoolKind::Zfs, None, 0) => return err("disks", "must name at least one disk"),
-            (PoolKind::Lvm, None, 1..) => PoolMedium::Lvm { disks: ask.disks, thin },
+            (PoolKind::Lvm, None, 1..) if is_striped(&layout) => {
+                PoolMedium::Lvm { disks: ask.disks, arrays: Vec::new(), thin }
+            }
+            (PoolKind::Lvm, None, 1..) => {
+                let array = Array::new(Uuid::now_v7(), layout, ask.disks, ask.spares);
+                PoolMedium::Lvm { disks: Vec::new(), arrays: vec![array], thin }
+            }
             (PoolKind::Lvm, Some(_), _) => return err("directory", "does not go with an lvm pool"),
             (PoolKind::Lvm, None, 0) => return err("disks", "must name at least one disk"),
             (PoolKind::File, Some(directory), 0) => PoolMedium::FileDirectory { directory },
@@ -330,7 +478,17 @@ impl TryFrom<PoolCreate> for PoolSpec {
                 filesystem: ask.filesystem.unwrap_or(Filesystem::Xfs),
                 uuid: Uuid::now_v7(),
             },
-            (PoolKind::File, ..) => return err("disks", "must be one disk, or give a directory instead"),
+            (PoolKind::File, None, 2..) if !is_striped(&layout) => PoolMedium::FileArray {
+                array: Array::new(Uuid::now_v7(), layout, ask.disks, ask.spares),
+                filesystem: ask.filesystem.unwrap_or(Filesystem::Xfs),
+                uuid: Uuid::now_v7(),
+            },
+            (PoolKind::File, ..) => {
+                return err(
+                    "disks",
+                    "must be one disk, or several with a layout, or give a directory instead",
+                );
+            }
             (PoolKind::Sim, Some(directory), 0) => PoolMedium::Sim { directory },
             (PoolKind::Sim, ..) => return err("directory", "must be given, and no disks, for a sim pool"),
         };

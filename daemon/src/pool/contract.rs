@@ -233,7 +233,7 @@ fn images(subject: &Subject) -> Option<PathBuf> {
         PoolMedium::FileDirectory { directory } | PoolMedium::Sim { directory } => {
             Some(directory.join("volumes"))
         }
-        PoolMedium::FileDisk { .. } => {
+        PoolMedium::FileDisk { .. } | PoolMedium::FileArray { .. } => {
             Some(subject.env.mounts.join(subject.spec.name.as_str()).join("volumes"))
         }
     }

@@ -381,6 +381,8 @@ fn member_of(found: &Signature, group: Option<&str>, lost: Option<&str>) -> Opti
     if !kind.ends_with("_member") {
         return None;
     }
+    // An array of our own making has its pool's name, with ours before it.
+    let label = label.map(|l| if kind == "linux_raid_member" { super::arrays::pool_of(l) } else { l });
     let what = group.or(label).or(found.uuid.as_deref()).unwrap_or(kind);
     let meant = lost.is_some_and(|lost| lost == what || Some(lost) == found.uuid.as_deref());
     (!meant).then(|| format!("{what} ({kind})"))

@@ -9,11 +9,15 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use orlop_api::{ByteSize, EncryptionKey, PoolKind, PoolName, Provisioning, VolumeId, VolumeKind};
+use orlop_api::{
+    ByteSize, EncryptionKey, Filesystem, PoolKind, PoolName, Provisioning, VolumeId, VolumeKind,
+};
 use parking_lot::Mutex;
+use uuid::Uuid;
 
+use super::arrays::Arrays;
 use super::context::Context;
-use super::file_disk::OwnDisk;
+use super::file_disk::{OwnDisk, Stand};
 use super::images::{GRANULARITY, Images, image_name};
 use super::mounted::Mounts;
 use super::rules::check_filled;
@@ -32,8 +36,9 @@ use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
 pub(super) struct FilePool {
     ctx: Context,
     images: Images,
-    /// Where the pool is on a disk of its own.
+    /// Where the pool is on a disk of its own, or an array.
     disk: Option<OwnDisk>,
+    arrays: Arrays,
     /// Loop devices by volume: a hint, examined before each use.
     loops: Mutex<BTreeMap<VolumeId, u32>>,
     mounts: Mounts,
@@ -80,6 +85,35 @@ impl FilePool {
         Ok(pool)
     }
 
+    /// On an array that is made, formatted and mounted. What was made is taken away again where it can't be.
+    pub fn create_on_array(
+        spec: &PoolSpec,
+        env: &PoolEnv,
+        filesystem: Filesystem,
+        uuid: Uuid,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let arrays = Arrays::new(&Context::new(&spec.name), env, spec.arrays());
+        let made = arrays.ensure(deadline)?;
+        let own = array_of(spec, &arrays)
+            .and_then(|device| OwnDisk::create(spec, env, Stand::Array(&device), filesystem, uuid, deadline));
+        let own = own.inspect_err(|_| {
+            if made && let Err(error) = arrays.remove(deadline) {
+                tracing::warn!(pool = %spec.name, %error, "a new array was not removed");
+            }
+        });
+        Self::create_on(spec, env, own?)
+    }
+
+    /// On an array that is started and mounted.
+    pub fn open_on_array(spec: &PoolSpec, env: &PoolEnv, uuid: Uuid, deadline: &Deadline) -> Result<Self> {
+        let arrays = Arrays::new(&Context::new(&spec.name), env, spec.arrays());
+        arrays.start(deadline)?;
+        let device = array_of(spec, &arrays)?;
+        let own = OwnDisk::open(spec, env, uuid, Some(device), deadline);
+        Self::open_on(spec, env, own.inspect_err(|error| arrays.put_away(error, deadline))?)
+    }
+
     fn at(spec: &PoolSpec, env: &PoolEnv, directory: &Path, disk: Option<OwnDisk>) -> Result<Self> {
         let ctx = Context::new(&spec.name);
         let kind = match fs::kind(directory) {
@@ -97,7 +131,8 @@ impl FilePool {
         }
         let images = Images::new(&ctx, directory, true, kind == FsKind::Btrfs, &env.keys);
         let mounts = Mounts::new(&ctx, env);
-        Ok(Self { ctx, images, disk, loops: Mutex::default(), mounts })
+        let arrays = Arrays::new(&ctx, env, spec.arrays());
+        Ok(Self { ctx, images, disk, arrays, loops: Mutex::default(), mounts })
     }
 
     /// Fills the hints once, so that opening many volumes after a restart does not look at every loop
@@ -234,6 +269,10 @@ impl FilePool {
     }
 }
 
+fn array_of(spec: &PoolSpec, arrays: &Arrays) -> Result<PathBuf> {
+    arrays.paths()?.pop().ok_or_else(|| Context::new(&spec.name).not_found("its array"))
+}
+
 /// The name of a snapshot that is encrypted, while it is read.
 fn sealed_name(key: SnapshotKey) -> String {
     format!("{}.{}", key.volume, key.id)
@@ -250,6 +289,10 @@ impl Pool for FilePool {
 
     fn granularity(&self) -> ByteSize {
         GRANULARITY
+    }
+
+    fn arrays(&self) -> Option<&Arrays> {
+        Some(&self.arrays)
     }
 
     fn capacity(&self, _: &Deadline) -> Result<Capacity> {
@@ -439,15 +482,16 @@ impl Pool for FilePool {
         for label in listing.snapshots.into_iter().filter(|l| l.encryption.is_some()) {
             self.take_down(label.key, deadline)?;
         }
-        self.disk.as_ref().map_or(Ok(()), |disk| disk.unmount())
+        self.disk.as_ref().map_or(Ok(()), |disk| disk.unmount())?;
+        self.arrays.export(deadline)
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
         self.images.remove(deadline)?;
         self.mounts.forget();
-        match &self.disk {
-            Some(disk) => disk.release(deadline),
-            None => Ok(()),
+        if let Some(disk) = &self.disk {
+            disk.release(deadline)?;
         }
+        self.arrays.remove(deadline)
     }
 }

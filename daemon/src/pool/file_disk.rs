@@ -12,6 +12,7 @@ use orlop_api::Filesystem;
 use rustix::io::Errno;
 use uuid::Uuid;
 
+use super::arrays::{self, Arrays};
 use super::context::Context;
 use super::{PoolEnv, PoolError, Result, disks};
 use crate::kernel::block::{self, Superblock};
@@ -19,11 +20,29 @@ use crate::kernel::disks::DiskInfo;
 use crate::kernel::exec::Tool;
 use crate::kernel::mount::{self, Mount};
 use crate::kernel::{Deadline, disks as kernel_disks, fs};
-use crate::model::PoolSpec;
+use crate::model::{Array, PoolSpec};
 
 /// How long a disk may be open elsewhere, and how often it is tried meanwhile.
 const BUSY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// What a file system is made on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stand<'a> {
+    /// A disk, as it was asked for.
+    Disk(&'a str),
+    /// An array that runs.
+    Array(&'a Path),
+}
+
+impl Stand<'_> {
+    fn device(&self) -> Option<&Path> {
+        match self {
+            Self::Disk(_) => None,
+            Self::Array(device) => Some(device),
+        }
+    }
+}
 
 /// A mounted disk.
 #[derive(Debug)]
@@ -39,26 +58,32 @@ impl OwnDisk {
     pub fn create(
         spec: &PoolSpec,
         env: &PoolEnv,
-        asked: &str,
+        on: Stand<'_>,
         filesystem: Filesystem,
         uuid: Uuid,
         deadline: &Deadline,
     ) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        if find(&ctx, env, uuid)?.is_none() {
-            format_blank(&ctx, env, asked, filesystem, uuid, deadline)?;
+        if find(&ctx, env, uuid, on.device())?.is_none() {
+            format_blank(&ctx, env, on, filesystem, uuid, deadline)?;
         }
-        Self::open(spec, env, uuid, deadline)
+        Self::open(spec, env, uuid, on.device().map(Path::to_owned), deadline)
     }
 
-    /// Finds it by UUID and mounts it if it is not mounted.
-    pub fn open(spec: &PoolSpec, env: &PoolEnv, uuid: Uuid, deadline: &Deadline) -> Result<Self> {
+    /// Finds it by UUID, on that device or on any disk, and mounts it if it is not mounted.
+    pub fn open(
+        spec: &PoolSpec,
+        env: &PoolEnv,
+        uuid: Uuid,
+        device: Option<PathBuf>,
+        deadline: &Deadline,
+    ) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        let Some((disk, superblock)) = find(&ctx, env, uuid)? else {
+        let Some((device, superblock)) = find(&ctx, env, uuid, device.as_deref())? else {
             return Err(ctx.not_found(format!("a disk with file system {uuid}")));
         };
         let point = env.mounts.join(spec.name.as_str());
-        let own = Self { ctx, uuid, point, device: disk.path };
+        let own = Self { ctx, uuid, point, device };
         own.mount(superblock.fstype, deadline)?;
         Ok(own)
     }
@@ -152,8 +177,30 @@ impl OwnDisk {
 pub(super) fn recognize(spec: &PoolSpec, env: &PoolEnv, asked: &str) -> Result<(Filesystem, Uuid)> {
     let ctx = Context::new(&spec.name);
     let disk = disks::resolve(&ctx, env, asked)?;
-    let superblock =
-        block::superblock(&disk.path).map_err(ctx.io(format!("reading {}", disk.path.display())))?;
+    recognize_on(&ctx, &disk.path, asked)
+}
+
+/// The same of an array that a disk belongs to.
+pub(super) fn recognize_array(
+    spec: &PoolSpec,
+    env: &PoolEnv,
+    array: &Array,
+    deadline: &Deadline,
+) -> Result<(Filesystem, Uuid)> {
+    let ctx = Context::new(&spec.name);
+    let arrays = Arrays::new(&ctx, env, std::slice::from_ref(array));
+    arrays.start(deadline)?;
+    let device = arrays.paths()?.pop();
+    let found =
+        device.ok_or_else(|| ctx.not_found("its array")).and_then(|d| recognize_on(&ctx, &d, "its array"));
+    if found.is_err() {
+        arrays.export(deadline)?;
+    }
+    found
+}
+
+fn recognize_on(ctx: &Context, device: &Path, asked: &str) -> Result<(Filesystem, Uuid)> {
+    let superblock = block::superblock(device).map_err(ctx.io(format!("reading {}", device.display())))?;
     let filesystem = superblock.as_ref().and_then(|s| match s.fstype {
         "xfs" => Some(Filesystem::Xfs),
         "btrfs" => Some(Filesystem::Btrfs),
@@ -161,12 +208,21 @@ pub(super) fn recognize(spec: &PoolSpec, env: &PoolEnv, asked: &str) -> Result<(
     });
     match (filesystem, superblock) {
         (Some(filesystem), Some(s)) => Ok((filesystem, Uuid::from_bytes(s.uuid))),
-        _ => Err(ctx.not_found(format!("a pool on disk {asked}"))),
+        _ => Err(ctx.not_found(format!("a pool on {asked}"))),
     }
 }
 
-/// The disk that carries a file system of that UUID.
-fn find(ctx: &Context, env: &PoolEnv, uuid: Uuid) -> Result<Option<(DiskInfo, Superblock)>> {
+/// The device that carries a file system of that UUID.
+fn find(
+    ctx: &Context,
+    env: &PoolEnv,
+    uuid: Uuid,
+    device: Option<&Path>,
+) -> Result<Option<(PathBuf, Superblock)>> {
+    if let Some(device) = device {
+        let found = block::superblock(device).map_err(ctx.io(format!("reading {}", device.display())))?;
+        return Ok(found.filter(|s| s.uuid == *uuid.as_bytes()).map(|s| (device.to_owned(), s)));
+    }
     let all = kernel_disks::all(env.loops_as_disks).map_err(ctx.io("listing disks"))?;
     let mut found: Vec<(DiskInfo, Superblock)> = Vec::new();
     for disk in all {
@@ -184,7 +240,7 @@ fn find(ctx: &Context, env: &PoolEnv, uuid: Uuid) -> Result<Option<(DiskInfo, Su
             names.join(", ")
         )));
     }
-    Ok(found.pop())
+    Ok(found.pop().map(|(disk, superblock)| (disk.path, superblock)))
 }
 
 /// Formats a disk that is proven blank. Where the tool fails and the disk is blank still, somebody had it
@@ -192,7 +248,7 @@ fn find(ctx: &Context, env: &PoolEnv, uuid: Uuid) -> Result<Option<(DiskInfo, Su
 fn format_blank(
     ctx: &Context,
     env: &PoolEnv,
-    asked: &str,
+    on: Stand<'_>,
     filesystem: Filesystem,
     uuid: Uuid,
     deadline: &Deadline,
@@ -200,13 +256,20 @@ fn format_blank(
     let patience = deadline.at_most(BUSY);
     let mut failed = None;
     loop {
-        let disk = match disks::prove_blank(ctx, env, &[asked.to_string()], deadline) {
-            Ok(blank) => blank.into_iter().next(),
+        let proven = match on {
+            Stand::Disk(asked) => disks::prove_blank(ctx, env, &[asked.to_string()], deadline)
+                .map(|blank| blank.into_iter().next().map(|d| d.path)),
+            Stand::Array(device) => {
+                arrays::prove_blank(ctx, device, deadline).map(|()| Some(device.to_owned()))
+            }
+        };
+        let path = match proven {
+            Ok(path) => path,
             // What is on it now is what the tool left, or its reason to fail.
             Err(not_blank) => return Err(failed.unwrap_or(not_blank)),
         };
-        let Some(disk) = disk else { return Err(ctx.precondition("names no disk")) };
-        match format(ctx, &disk.path, filesystem, uuid, deadline) {
+        let Some(path) = path else { return Err(ctx.precondition("names no disk")) };
+        match format(ctx, &path, filesystem, uuid, deadline) {
             Err(error @ PoolError::Command { .. }) if patience.pause(PAUSE).is_ok() => failed = Some(error),
             result => return result,
         }

@@ -4,6 +4,7 @@
 //! Called by the engine, from the pool's own lane. A pool never decides what should exist: it makes,
 //! lists and destroys what it is told, and it never touches what carries no label of ours (R14).
 
+mod arrays;
 mod context;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
@@ -188,8 +189,10 @@ pub struct Features {
     /// meanwhile. Where they are not, they are taken one after another, again and again until nothing was
     /// written between the first and the last.
     pub groups_under_writes: bool,
-    /// It knows its disks: health, redundancy, scrub, replacing and adding them.
+    /// It can have redundancy, and then knows its disks: health, spares, scrub, replacing them.
     pub minds_disks: bool,
+    /// It can be given more disks.
+    pub expands: bool,
     /// Whether a snapshot of a thick volume leaves its reservation whole: every block of the volume
     /// can still be overwritten, however full the pool is.
     pub thick_with_snapshots: bool,
@@ -214,6 +217,7 @@ pub const fn features(kind: PoolKind) -> Features {
             clones_depend: true,
             groups_under_writes: true,
             minds_disks: true,
+            expands: true,
             thick_with_snapshots: true,
             reprovision: true,
             properties: Property::ALL,
@@ -225,7 +229,8 @@ pub const fn features(kind: PoolKind) -> Features {
         PoolKind::Lvm | PoolKind::File => Features {
             clones_depend: false,
             groups_under_writes: false,
-            minds_disks: false,
+            minds_disks: true,
+            expands: matches!(kind, PoolKind::Lvm),
             thick_with_snapshots: false,
             reprovision: false,
             properties: &[],
@@ -239,6 +244,7 @@ pub const fn features(kind: PoolKind) -> Features {
             clones_depend: false,
             groups_under_writes: false,
             minds_disks: false,
+            expands: false,
             thick_with_snapshots: false,
             reprovision: true,
             properties: Property::ALL,
@@ -444,10 +450,22 @@ pub trait Pool: Send + Sync {
         features(self.kind())
     }
 
+    /// The arrays of disks below it, where it is a kind that stands on some.
+    fn arrays(&self) -> Option<&arrays::Arrays> {
+        None
+    }
+
     /// What it was made from, with what is known only now that it is there. Kept, and given to [`open`].
     fn known_as(&self, spec: &PoolSpec, deadline: &Deadline) -> Result<PoolSpec> {
         let _ = deadline;
-        Ok(spec.clone())
+        self.arrays().map_or_else(|| Ok(spec.clone()), |arrays| Ok(spec.with_arrays(arrays.known()?)))
+    }
+
+    /// The same while it is in use, if what is to be known when it is opened again is not what `spec` says any more:
+    /// which of its disks can be trusted with its data.
+    fn to_remember(&self, spec: &PoolSpec) -> Result<Option<PoolSpec>> {
+        let Some(arrays) = self.arrays() else { return Ok(None) };
+        Ok(Some(spec.with_arrays(arrays.known()?)).filter(|now| now != spec))
     }
 
     /// Space as it is now.
@@ -584,13 +602,12 @@ pub trait Pool: Send + Sync {
     /// read; where something is not, or was not when `last` was read, it may start a process.
     fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<Option<PoolHealth>> {
         let _ = (last, deadline);
-        Ok(None)
+        self.arrays().map_or(Ok(None), |arrays| arrays.health())
     }
 
     /// Disks of its own that were lost and are there again are taken back.
     fn take_back(&self, deadline: &Deadline) -> Result<Change> {
-        let _ = deadline;
-        Ok(Change::Unchanged)
+        self.arrays().map_or(Ok(Change::Unchanged), |arrays| arrays.take_back(deadline))
     }
 
     /// A spare takes the place of a disk that has been lost for a while, or steps back from one that is well again:
@@ -604,7 +621,9 @@ pub trait Pool: Send + Sync {
     /// Changes its disks while it is in use, or starts or stops a pass over them. Unchanged if it is so
     /// already; on error the pool is as it was.
     fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {
-        let _ = deadline;
+        if let Some(arrays) = self.arrays() {
+            return arrays.change(change, deadline);
+        }
         let (pool, kind) = (self.name().clone(), self.kind().as_str());
         Err(PoolError::Unsupported { pool, detail: format!("{change}: a {kind} pool has no such thing") })
     }
@@ -653,14 +672,20 @@ pub fn create(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box
         PoolMedium::Sim { directory } => Box::new(sim::SimPool::create(spec, directory)?),
         PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::create(spec, env, directory)?),
         PoolMedium::FileDisk { disk, filesystem, uuid } => {
-            let own = file_disk::OwnDisk::create(spec, env, disk, *filesystem, *uuid, deadline)?;
+            let on = file_disk::Stand::Disk(disk);
+            let own = file_disk::OwnDisk::create(spec, env, on, *filesystem, *uuid, deadline)?;
             Box::new(file::FilePool::create_on(spec, env, own)?)
+        }
+        PoolMedium::FileArray { filesystem, uuid, .. } => {
+            Box::new(file::FilePool::create_on_array(spec, env, *filesystem, *uuid, deadline)?)
         }
         PoolMedium::Zfs { disks, layout, spares, .. } => {
             let on = zfs::Disks { disks, layout: *layout, spares };
             Box::new(zfs::ZfsPool::create(spec, env, on, deadline)?)
         }
-        PoolMedium::Lvm { disks, thin } => Box::new(lvm::LvmPool::create(spec, env, disks, *thin, deadline)?),
+        PoolMedium::Lvm { disks, thin, .. } => {
+            Box::new(lvm::LvmPool::create(spec, env, disks, *thin, deadline)?)
+        }
     })
 }
 
@@ -677,8 +702,11 @@ pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Box<d
         PoolMedium::Sim { directory } => Box::new(sim::SimPool::open(spec, directory)?),
         PoolMedium::FileDirectory { directory } => Box::new(file::FilePool::open(spec, env, directory)?),
         PoolMedium::FileDisk { uuid, .. } => {
-            let own = file_disk::OwnDisk::open(spec, env, *uuid, deadline)?;
+            let own = file_disk::OwnDisk::open(spec, env, *uuid, None, deadline)?;
             Box::new(file::FilePool::open_on(spec, env, own)?)
+        }
+        PoolMedium::FileArray { uuid, .. } => {
+            Box::new(file::FilePool::open_on_array(spec, env, *uuid, deadline)?)
         }
         PoolMedium::Zfs { .. } => Box::new(zfs::ZfsPool::open(spec, env, deadline)?),
         PoolMedium::Lvm { .. } => Box::new(lvm::LvmPool::open(spec, env, deadline)?),
@@ -691,8 +719,21 @@ pub fn recognize(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<
     if let Some(number) = spec.guid() {
         zfs::check_number(spec, number, deadline)?;
     }
-    if let PoolMedium::FileDisk { disk, filesystem, uuid } = &mut found.medium {
-        (*filesystem, *uuid) = file_disk::recognize(spec, env, disk)?;
+    match &mut found.medium {
+        PoolMedium::FileDisk { disk, filesystem, uuid } => {
+            let ctx = context::Context::new(&spec.name);
+            match arrays::of_disk(&ctx, env, disk)? {
+                None => (*filesystem, *uuid) = file_disk::recognize(spec, env, disk)?,
+                Some(array) => {
+                    let (filesystem, uuid) = file_disk::recognize_array(spec, env, &array, deadline)?;
+                    found.medium = PoolMedium::FileArray { array, filesystem, uuid };
+                }
+            }
+        }
+        PoolMedium::Lvm { arrays, .. } => {
+            *arrays = arrays::recognize(&context::Context::new(&spec.name), env)?
+        }
+        _ => {}
     }
     Ok(found)
 }
@@ -703,14 +744,32 @@ pub fn import(spec: &PoolSpec, env: &PoolEnv, force: bool, deadline: &Deadline) 
     match &spec.medium {
         PoolMedium::Zfs { .. } if force => Ok(Box::new(zfs::ZfsPool::take(spec, env, deadline)?)),
         // Another pool's, by its marker: that is known only when it is mounted.
-        PoolMedium::FileDisk { uuid, .. } => open(spec, env, deadline).inspect_err(|_| {
-            let away = file_disk::OwnDisk::open(spec, env, *uuid, deadline).and_then(|own| own.unmount());
-            if let Err(error) = away {
-                tracing::warn!(pool = %spec.name, %error, "a disk that was not taken in is still mounted");
+        PoolMedium::FileDisk { .. } | PoolMedium::FileArray { .. } | PoolMedium::Lvm { .. } => open(
+            spec, env, deadline,
+        )
+        .inspect_err(|_| {
+            if let Err(error) = let_go(spec, env, deadline) {
+                tracing::warn!(pool = %spec.name, %error, "disks that were not taken in are still in use");
             }
         }),
         _ => open(spec, env, deadline),
     }
+}
+
+/// Makes the disks blank of a pool whose removal was under way, and that is not there any more: what a crash left below
+/// it. Blocking: from a lane.
+pub fn clear(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<()> {
+    arrays::Arrays::new(&context::Context::new(&spec.name), env, spec.arrays()).remove(deadline)
+}
+
+/// Leaves alone again what was looked at to see whether it is a pool.
+fn let_go(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<()> {
+    let arrays = arrays::Arrays::new(&context::Context::new(&spec.name), env, spec.arrays());
+    if let PoolMedium::FileDisk { uuid, .. } | PoolMedium::FileArray { uuid, .. } = &spec.medium {
+        let device = arrays.paths()?.pop();
+        file_disk::OwnDisk::open(spec, env, *uuid, device, deadline)?.unmount()?;
+    }
+    arrays.export(deadline)
 }
 
 #[cfg(test)]
@@ -727,7 +786,8 @@ mod tests {
         let mut rows = vec![
             ("a linked clone lives on its snapshot", all.map(|f| f.clones_depend)),
             ("a group is of one instant whatever is written", all.map(|f| f.groups_under_writes)),
-            ("redundancy, health, scrub, replacing and adding disks", all.map(|f| f.minds_disks)),
+            ("redundancy, health, spares, scrub, replacing disks", all.map(|f| f.minds_disks)),
+            ("adding disks", all.map(|f| f.expands)),
             ("a thick volume stays thick with snapshots", all.map(|f| f.thick_with_snapshots)),
             ("thin is made thick later, and thick thin", all.map(|f| f.reprovision)),
             ("encryption at rest", all.map(|f| f.encryption)),

@@ -16,7 +16,7 @@ use crate::world::{World, ask, refused};
 
 const POOL: &str = "safe";
 
-fn disk(n: u8) -> String {
+pub fn disk(n: u8) -> String {
     format!("/dev/disk/by-id/virtio-safe{n}")
 }
 
@@ -44,7 +44,7 @@ fn alarmed(w: &World) -> Result<bool> {
 }
 
 /// Takes a disk off its bus, as if it was pulled.
-fn pull(w: &mut World, n: u8) -> Result<()> {
+pub fn pull(w: &mut World, n: u8) -> Result<()> {
     let disk = disk(n);
     w.lab.on_appliance(&format!(
         "d=$(basename $(readlink -f {disk})) && sync && echo 1 >$(readlink -f /sys/block/$d/device/..)/remove"
@@ -134,7 +134,7 @@ fn pulled_under_everything(w: &mut World) -> Result<()> {
     Ok(())
 }
 
-fn put_back(w: &mut World) -> Result<()> {
+pub fn put_back(w: &mut World) -> Result<()> {
     w.lab.on_appliance("echo 1 >/sys/bus/pci/rescan; udevadm settle").map(drop)
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 mod access;
+mod arrays;
 mod bad_input;
 mod crashes;
 mod disks;
@@ -45,6 +46,8 @@ const SCENARIOS: &[Scenario] = &[
     ("a_spare_takes_the_place_of_a_lost_disk", disks::spare_takes_the_place),
     ("a_group_under_writes_is_of_one_instant", snapshots::group_is_of_one_instant),
     ("a_spare_steps_back", disks::spare_steps_back),
+    ("lvm_on_mirrors_survives_lost_disks", arrays::lvm_survives_lost_disks),
+    ("files_on_an_array_survive_lost_disks", arrays::files_survive_lost_disks),
     ("snapshots_clones_and_copies_keep_their_bytes", snapshots::keep_their_bytes),
     ("a_copy_goes_on_after_a_kill", snapshots::copy_goes_on_after_a_kill),
     ("a_lost_journal_is_rebuilt", crashes::lost_journal_is_rebuilt),

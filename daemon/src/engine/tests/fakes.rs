@@ -312,6 +312,10 @@ impl Pools for FakePools {
         Ok(Box::new(FakePool { spec: spec.clone(), platter: self.0.clone() }))
     }
 
+    fn clear(&self, _: &PoolSpec, _: &Deadline) -> Result<()> {
+        Ok(())
+    }
+
     fn recognize(&self, spec: &PoolSpec, _: &Deadline) -> Result<PoolSpec> {
         Ok(spec.clone())
     }
@@ -413,6 +417,7 @@ impl Pool for FakePool {
             clones_depend: true,
             groups_under_writes: true,
             minds_disks: true,
+            expands: true,
             thick_with_snapshots: true,
             reprovision: !plain,
             properties: if plain { &[] } else { Property::ALL },

@@ -34,8 +34,10 @@ pub(super) const ALL: &[(&str, Run)] = &[
 ];
 
 /// The daemon asks for these by itself, again and again.
-fn disks_stay(_: &Subject, pool: &dyn Pool) -> Check {
-    let minds = pool.features().minds_disks;
+fn disks_stay(subject: &Subject, pool: &dyn Pool) -> Check {
+    // Where it has no redundancy only ZFS knows anything of them.
+    let knows = pool.kind() == orlop_api::PoolKind::Zfs || !subject.spec.arrays().is_empty();
+    let minds = pool.features().minds_disks && knows;
     let health = ok("health", pool.health(None, &soon()))?;
     same("whether it tells of its disks", health.is_some(), minds)?;
     for _ in 0..2 {

@@ -4,7 +4,7 @@
 //! command that makes it. A group of that name without it is foreign and is never changed.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use orlop_api::{ByteSize, Provisioning};
 use parking_lot::Mutex;
@@ -15,9 +15,10 @@ use crate::kernel::block;
 use crate::kernel::exec::{Output, Tool};
 use crate::kernel::{Deadline, disks as kernel_disks, dm};
 use crate::model::ThinPool;
+use crate::pool::arrays::{self, Arrays};
 use crate::pool::context::Context;
 use crate::pool::rules::adoptable;
-use crate::pool::{Capacity, PoolEnv, PoolError, Result, disks};
+use crate::pool::{Capacity, Change, PoolEnv, PoolError, Result, disks};
 
 /// The thin pool's name. No volume has it: theirs are UUIDs.
 pub(super) const THIN: &str = "thin";
@@ -241,13 +242,45 @@ impl Group {
     }
 
     /// Makes the group on blank disks with its thin pool, or what a crash left out of that.
-    pub fn ensure(&self, env: &PoolEnv, asked: &[String], thin: ThinPool, deadline: &Deadline) -> Result<()> {
-        match self.owner(deadline)? {
+    pub fn ensure(
+        &self,
+        env: &PoolEnv,
+        asked: &[String],
+        arrays: &Arrays,
+        thin: ThinPool,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let mut owner = self.owner(deadline)?;
+        let mut made = false;
+        if owner == Owner::Absent && !arrays.is_empty() {
+            // It may be on arrays that a crash left, and that are not running.
+            made = arrays.ensure(deadline)?;
+            owner = self.owner(deadline)?;
+        }
+        let ensured = self.ensure_on(owner, env, asked, arrays, thin, deadline);
+        if ensured.is_err()
+            && made
+            && let Err(error) = arrays.remove(deadline)
+        {
+            tracing::warn!(pool = self.name(), %error, "new arrays were not removed");
+        }
+        ensured
+    }
+
+    fn ensure_on(
+        &self,
+        owner: Owner,
+        env: &PoolEnv,
+        asked: &[String],
+        arrays: &Arrays,
+        thin: ThinPool,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        match owner {
             Owner::Ours => {}
             Owner::Foreign => return Err(self.refuse()),
             Owner::Absent => {
-                let blank = disks::prove_blank(&self.ctx, env, asked, deadline)?;
-                let paths: Vec<PathBuf> = blank.into_iter().map(|d| d.path).collect();
+                let paths = self.prove_blank(env, asked, &arrays.paths()?, deadline)?;
                 let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
                 let mark = self.mark();
                 // Labels are tags, and tags are kept in the group's own metadata: room for many.
@@ -289,6 +322,65 @@ impl Group {
             return Err(error);
         }
         Ok(())
+    }
+
+    fn prove_blank(
+        &self,
+        env: &PoolEnv,
+        asked: &[String],
+        arrays: &[PathBuf],
+        deadline: &Deadline,
+    ) -> Result<Vec<PathBuf>> {
+        let blank = disks::prove_blank(&self.ctx, env, asked, deadline)?;
+        arrays.iter().try_for_each(|path| arrays::prove_blank(&self.ctx, path, deadline))?;
+        Ok(blank.into_iter().map(|d| d.path).chain(arrays.iter().cloned()).collect())
+    }
+
+    /// Whether a disk or an array belongs to it.
+    pub fn has(&self, path: &Path, deadline: &Deadline) -> Result<bool> {
+        Ok(is_among(path, &self.find_disks(deadline)?))
+    }
+
+    /// Takes in disks and arrays that it does not have, and gives its thin pool of all that there is as much as a new
+    /// one is given.
+    pub fn extend(
+        &self,
+        env: &PoolEnv,
+        asked: &[String],
+        arrays: &[PathBuf],
+        deadline: &Deadline,
+    ) -> Result<Change> {
+        let have = self.find_disks(deadline)?;
+        let has = |path: &PathBuf| is_among(path, &have);
+        let mut new = Vec::new();
+        for name in asked {
+            if !has(&disks::resolve(&self.ctx, env, name)?.path) {
+                new.push(name.clone());
+            }
+        }
+        let arrays: Vec<PathBuf> = arrays.iter().filter(|path| !has(path)).cloned().collect();
+        let mut change = Change::Unchanged;
+        if !new.is_empty() || !arrays.is_empty() {
+            let paths = self.prove_blank(env, &new, &arrays, deadline)?;
+            let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+            let mut args = vec!["-q", "-y", "--metadatasize", "64m", self.name()];
+            args.extend(names.iter().map(String::as_str));
+            self.must("vgextend", &args, deadline)?;
+            self.disks.lock().clear();
+            change = Change::Done;
+        }
+        if let Some(more) = growth(&self.metadata(deadline)?) {
+            let path = self.path(THIN);
+            // What keeps account of the blocks first: without room there, more blocks are of no use.
+            if more.metadata > 0 {
+                let by = format!("+{}b", more.metadata);
+                self.must("lvextend", &["-q", "-y", "--poolmetadatasize", &by, &path], deadline)?;
+            }
+            let by = format!("+{}", more.extents);
+            self.must("lvextend", &["-q", "-y", "-l", &by, &path], deadline)?;
+            change = Change::Done;
+        }
+        Ok(change)
     }
 
     /// Removes a group that has nothing in it but its thin pool, and makes its disks blank again.
@@ -335,9 +427,52 @@ impl Group {
     }
 }
 
+fn is_among(path: &Path, devices: &[PathBuf]) -> bool {
+    let number = block::number(path).ok();
+    number.is_some() && devices.iter().any(|d| block::number(d).ok() == number)
+}
+
 /// A name as it is part of a device mapper's name.
 pub(super) fn escape(name: &str) -> String {
     name.replace('-', "--")
+}
+
+/// What a thin pool is given when its group has got more disks.
+#[derive(Debug, PartialEq, Eq)]
+struct Growth {
+    /// Of the group.
+    extents: u64,
+    /// Bytes.
+    metadata: u64,
+}
+
+/// `None`: it has what it should.
+fn growth(group: &Section) -> Option<Growth> {
+    /// What lvmthin(7) has as the most, less an extent.
+    const MOST_METADATA: u64 = 15 << 30;
+    let extent = group.number("extent_size")?.saturating_mul(512);
+    let extents = |lv: &Section| lv.sections().filter_map(|(_, s)| s.number("extent_count")).sum::<u64>();
+    let volumes = group.section("logical_volumes")?;
+    let all: u64 =
+        group.section("physical_volumes")?.sections().filter_map(|(_, d)| d.number("pe_count")).sum();
+    // What has extents on disks: thin ones have theirs in the pool.
+    let plain = |lv: &&Section| lv.sections().any(|(_, s)| s.text("type") == Some("striped"));
+    let taken: u64 = volumes.sections().map(|(_, lv)| lv).filter(plain).map(extents).sum();
+    let thin = volumes.section(THIN)?;
+    let metadata = thin.section("segment1")?.text("metadata")?;
+    let (have, kept) = (extents(thin), extents(volumes.section(metadata)?));
+    let want = all.saturating_mul(95) / 100;
+    // The last hundredth is not worth a change.
+    if have == 0 || want <= have.saturating_add(all / 100) {
+        return None;
+    }
+    let most = MOST_METADATA / extent.max(1);
+    let want_kept =
+        u64::try_from(u128::from(kept) * u128::from(want) / u128::from(have)).ok()?.min(most).max(kept);
+    // There is a spare of it, which grows with it.
+    let free = all.saturating_sub(taken).saturating_sub(2 * (want_kept - kept));
+    let more = (want - have).min(free);
+    (more > 0).then_some(Growth { extents: more, metadata: (want_kept - kept).saturating_mul(extent) })
 }
 
 fn rows(group: &Section) -> Vec<Row> {
@@ -384,6 +519,24 @@ mod tests {
         let mut rows = rows(all.section("g").unwrap());
         rows.retain(|r| r.lv_name == "x");
         rows.remove(0)
+    }
+
+    #[test]
+    fn a_thin_pool_grows_with_its_group() {
+        let group = |disks: &str| {
+            let text = format!(
+                r#"g {{ extent_size = 2048 physical_volumes {{ {disks} }} logical_volumes {{
+                    thin {{ segment1 {{ extent_count = 950 type = "thin-pool" metadata = "thin_tmeta" }} }}
+                    thin_tdata {{ segment1 {{ extent_count = 950 type = "striped" }} }}
+                    thin_tmeta {{ segment1 {{ extent_count = 4 type = "striped" }} }}
+                    lvol0_pmspare {{ segment1 {{ extent_count = 4 type = "striped" }} }}
+                    x {{ segment1 {{ extent_count = 500 type = "thin" }} }} }} }}"#
+            );
+            growth(metadata::parse(&text).unwrap().section("g").unwrap())
+        };
+        assert_eq!(group("pv0 { pe_count = 1000 }"), None);
+        let more = group("pv0 { pe_count = 1000 } pv1 { pe_count = 1000 }");
+        assert_eq!(more, Some(Growth { extents: 950, metadata: 4 << 20 }));
     }
 
     #[test]

@@ -28,13 +28,14 @@ use orlop_api::{
     ByteSize, Encryption, EncryptionKey, PoolKind, PoolName, Provisioning, SourceMode, VolumeId, VolumeKind,
 };
 
+use super::arrays::Arrays;
 use super::context::Context;
 use super::mounted::{self, Mounts};
 use super::rules::{check_clone_key, check_filled, check_properties, check_room, check_same, check_size};
 use super::sealed::{Sealed, Use, backing, visible};
 use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
 use crate::kernel::{Deadline, block, dm, fs};
-use crate::model::{Document, Label, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
+use crate::model::{Document, Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
 use group::{EXTENT, Group, Row, THIN, escape};
 use tags::{NEW, Told};
 
@@ -50,7 +51,10 @@ const QUIET: Duration = Duration::from_secs(12);
 #[derive(Debug)]
 pub(super) struct LvmPool {
     ctx: Context,
+    env: PoolEnv,
     group: Group,
+    /// What it stands on, where it has redundancy.
+    arrays: Arrays,
     mounts: Mounts,
     sealed: Sealed,
 }
@@ -132,14 +136,15 @@ impl LvmPool {
         deadline: &Deadline,
     ) -> Result<Self> {
         let pool = Self::at(spec, env)?;
-        pool.group.ensure(env, disks, thin, deadline)?;
+        pool.group.ensure(env, disks, &pool.arrays, thin, deadline)?;
         pool.mounts.recall()?;
         Ok(pool)
     }
 
     pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
         let pool = Self::at(spec, env)?;
-        pool.group.find(deadline)?;
+        pool.arrays.start(deadline)?;
+        pool.group.find(deadline).inspect_err(|error| pool.arrays.put_away(error, deadline))?;
         pool.mounts.recall()?;
         Ok(pool)
     }
@@ -147,7 +152,28 @@ impl LvmPool {
     fn at(spec: &PoolSpec, env: &PoolEnv) -> Result<Self> {
         let ctx = Context::new(&spec.name);
         let (mounts, sealed) = (Mounts::new(&ctx, env), Sealed::new(&ctx, &env.keys));
-        Ok(Self { group: Group::new(ctx.clone())?, mounts, sealed, ctx })
+        let arrays = Arrays::new(&ctx, env, spec.arrays());
+        Ok(Self { group: Group::new(ctx.clone())?, env: env.clone(), arrays, mounts, sealed, ctx })
+    }
+
+    /// More disks, or another array of them: what is in the pool stays where it is.
+    fn expand(&self, asked: &[String], deadline: &Deadline) -> Result<Change> {
+        if self.arrays.is_empty() {
+            return self.group.extend(&self.env, asked, &[], deadline);
+        }
+        let added = self.arrays.expand(asked, deadline)?;
+        let paths = self.arrays.paths()?;
+        let extended = self.group.extend(&self.env, &[], &paths, deadline);
+        // Only what is not in the group yet can be taken apart again: else the next attempt ends it.
+        if extended.is_err()
+            && added == Change::Done
+            && let Some(new) = paths.last()
+            && !self.group.has(new, deadline)?
+            && let Err(error) = self.arrays.shrink(asked, deadline)
+        {
+            tracing::warn!(pool = %self.ctx.pool, %error, "a new array was not removed");
+        }
+        extended
     }
 
     fn look<L: Document>(&self, key: L::Key, deadline: &Deadline) -> Result<Found<L>>
@@ -797,6 +823,17 @@ impl Pool for LvmPool {
         opened.map_err(self.ctx.io(format!("opening {}", device.display())))
     }
 
+    fn arrays(&self) -> Option<&Arrays> {
+        Some(&self.arrays)
+    }
+
+    fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {
+        match change {
+            PoolChange::Expand { disks } => self.expand(disks, deadline),
+            other => self.arrays.change(other, deadline),
+        }
+    }
+
     fn export(&self, deadline: &Deadline) -> Result<()> {
         // None is in use; a daemon that was killed may have left one mounted that it was looking at.
         self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
@@ -804,12 +841,13 @@ impl Pool for LvmPool {
         for row in self.group.rows(deadline)? {
             self.sealed.close(&row.lv_name, deadline)?;
         }
-        self.group.must("vgchange", &["-q", "-an", self.group.name()], deadline).map(drop)
+        self.group.must("vgchange", &["-q", "-an", self.group.name()], deadline)?;
+        self.arrays.export(deadline)
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
         self.group.remove(deadline)?;
         self.mounts.forget();
-        Ok(())
+        self.arrays.remove(deadline)
     }
 }
