@@ -41,11 +41,9 @@ const MEMORY: u64 = 10 << 20;
 /// Reads the datasets `d1`, `d2`... as `r1`, `r2`..., each with the user property `k1`, `k2`...; of a zvol the native
 /// properties `p1`, `p2`... as `v1`, `v2`..., of a file system `f1`, `f2`... Nothing where one does not exist. Each
 /// question costs as much as all the rest, so a native property that has a word `w1`, `w2`... is read only where the
-/// user property has that word in quotes, or is not there.
+/// user property has that word in quotes, or is not there; and with no native property not even the size.
 const READ: &str = r#"
 local a = ...
-local sizes = { volume = "volsize", filesystem = "refquota" }
-local lists = { volume = "p", filesystem = "f" }
 local all = {}
 local d = 1
 while a["d" .. d] do
@@ -54,11 +52,13 @@ while a["d" .. d] do
         local r = {}
         local text = zfs.get_prop(name, a["k" .. d])
         r["text"] = text
-        local kind = string.find(name, "@", 1, true) and "snapshot" or zfs.get_prop(name, "type")
-        local size, list = sizes[kind], lists[kind]
-        if size then
-            local n = zfs.get_prop(name, size)
-            if n then r["size"] = n end
+        if a["p1"] and not string.find(name, "@", 1, true) then
+            local list = "p"
+            r["volsize"] = zfs.get_prop(name, "volsize")
+            if not r["volsize"] then
+                list = "f"
+                r["refquota"] = zfs.get_prop(name, "refquota")
+            end
             local i = 1
             while a[list .. i] do
                 local word = a["w" .. i]
@@ -69,7 +69,6 @@ while a["d" .. d] do
                 i = i + 1
             end
         end
-        r["type"] = kind
         all["r" .. d] = r
     end
     d = d + 1
@@ -357,12 +356,11 @@ impl Lzc {
 
     /// One dataset of an answer.
     fn dataset(&self, list: Nvlist, natives: usize) -> io::Result<Dataset> {
-        let size = || self.number(list, c"size").map(Some);
-        let (volsize, refquota) = match self.string(list, "type")?.as_deref() {
-            Some("volume") => (size()?, None),
-            Some("filesystem") => (None, size()?),
-            _ => (None, None),
+        let size = |key| match self.number(list, key) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            size => size.map(Some),
         };
+        let (volsize, refquota) = (size(c"volsize")?, size(c"refquota")?);
         let native: io::Result<_> = (1..=natives).map(|i| self.string(list, &format!("v{i}"))).collect();
         Ok(Dataset { volsize, refquota, text: self.string(list, "text")?, native: native? })
     }

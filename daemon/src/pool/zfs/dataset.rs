@@ -190,19 +190,23 @@ impl Row {
             (None, Some(quota)) => (quota, Some(FilesystemKind::Zfs)),
             (None, None) => return Err("is neither a zvol nor a file system with a quota".into()),
         };
-        let Some(text) = &self.label else { return Err("has no label".into()) };
-        match Label::from_json(text) {
-            Ok(label) if label.id == id => {
-                let kind = if filesystem.is_some() { VolumeKind::Filesystem } else { VolumeKind::Block };
-                if (label.kind, label.filesystem) != (kind, filesystem) {
-                    return Err(format!("is of kind {}, and its label says another", kind.as_str()));
-                }
-                let (provisioning, properties) = read_natives(&self.native);
-                let properties = properties.only(label.properties);
-                Ok(Stored { label, size: ByteSize(size), filesystem, provisioning, properties })
-            }
-            Ok(label) => Err(format!("has the label of {}", label.id)),
-            Err(e) => Err(format!("has a label that {e}")),
+        let label = self.volume_label(id)?;
+        let kind = if filesystem.is_some() { VolumeKind::Filesystem } else { VolumeKind::Block };
+        if (label.kind, label.filesystem) != (kind, filesystem) {
+            return Err(format!("is of kind {}, and its label says another", kind.as_str()));
+        }
+        let (provisioning, properties) = read_natives(&self.native);
+        let properties = properties.only(label.properties);
+        Ok(Stored { label, size: ByteSize(size), filesystem, provisioning, properties })
+    }
+
+    /// Its label, if it is the one of that volume; otherwise why not.
+    pub fn volume_label(&self, id: VolumeId) -> std::result::Result<Label, String> {
+        match self.label.as_deref().map(Label::from_json) {
+            None => Err("has no label".into()),
+            Some(Ok(label)) if label.id == id => Ok(label),
+            Some(Ok(label)) => Err(format!("has the label of {}", label.id)),
+            Some(Err(e)) => Err(format!("has a label that {e}")),
         }
     }
 }

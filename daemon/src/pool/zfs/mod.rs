@@ -125,12 +125,26 @@ impl ZfsPool {
     /// Rows straight from ZFS, each with one of the two labels, all of one instant where the library can answer.
     /// `None`: there is no dataset of that name.
     fn rows(&self, asked: &[(String, &str)], deadline: &Deadline) -> Result<Vec<Option<Row>>> {
+        self.read(asked, &dataset::natives(), &dataset::natives_of_filesystems(), deadline)
+    }
+
+    /// The same with the label alone: all else in a row may be missing.
+    fn labels(&self, asked: &[(String, &str)], deadline: &Deadline) -> Result<Vec<Option<Row>>> {
+        self.read(asked, &[], &[], deadline)
+    }
+
+    fn read(
+        &self,
+        asked: &[(String, &str)],
+        natives: &[&str],
+        of_filesystems: &[&str],
+        deadline: &Deadline,
+    ) -> Result<Vec<Option<Row>>> {
         self.ctx.check(deadline, "reading a label")?;
         if let Some(lzc) = lzc::get() {
-            let (natives, of_filesystems) = (dataset::natives(), dataset::natives_of_filesystems());
             // Where the library can't answer, the command still may.
             let words = dataset::words();
-            match lzc.read(self.ctx.pool.as_str(), asked, &natives, &of_filesystems, &words) {
+            match lzc.read(self.ctx.pool.as_str(), asked, natives, of_filesystems, &words) {
                 Ok(found) => {
                     let row = |((name, property), found): (&(String, &str), Option<Dataset>)| {
                         found.map(|d| Row::read(name, *property == LABEL, d))
@@ -471,12 +485,14 @@ impl Pool for ZfsPool {
         let mut from = None;
         if let Some(of) = label.source.filter(|s| s.mode == SourceMode::Linked).map(|s| s.snapshot) {
             let asked = [(self.dataset(of), SNAPSHOT), (self.dataset(of.volume), LABEL)];
-            let mut rows = self.rows(&asked, deadline)?.into_iter();
+            let mut rows = self.labels(&asked, deadline)?.into_iter();
             let snapshot = self.as_snapshot(rows.next().flatten(), of)?;
             from = Some(snapshot.ok_or_else(|| self.ctx.not_found(format!("snapshot {of}")))?);
-            let volume = self.as_volume(rows.next().flatten(), of.volume)?;
-            let volume = volume.ok_or_else(|| self.ctx.not_found(format!("volume {}", of.volume)))?;
-            check_clone(&self.ctx, &volume.label, label)?;
+            let row = rows.next().flatten();
+            let row = row.ok_or_else(|| self.ctx.not_found(format!("volume {}", of.volume)))?;
+            let said = row.volume_label(of.volume);
+            let said = said.map_err(|what| self.ctx.conflict(row.name.clone(), what))?;
+            check_clone(&self.ctx, &said, label)?;
         }
         // For a thin one only the total matters, and that changes when disks are added: asked again
         // only if the one that was seen last would not do.
