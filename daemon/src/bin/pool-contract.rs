@@ -10,8 +10,8 @@
 //!
 //! `--only <text>` before that runs only the checks that have the text in their name. `--leave <file>`
 //! leaves volumes behind, and the specification in a file; after a power cut `--find <file>` alone looks
-//! for them and removes all. `--listing <count>` makes that many volumes in a `zfs` pool and prints, five times, the
-//! seconds that a listing takes and those of one `zfs list` of the same.
+//! for them and removes all. `--listing <count> <rounds>` makes that many volumes in a `zfs` pool and prints, for each
+//! round, the seconds that a listing takes and those of one `zfs list` of the same.
 
 use std::process::ExitCode;
 
@@ -21,7 +21,7 @@ use orlopd::pool::contract::{self, Subject};
 
 const USAGE: &str =
     "usage: pool-contract zfs|lvm <disk>... | file <directory> | file-disk xfs|btrfs <disk> | sim <directory>
-       pool-contract --find <file> | --listing <count> zfs <disk>...
+       pool-contract --find <file> | --listing <count> <rounds> zfs <disk>...
 What it is given must be empty, or blank disks: all that is made there is destroyed again.";
 
 fn subject(args: &[&str]) -> Option<Subject> {
@@ -67,10 +67,11 @@ fn find(file: &str) -> Result<(), String> {
     contract::reboot::find(&Subject { env: env(&spec), spec })
 }
 
-fn listing(count: &str, args: &[&str]) -> Result<(), String> {
-    let count = count.parse().map_err(|e| format!("{count}: {e}"))?;
+fn listing(count: &str, rounds: &str, args: &[&str]) -> Result<(), String> {
+    let number = |text: &str| text.parse().map_err(|e| format!("{text}: {e}"));
+    let (count, rounds) = (number(count)?, number(rounds)?);
     let subject = subject(args).filter(|_| args.first() == Some(&"zfs")).ok_or(USAGE)?;
-    for (ours, bare) in contract::scale::listing(&subject, count, 5)? {
+    for (ours, bare) in contract::scale::listing(&subject, count, rounds)? {
         println!("{ours:.3} {bare:.3}");
     }
     Ok(())
@@ -94,8 +95,8 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["--find", file] => return finish(find(file)),
-        ["--listing", count, rest @ ..] => {
-            return match listing(count, rest) {
+        ["--listing", count, rounds, rest @ ..] => {
+            return match listing(count, rounds, rest) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(why) => {
                     eprintln!("{why}");

@@ -81,14 +81,14 @@ const STAGES: [&str; 3] = ["intent", "acted", "committed"];
 pub fn kill_at_every_failpoint(w: &mut World) -> Result<()> {
     let payload = w.lab.appliance.mount_payload()?.to_string();
     let before = leftovers(w)?;
-    // Every place on ZFS. On images those where something of theirs is half done: before the work nothing is, and
-    // after the commit nothing has to be put right, whatever the pool.
+    // Every place on ZFS. On images, encrypted ones, those where something of theirs is half done: before the work
+    // nothing is, and after the commit nothing has to be put right, whatever the pool.
     let all = STAGES.into_iter().flat_map(|stage| VERBS.into_iter().map(move |verb| (ZFS, verb, stage)));
     let places: Vec<_> = all.chain(VERBS.into_iter().map(|verb| (XFS, verb, "acted"))).collect();
     let host = w.host(1)?;
     for &(pool, verb, stage) in &places {
         if verb != "create_volume" {
-            let volume = w.volume(&name(pool, verb, stage), pool, 64)?;
+            let volume = w.api(w.lab.api.create_volume(&asked(pool, verb, stage)))?;
             if verb == "delete_snapshot" {
                 w.api(w.lab.api.create_snapshot(&shot(&volume.name)?))?;
             }
@@ -134,15 +134,20 @@ fn name(pool: &str, verb: &str, stage: &str) -> String {
     format!("{pool}-{verb}-{stage}")
 }
 
+fn asked(pool: &str, verb: &str, stage: &str) -> VolumeCreate {
+    let encryption = (pool == XFS).then(EncryptionCreate::default);
+    VolumeCreate { encryption, ..ask(&name(pool, verb, stage), pool, 64) }
+}
+
 /// The snapshot of a volume that has the same name.
 pub fn shot(volume: &VolumeName) -> Result<SnapshotCreate> {
     Ok(SnapshotCreate { name: volume.as_str().parse()?, volume: volume.clone().into() })
 }
 
-/// Zvols, loop devices, files of the file pool, subsystems.
+/// Zvols, loop devices, what decrypts, files of the file pool, subsystems.
 fn leftovers(w: &mut World) -> Result<String> {
     w.lab.on_appliance(&format!(
-        "zfs list -H -o name -t volume,snapshot -r {ZFS}; losetup -nO BACK-FILE; \
+        "zfs list -H -o name -t volume,snapshot -r {ZFS}; losetup -nO BACK-FILE; ls /dev/mapper; \
          ls /var/lib/orlop/pools/{XFS}/volumes /var/lib/orlop/pools/{XFS}/snapshots; \
          ls /sys/kernel/config/nvmet/subsystems"
     ))
@@ -159,7 +164,7 @@ fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str, next: &str) -> Re
     let started = w.lab.on_appliance(&format!("echo ORLOP_FAILPOINT={next} >/run/failpoint; {restarts}"))?;
     #[allow(clippy::result_large_err, reason = "a test's")]
     let act = |w: &World| match verb {
-        "create_volume" => w.api(w.lab.api.create_volume(&ask(&name, pool, 64))).map(drop),
+        "create_volume" => w.api(w.lab.api.create_volume(&asked(pool, verb, stage))).map(drop),
         "resize_volume" => w.api(w.lab.api.update_volume(&by_name, &VolumeUpdate::to_size(GROWN))).map(drop),
         "attach" => w.api(w.lab.api.attach(&by_name, &host)).map(drop),
         "detach" => w.api(w.lab.api.detach(&by_name, &host)),
@@ -235,9 +240,13 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
     // A flush that is under way at the cut is sent again after it, and succeeds: so it must not have been
     // needed. Hence unflushed writes, on every kind of pool.
     let kept = Some(EncryptionCreate::default());
-    for (name, pool, encryption) in
-        [("cut-zvol", ZFS, None), ("cut-xfs", XFS, None), ("cut-btrfs", BTRFS, None), ("cut-kept", ZFS, kept)]
-    {
+    for (name, pool, encryption) in [
+        ("cut-zvol", ZFS, None),
+        ("cut-xfs", XFS, None),
+        ("cut-btrfs", BTRFS, None),
+        ("cut-kept", ZFS, kept.clone()),
+        ("cut-luks", XFS, kept),
+    ] {
         let volume = w.api(w.lab.api.create_volume(&VolumeCreate { encryption, ..ask(name, pool, 512) }))?;
         let a = w.attach(&volume, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;

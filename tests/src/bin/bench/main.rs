@@ -2,7 +2,8 @@
 //! guest, beside the same work typed as a bare shell loop in the same run. Machines are noisy: ratios are
 //! medians over pairs, with their spread.
 //!
-//! Writes `target/bench/results.json` and prints a table.
+//! Writes `target/bench/results.json` and prints a table. A part is run alone by its name: `sim`, `files`, `guest`, and
+//! `listing`, which is in no other run.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 mod daemon;
@@ -32,6 +33,10 @@ fn main() -> Result<()> {
     if wanted("guest") {
         println!("appliance in a guest:");
         guest::run(&root, &mut results)?;
+    }
+    if only.as_deref() == Some("listing") {
+        println!("ten thousand volumes in a guest:");
+        guest::long_listing(&root, &mut results)?;
     }
     results.write(&root.join("bench"))
 }

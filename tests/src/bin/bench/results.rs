@@ -8,7 +8,7 @@ use serde::Serialize;
 /// One line of the results.
 #[derive(Debug, Serialize)]
 pub struct Figure {
-    name: &'static str,
+    name: String,
     value: f64,
     unit: &'static str,
     lower_is_better: bool,
@@ -31,7 +31,7 @@ impl Results {
     /// Adds the median of samples, and prints it.
     pub fn add(
         &mut self,
-        name: &'static str,
+        name: &str,
         samples: &[f64],
         unit: &'static str,
         lower_is_better: bool,
@@ -41,7 +41,14 @@ impl Results {
         sorted.sort_by(f64::total_cmp);
         let (Some(low), Some(high)) = (sorted.first(), sorted.last()) else { return };
         let spread = (sorted.len() > 1).then_some((*low, *high));
-        self.0.push(Figure { name, value: sorted[sorted.len() / 2], unit, lower_is_better, goal, spread });
+        self.0.push(Figure {
+            name: name.into(),
+            value: sorted[sorted.len() / 2],
+            unit,
+            lower_is_better,
+            goal,
+            spread,
+        });
         println!("  {}", row(&self.0[self.0.len() - 1]));
     }
 
