@@ -10,22 +10,19 @@
 //! Nothing is decided by what a command says on stderr: state is read before and after.
 
 mod adopt;
+mod devices;
 mod group;
 mod metadata;
-
-/// The name of the volume group that a disk belongs to, as the disk itself has it.
-pub(super) fn group_of(device: &std::path::Path) -> std::io::Result<Option<String>> {
-    metadata::group_of(device)
-}
 mod report;
+mod snapshots;
 mod tags;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, Encryption, EncryptionKey, PoolKind, PoolName, Provisioning, SourceMode, VolumeId, VolumeKind,
+    ByteSize, EncryptionKey, PoolKind, PoolName, Provisioning, SourceMode, VolumeId, VolumeKind,
 };
 
 use super::arrays::Arrays;
@@ -34,7 +31,7 @@ use super::mounted::{self, Mounts};
 use super::rules::{check_clone_key, check_filled, check_properties, check_room, check_same, check_size};
 use super::sealed::{Sealed, Use, backing, visible};
 use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
-use crate::kernel::{Deadline, block, dm, fs};
+use crate::kernel::{Deadline, block, fs};
 use crate::model::{Document, Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
 use group::{EXTENT, Group, Row, THIN, escape};
 use tags::{NEW, Told};
@@ -46,6 +43,11 @@ const BUSY: Duration = Duration::from_secs(30);
 /// How long a moment is looked for in which no volume of a group is written to. Each try starts a process
 /// or two a volume, so this is longer than images take.
 const QUIET: Duration = Duration::from_secs(12);
+
+/// The name of the volume group that a disk belongs to, as the disk itself has it.
+pub(super) fn group_of(device: &std::path::Path) -> std::io::Result<Option<String>> {
+    metadata::group_of(device)
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -234,64 +236,6 @@ impl LvmPool {
         self.group.must("lvchange", &args, deadline).map(drop)
     }
 
-    /// The device of an active volume: the kernel's name, not a link to it. `None`: it is not active.
-    fn device(&self, lv: &str) -> Result<Option<PathBuf>> {
-        let name = format!("{}-{}", escape(self.group.name()), escape(lv));
-        dm::device(&name).map_err(self.ctx.io(format!("looking at {name}")))
-    }
-
-    fn activate(&self, lv: &str, deadline: &Deadline) -> Result<PathBuf> {
-        if let Some(device) = self.device(lv)? {
-            return Ok(device);
-        }
-        self.group.must("lvchange", &["-q", "-ay", "-K", &self.group.path(lv)], deadline)?;
-        self.device(lv)?.ok_or_else(|| self.ctx.not_found(format!("the device of {lv}")))
-    }
-
-    /// The device through which a volume or a snapshot is used: its own, or the one above that if it is encrypted.
-    fn usable(
-        &self,
-        lv: &str,
-        encryption: Option<Encryption>,
-        for_use: Use,
-        deadline: &Deadline,
-    ) -> Result<PathBuf> {
-        self.sealed.check_key(lv, encryption)?;
-        let active = self.device(lv)?.is_some();
-        let device = self.activate(lv, deadline)?;
-        let Some(encryption) = encryption else { return Ok(device) };
-        self.sealed.open(lv, encryption, &device, for_use, deadline).inspect_err(|_| {
-            if !active && let Err(error) = self.deactivate(lv, deadline) {
-                tracing::warn!(lv, %error, "it stays active");
-            }
-        })
-    }
-
-    fn deactivate(&self, lv: &str, deadline: &Deadline) -> Result<()> {
-        self.sealed.close(lv, deadline)?;
-        let patience = deadline.at_most(BUSY);
-        let mut pause = Duration::from_millis(20);
-        loop {
-            if self.device(lv)?.is_none() {
-                return Ok(());
-            }
-            let Err(error) = self.group.must("lvchange", &["-q", "-an", &self.group.path(lv)], deadline)
-            else {
-                return Ok(());
-            };
-            // Open: by udev for a moment, or by someone for good. LVM has nothing to wait on for that.
-            if patience.pause(pause).is_err() {
-                return Err(error);
-            }
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
-    }
-
-    fn erase(&self, lv: &str, deadline: &Deadline) -> Result<()> {
-        self.deactivate(lv, deadline)?;
-        self.group.must("lvremove", &["-q", "-y", &self.group.path(lv)], deadline).map(drop)
-    }
-
     /// A thin snapshot of a volume or a snapshot. lvm2 suspends an origin that is active meanwhile.
     fn thin_snapshot(&self, of: &str, new: &str, tags: &[String], deadline: &Deadline) -> Result<()> {
         let origin = self.group.path(of);
@@ -403,82 +347,6 @@ impl LvmPool {
             return Err(self.ctx.conflict(label.id.to_string(), detail));
         }
         Ok(Change::Unchanged)
-    }
-
-    /// How many writes each volume has ended; `None` while one is under way.
-    fn writes(&self, labels: &[SnapshotLabel]) -> Result<Option<Vec<u64>>> {
-        let mut all = Vec::new();
-        for label in labels {
-            let Some(device) = self.device(&label.key.volume.lv())? else { continue };
-            let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let action = format!("reading the statistics of {name}");
-            match block::writes(name).map_err(self.ctx.io(action))? {
-                Some(writes) => all.push(writes),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(all))
-    }
-
-    /// Takes snapshots: those of several volumes again and again until nothing was written to any of them
-    /// between the first and the last.
-    ///
-    /// Suspending all origins beforehand would hold the writers instead. But LVM (2.03.31) that finds an
-    /// origin suspended counts up the pool's transaction without sending the kernel its message, and takes no
-    /// more from that pool afterwards until a person repairs it.
-    fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Option<Duration>> {
-        let patience = deadline.at_most(QUIET);
-        let mut pause = Duration::from_millis(5);
-        let mut paused = None;
-        loop {
-            // LVM holds what is mounted on an origin while it takes one snapshot; this holds all of them until
-            // the last of this try is taken.
-            let held = self.mounts.hold(labels.iter().map(|l| l.key.volume))?;
-            let before = self.writes(labels)?;
-            for label in labels {
-                self.ctx.check(deadline, "taking snapshots")?;
-                let mut spelled = self.spell(label, 1)?;
-                if labels.len() > 1 {
-                    spelled.push(NEW.into());
-                }
-                self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
-            }
-            let one_instant = labels.len() == 1 || (before.is_some() && self.writes(labels)? == before);
-            paused = paused.max(held.release(&self.ctx)?);
-            if one_instant {
-                break;
-            }
-            for label in labels {
-                self.erase(&label.key.lv(), deadline)?;
-            }
-            if patience.pause(pause).is_err() {
-                return Err(self.ctx.precondition(
-                    "its volumes are written to all the time, so that no instant was found for all of \
-                     them: let their writers rest for a moment",
-                ));
-            }
-            pause = (pause * 2).min(Duration::from_millis(200));
-        }
-        for label in labels.iter().filter(|_| labels.len() > 1) {
-            let path = self.group.path(&label.key.lv());
-            self.group.must("lvchange", &["-q", "--deltag", NEW, &path], deadline)?;
-        }
-        Ok(paused)
-    }
-
-    /// What an attempt left, after an error that its caller hears.
-    fn tidy(&self, lvs: impl Iterator<Item = String>, deadline: &Deadline) {
-        if deadline.remaining().is_zero() {
-            return;
-        }
-        for lv in lvs {
-            let there = self.group.rows(deadline).map(|rows| rows.iter().any(|r| r.lv_name == lv));
-            if there.unwrap_or(false)
-                && let Err(error) = self.erase(&lv, deadline)
-            {
-                tracing::warn!(pool = %self.ctx.pool, lv, %error, "half made, and still there");
-            }
-        }
     }
 }
 
