@@ -19,7 +19,9 @@ use super::locks::Guards;
 use super::view::{SnapshotEntry, VolumeEntry};
 use crate::failpoint;
 use crate::journal::{Batch, Table};
+use crate::kernel::Deadline;
 use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
+use crate::pool::{Pool, PoolError};
 
 /// What is about to be changed. Stored; a test holds every form ever written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -299,14 +301,19 @@ impl Core {
             Intent::CreateVolume { pool, label } => {
                 let open = self.open_pool(pool)?;
                 let id = label.id;
-                let found = self.on_pool(&open, On::Make, until, move |p, d| p.get(id, d)).await?;
+                // What has not come to have its label is no volume, and `unmake` knows whether it was to be this one.
+                let get = move |p: &dyn Pool, d: &Deadline| match p.get(id, d) {
+                    Err(PoolError::Conflict { .. }) => Ok(None),
+                    found => found,
+                };
+                let found = self.on_pool(&open, On::Make, until, get).await?;
                 match found {
                     Some(stored) if known == Known::Unknown && stored.is_whole() => {
                         self.show_volume(pool.clone(), stored.label, EventKind::VolumeCreated);
                         self.start_copy(id);
                     }
                     _ => {
-                        self.on_pool(&open, On::Make, until, move |p, d| p.destroy(id, d)).await?;
+                        self.on_pool(&open, On::Make, until, move |p, d| p.unmake(id, d)).await?;
                         self.view.write().remove_volume(id);
                         // The key that was made for it, not that of its source.
                         let own = label.encryption.map(|e| e.key_of).filter(|of| *of == id);

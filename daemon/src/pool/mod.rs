@@ -510,6 +510,12 @@ pub trait Pool: Send + Sync {
     /// Removes a backing or what is left of one. It is gone when this returns, for ever.
     fn destroy(&self, id: VolumeId, deadline: &Deadline) -> Result<Change>;
 
+    /// Removes what a `create` that was stopped may have left, with a label or without one. The caller knows from its
+    /// journal that the id was minted for it, and that nobody has ever used it.
+    fn unmake(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        self.destroy(id, deadline)
+    }
+
     /// Reads one backing back from the pool, not from memory. `None` also for a partial one.
     fn get(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>>;
 

@@ -15,8 +15,28 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("a pool is adopted by its own name only", adoption),
 ];
 
+/// A zvol that has no label yet. Whoever only finds it leaves it alone; whoever knows that it made it does not.
+fn crash_before_label(subject: &Subject, pool: &dyn Pool) -> Check {
+    let l = thin(16);
+    let name = format!("{}/{}", zfs_parent(subject), l.id);
+    zfs(&["create", "-s", "-V", "16M", &name])?;
+    expect(pool.get(l.id, &soon()).is_err(), "no volume", &name)?;
+    expect(pool.destroy(l.id, &soon()).is_err(), "it is left alone", &name)?;
+    same("unmake", ok("unmake", pool.unmake(l.id, &soon()))?, Change::Done)?;
+    same("again", ok("unmake", pool.unmake(l.id, &soon()))?, Change::Unchanged)?;
+    same("get", ok("get", pool.get(l.id, &soon()))?, None)?;
+    // With the label of another it is nobody's leftover.
+    zfs(&["create", "-s", "-V", "16M", &name])?;
+    write_label(subject, l.id, &thin(16).to_json())?;
+    let r = pool.unmake(l.id, &soon());
+    expect(matches!(r, Err(PoolError::Conflict { .. })), "a conflict", &r)?;
+    zfs(&["destroy", &name])
+}
+
 fn crash_in_create(subject: &Subject, pool: &dyn Pool) -> Check {
-    // In ZFS the label is part of the create: there is nothing in between.
+    if let PoolMedium::Zfs { .. } = subject.spec.medium {
+        return crash_before_label(subject, pool);
+    }
     let Some(dir) = images(subject) else { return Ok(()) };
     let leave = |l: &Label, stage: usize| -> Check {
         let file = |suffix: &str| dir.join(format!("{}{suffix}", l.id));

@@ -1,5 +1,6 @@
 //! `zfs` pools: a volume is a zvol `<pool>/orlop/<id>` with its label in the user property
-//! `dev.orlop:label`, which is set by the ioctl that creates it. So there are no partial volumes. A
+//! `dev.orlop:label`, which is set by the ioctl that creates it, a transaction group later: what a power cut leaves
+//! between the two has our name and no label, and only the journal can tell that it is ours (`unmake`). A
 //! snapshot is `<pool>/orlop/<volume>@<id>` with its label in `dev.orlop:snapshot`, set in the same
 //! transaction group.
 //!
@@ -370,7 +371,7 @@ impl ZfsPool {
         self.ctx.unsupported(format!("{what} is a ZFS dataset: it is copied as a stream"))
     }
 
-    fn unmake(&self, name: &str, deadline: &Deadline) -> Result<()> {
+    fn remove_dataset(&self, name: &str, deadline: &Deadline) -> Result<()> {
         match lzc::get() {
             Some(lzc) => lzc.destroy(name).map_err(self.ctx.io(format!("destroying {name}"))),
             None => {
@@ -383,12 +384,12 @@ impl ZfsPool {
 
 impl ZfsPool {
     /// Destroys a volume or a snapshot, waiting for those who look at it only for a moment.
-    fn unmake_patiently(&self, name: &str, property: &str, deadline: &Deadline) -> Result<()> {
+    fn remove_patiently(&self, name: &str, property: &str, deadline: &Deadline) -> Result<()> {
         let patience = deadline.at_most(BUSY);
         let mut pause = Duration::from_millis(20);
         loop {
             self.ctx.check(deadline, "destroying a zvol")?;
-            let Err(error) = self.unmake(name, deadline) else { return Ok(()) };
+            let Err(error) = self.remove_dataset(name, deadline) else { return Ok(()) };
             if self.row_of(name.to_string(), property, deadline)?.is_none() {
                 return Ok(());
             }
@@ -574,9 +575,22 @@ impl Pool for ZfsPool {
         let name = self.dataset(id);
         self.mounts.unmount(id, deadline)?;
         self.devices.close(&name);
-        self.unmake_patiently(&name, LABEL, deadline)?;
+        self.remove_patiently(&name, LABEL, deadline)?;
         self.devices.forget(&name);
         Ok(Change::Done)
+    }
+
+    fn unmake(&self, id: VolumeId, deadline: &Deadline) -> Result<Change> {
+        let name = self.dataset(id);
+        match self.row_of(name.clone(), LABEL, deadline)? {
+            Some(Row { label: None, .. }) => {
+                self.devices.close(&name);
+                self.remove_patiently(&name, LABEL, deadline)?;
+                self.devices.forget(&name);
+                Ok(Change::Done)
+            }
+            _ => self.destroy(id, deadline),
+        }
     }
 
     fn get(&self, id: VolumeId, deadline: &Deadline) -> Result<Option<Stored>> {
@@ -703,7 +717,7 @@ impl Pool for ZfsPool {
         }
         let name = self.dataset(key);
         self.devices.close(&name);
-        self.unmake_patiently(&name, SNAPSHOT, deadline)?;
+        self.remove_patiently(&name, SNAPSHOT, deadline)?;
         self.devices.forget(&name);
         Ok(Change::Done)
     }

@@ -41,11 +41,11 @@ impl ZfsPool {
         let received = format!("{}@{RECEIVED}", self.dataset(id));
         // One that was stopped right after that.
         if self.row_of(received.clone(), SNAPSHOT, deadline)?.is_some() {
-            self.unmake_patiently(&received, SNAPSHOT, deadline)?;
+            self.remove_patiently(&received, SNAPSHOT, deadline)?;
         }
         let done = lzc.receive(&received, from.as_fd());
         done.map_err(self.ctx.io(format!("receiving {received}")))?;
         // That may have taken hours.
-        self.unmake_patiently(&received, SNAPSHOT, &Deadline::after(BUSY))
+        self.remove_patiently(&received, SNAPSHOT, &Deadline::after(BUSY))
     }
 }
