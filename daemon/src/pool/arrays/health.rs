@@ -203,9 +203,8 @@ impl Arrays {
 
     /// A failed disk stays, so that it can be seen, until it is replaced: then it is not among the pool's disks.
     fn is_replaced(&self, array: &Array, member: &Member) -> bool {
-        // Nothing is done to what can't be told.
         let says = md::superblock(&member.path()).ok().flatten();
-        says.is_some_and(|s| s.array == array.uuid && !array.disks.iter().any(|d| d.id == Some(s.device)))
+        says.is_some_and(|s| s.array == array.uuid && is_no_more(array, s.device))
     }
 
     /// Forgets a disk and makes it blank, so that it is not taken back.
@@ -271,6 +270,12 @@ impl Arrays {
     }
 }
 
+/// Whether a disk is not an array's any more. Where it is not known yet who one of its disks is, that may be this one:
+/// nothing is done to what can't be told.
+fn is_no_more(array: &Array, id: Uuid) -> bool {
+    array.disks.iter().all(|d| d.id.is_some_and(|known| known != id))
+}
+
 /// Who is who, of those that say it.
 pub(super) fn ids(now: &md::Array) -> Vec<(String, Uuid)> {
     let says = |m: &Member| Some((m.name.clone(), md::superblock(&m.path()).ok()??.device));
@@ -314,6 +319,7 @@ pub(super) fn can_be_read(array: &Array, now: &md::Array) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::model::ArrayDisk;
 
     fn member(slot: usize) -> Member {
         Member {
@@ -352,6 +358,22 @@ mod tests {
         assert!(of(Mirror, 3, &[2]) && !of(Mirror, 2, &[]));
         assert!(of(Raid5, 3, &[0, 2]) && !of(Raid5, 3, &[1]));
         assert!(of(Raid10, 4, &[0, 3]) && of(Raid10, 4, &[1, 2]) && !of(Raid10, 4, &[0, 1]));
+    }
+
+    /// What is let go of is wiped.
+    #[test]
+    fn a_disk_that_may_be_the_pools_is_not_let_go() {
+        let disk = |id| ArrayDisk { name: "vdb".into(), id, whole: false };
+        let of = |ids: &[Option<Uuid>]| Array {
+            uuid: Uuid::nil(),
+            layout: PoolLayout::Mirror,
+            active: 2,
+            disks: ids.iter().copied().map(disk).collect(),
+        };
+        let [a, b, c] = [1, 2, 3].map(|n| Uuid::from_bytes([n; 16]));
+        assert!(is_no_more(&of(&[Some(a), Some(b)]), c));
+        assert!(!is_no_more(&of(&[Some(a), Some(b)]), b));
+        assert!(!is_no_more(&of(&[Some(a), None]), c));
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Arrays {
             PoolLayout::Raid5 => "--consistency-policy=ppl",
             _ => "--bitmap=internal",
         };
-        let turn = NUMBERS.lock();
+        let turn = self.number(deadline)?;
         let path = md::unused().map_err(self.ctx.io("numbering an array"))?;
         let device = path.display().to_string();
         let mut args = vec!["--create", &device, "--config=none", "--run", "--metadata=1.2", &home];
@@ -408,6 +408,9 @@ impl Arrays {
     pub fn known(&self) -> Result<Vec<Array>> {
         let Some(_turn) = self.turn.try_lock() else { return Ok(self.list()) };
         let mut list = self.list();
+        if list.is_empty() {
+            return Ok(list);
+        }
         let all = self.disks()?;
         for array in &mut list {
             let Some(now) = self.find(array.uuid)?.filter(|now| now.active) else { continue };
@@ -426,7 +429,7 @@ impl Arrays {
             }
             if !known {
                 // Of an array from elsewhere, disks that were its long ago are not taken in.
-                array.disks.retain(|d| d.id.is_some_and(|id| members.contains(&id)));
+                array.disks.retain(|d| d.id.is_none_or(|id| members.contains(&id)));
             }
             for disk in &mut array.disks {
                 disk.whole = disk.id.is_some_and(|id| whole.contains(&id));
