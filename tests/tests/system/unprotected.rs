@@ -189,7 +189,9 @@ pub fn pulled_disks_harm_only_their_pools(w: &mut World) -> Result<()> {
         started.elapsed().as_secs_f64(),
         errors.join(", ")
     );
-    ensure!(!errors.is_empty(), "nothing failed: the disks were not pulled");
+    for ((pool, ..), told) in POOLS.iter().zip(told.chunks(5)) {
+        ensure!(told.iter().any(|t| t.error.is_some()), "nothing failed on {pool}: its disk was not pulled");
+    }
 
     // The others go on, in their normal time.
     let started = Instant::now();
