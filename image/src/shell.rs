@@ -48,14 +48,15 @@ impl Shell {
         };
         stream.set_write_timeout(Some(Duration::from_secs(10)))?;
         let mut shell = Shell { stream, received: Vec::new(), serial: 0 };
-        // What is sent before the shell runs may get lost, so it is sent again
-        // and again. Each time is harmless: a shell inside the shell.
+        // What is sent before the shell runs may get lost, also the first half of it, so it is sent again and again.
+        // Each time is harmless: a shell inside the shell. An answer comes only from one without a prompt: the
+        // interactive one would mix prompts and notices of jobs into what commands write.
         while Instant::now() < deadline {
             alive()?;
             shell.serial += 1;
             let hello = format!(
                 "\nstty raw -echo 2>/dev/null; cat | exec bash --noprofile --norc\n\
-                 export HOME=/root LC_ALL=C.UTF-8 TERM=dumb; cd /; printf '\\036E{}:%d\\n' 0\n",
+                 export HOME=/root LC_ALL=C.UTF-8 TERM=dumb; cd /; [[ $- == *i* ]] || printf '\\036E{}:%d\\n' 0\n",
                 shell.serial
             );
             let _ = shell.stream.write_all(hello.as_bytes());
@@ -187,30 +188,55 @@ mod tests {
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
-    /// A local bash on a socket pair stands in for the guest's.
-    #[test]
-    fn commands_in_order_with_status_and_quotes() {
+    /// Connects to a local bash that stands in for the guest's: interactive, and deaf to the first `lost` lines.
+    fn connected<R>(lost: usize, test: impl FnOnce(&mut Shell) -> R) -> R {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let bash = std::thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut byte = [0];
+            let mut lines = 0;
+            while lines < lost {
+                stream.read_exact(&mut byte).unwrap();
+                lines += usize::from(byte[0] == b'\n');
+            }
             let (a, b) = (stream.try_clone().unwrap(), stream);
             std::process::Command::new("bash")
+                .args(["--norc", "-i"])
                 .stdin(std::os::fd::OwnedFd::from(a))
                 .stdout(std::os::fd::OwnedFd::from(b))
                 .stderr(std::process::Stdio::null())
                 .status()
         });
-        let limit = Duration::from_secs(20);
-        let mut shell = Shell::connect(&socket, Instant::now() + limit, || Ok(())).unwrap();
+        let mut shell = Shell::connect(&socket, Instant::now() + LIMIT, || Ok(())).unwrap();
+        let result = test(&mut shell);
+        drop(shell);
+        let _ = bash.join();
+        result
+    }
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Two lines: the empty one, and the one that starts the shell without a prompt.
+    #[test]
+    fn a_lost_first_half_does_not_leave_the_interactive_shell() {
+        let flags = connected(2, |shell| shell.run("echo $-", LIMIT)).unwrap();
+        assert!(flags.status == 0 && !flags.stdout.contains('i'), "{flags:?}");
+    }
+
+    #[test]
+    fn commands_in_order_with_status_and_quotes() {
+        connected(0, in_order);
+    }
+
+    fn in_order(shell: &mut Shell) {
+        let limit = LIMIT;
         let output = shell.run("echo \"it's $((1 + 2))\"; printf 'no newline'; exit 5", limit).unwrap();
         assert_eq!(output, Output { status: 5, stdout: "it's 3\nno newline".into() });
         assert_eq!(shell.run("cat; seq 20000 | tail -n 1", limit).unwrap().stdout, "20000\n");
         let error = shell.run("echo before; sleep 30", Duration::from_millis(300)).unwrap_err().to_string();
         assert!(error.contains("ended after") && error.contains("before"), "{error}");
         assert_eq!(shell.run("echo again", limit).unwrap().stdout, "again\n");
-        drop(shell);
-        let _ = bash.join();
     }
 }
