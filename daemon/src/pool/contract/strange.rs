@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::snapshots::{holds, put};
 use super::*;
 use crate::kernel::exec::Tool;
 use crate::pool::{Change, PoolError};
@@ -12,8 +13,49 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("a damaged label is listed and left alone", damaged),
     ("what is not ours is listed and left alone", foreign),
     ("links are not followed", links),
+    ("a removal of LVM that is killed leaks nothing", killed_removal),
     ("a pool is adopted by its own name only", adoption),
 ];
+
+/// LVM was stopped after it had told the kernel's thin pool something, and before it took its note of that away. What
+/// is written to a volume takes space in the pool until the kernel has removed its device: so that tells at the end.
+fn killed_removal(subject: &Subject, pool: &dyn Pool) -> Check {
+    if pool.kind() != PoolKind::Lvm {
+        return Ok(());
+    }
+    let used = || Ok::<_, String>(ok("capacity", pool.capacity(&soon()))?.used);
+    let (before, one, two) = (used()?, thin(16), thin(16));
+    ok("create", pool.create(&one, &soon()))?;
+    put(pool, one.id, 0, &pattern(1, 4 << 20))?;
+    let lvm = |command: &str, args: &[&str]| -> Check {
+        let tool = ok("lvm", Tool::locate("lvm"))?;
+        let done = tool.run(&[&[command], args].concat(), &soon()).and_then(|o| o.success());
+        ok(command, done).map(drop)
+    };
+    let file = format!("/run/{}.metadata", pool.name());
+    let noted = |message: &str| -> Check {
+        lvm("vgcfgbackup", &["-f", &file, pool.name().as_str()])?;
+        let text = ok("reading", fs::read_to_string(&file))?;
+        let at = "zero_new_blocks = 1";
+        expect(text.matches(at).count() == 1, "one thin pool", &text.len())?;
+        let text = text.replace(at, &format!("{at}\n{message}"));
+        ok("writing", fs::write(&file, text))?;
+        lvm("vgcfgrestore", &["-q", "-y", "--force", "-f", &file, pool.name().as_str()])
+    };
+    noted("message1 {\ndelete = 4711\n}")?;
+    // As at a start after that.
+    let again = reopen(subject)?;
+    ok("destroy", again.destroy(one.id, &soon()))?;
+    same("what is in use", used()?, before)?;
+    // And where the next thing is a volume.
+    noted("message1 {\ndelete = 4711\n}")?;
+    let again = reopen(subject)?;
+    ok("create", again.create(&two, &soon()))?;
+    holds(again.as_ref(), two.id, 0, &vec![0; 4 << 20], "a new volume reads as zeros")?;
+    ok("destroy", again.destroy(two.id, &soon()))?;
+    same("what is in use", used()?, before)?;
+    ok("removing", fs::remove_file(&file))
+}
 
 /// A zvol that has no label yet. Whoever only finds it leaves it alone; whoever knows that it made it does not.
 fn crash_before_label(subject: &Subject, pool: &dyn Pool) -> Check {

@@ -6,11 +6,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use orlop_api::{ByteSize, Provisioning};
+use orlop_api::{ByteSize, Provisioning, VolumeId};
 use parking_lot::Mutex;
 
 use super::metadata::{self, Section};
 use super::report;
+use super::tags::NEW;
 use crate::kernel::block;
 use crate::kernel::exec::{Output, Tool};
 use crate::kernel::{Deadline, disks as kernel_disks, dm};
@@ -46,6 +47,8 @@ pub(super) struct Group {
     turn: Mutex<()>,
     /// Its disks, where its metadata is read. Empty: not known yet.
     disks: Mutex<Vec<PathBuf>>,
+    /// Whether a command may have been stopped in the middle: see [`Group::put_right`].
+    unsure: Mutex<bool>,
 }
 
 /// One logical volume.
@@ -100,7 +103,7 @@ impl Group {
         let lvm = Tool::locate("lvm").map_err(|e| ctx.exec(e))?;
         // What activation calls to check a thin pool: without it the pool would not come up again.
         Tool::locate("thin_check").map_err(|e| ctx.exec(e))?;
-        Ok(Self { ctx, lvm, turn: Mutex::default(), disks: Mutex::default() })
+        Ok(Self { ctx, lvm, turn: Mutex::default(), unsure: Mutex::new(true), disks: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -114,8 +117,66 @@ impl Group {
 
     /// Runs `lvm <command>`. Its status is for the caller to judge.
     pub fn run(&self, command: &str, args: &[&str], deadline: &Deadline) -> Result<Output> {
-        let turn = self.turn.try_lock_for(deadline.remaining());
-        let Some(_turn) = turn else { return Err(self.ctx.late("waiting for LVM", crate::kernel::Overrun)) };
+        if !["lvcreate", "lvremove"].contains(&command) {
+            return self.execute(command, args, deadline);
+        }
+        {
+            let mut unsure = self.unsure.try_lock_for(deadline.remaining()).ok_or_else(|| self.late())?;
+            if *unsure {
+                self.put_right(deadline)?;
+                *unsure = false;
+            }
+        }
+        let output = self.execute(command, args, deadline);
+        if output.as_ref().is_ok_and(|o| o.code == Some(0)) {
+            return output;
+        }
+        *self.unsure.lock() = true;
+        output
+    }
+
+    /// What a command that was stopped in the middle has begun is ended: by a power cut, or a signal to all there is.
+    ///
+    /// LVM notes what it has to tell the kernel's thin pool, tells it, and takes the note away. Stopped after the
+    /// second, it leaves a note of what is done, by which the next removal thinks that its own message is done too
+    /// (read in the source of 2.03.31, and met). The device of that removal then lives on in the
+    /// pool under a number that a new volume gets, and with it what was in it. Making a volume has LVM look at its
+    /// notes first, if the pool is active.
+    fn put_right(&self, deadline: &Deadline) -> Result<()> {
+        let noted = match self.metadata(deadline) {
+            Ok(group) => has_notes(&group),
+            // One that is to be made.
+            Err(PoolError::NotFound { .. }) => false,
+            Err(e) => return Err(e),
+        };
+        if !noted {
+            return Ok(());
+        }
+        tracing::warn!(pool = %self.ctx.pool, "a command of LVM was stopped in the middle, and is brought to its end");
+        let must = |command: &str, args: &[&str]| {
+            let output = self.execute(command, args, deadline)?;
+            output.success().map_err(|e| self.ctx.exec(e))
+        };
+        let (thin, scratch) = (self.path(THIN), VolumeId::mint().to_string());
+        must("lvchange", &["-q", "-ay", "-K", &thin])?;
+        // It has the name and the tag of what is half made: if it stays, it goes with that.
+        let size = format!("{}b", EXTENT.bytes());
+        let make = ["-q", "-y", "--type", "thin", "-an", "-kn", "-V", &size, "-n", &scratch, "--addtag", NEW];
+        must("lvcreate", &[&make[..], &["--thinpool", &thin]].concat())?;
+        must("lvremove", &["-q", "-y", &self.path(&scratch)])?;
+        if has_notes(&self.metadata(deadline)?) {
+            let detail = "still has messages for the kernel of a command that was stopped: look at it with vgcfgbackup";
+            return Err(self.ctx.precondition(format!("volume group {} {detail}", self.name())));
+        }
+        Ok(())
+    }
+
+    fn late(&self) -> PoolError {
+        self.ctx.late("waiting for LVM", crate::kernel::Overrun)
+    }
+
+    fn execute(&self, command: &str, args: &[&str], deadline: &Deadline) -> Result<Output> {
+        let _turn = self.turn.try_lock_for(deadline.remaining()).ok_or_else(|| self.late())?;
         let args: Vec<&str> = [command, "--config", CONFIG].into_iter().chain(args.iter().copied()).collect();
         self.lvm.run(&args, deadline).map_err(|e| self.ctx.exec(e))
     }
@@ -434,6 +495,13 @@ fn is_among(path: &Path, devices: &[PathBuf]) -> bool {
 
 /// A name as it is part of a device mapper's name.
 pub(super) fn escape(name: &str) -> String {
+/// Whether LVM has noted something that it has to tell the kernel's thin pool (`message1` and so on in its segment).
+fn has_notes(group: &Section) -> bool {
+    let thin = group.section("logical_volumes").and_then(|l| l.section(THIN));
+    let segments = thin.into_iter().flat_map(Section::sections);
+    segments.flat_map(|(_, s)| s.sections()).any(|(name, _)| name.starts_with("message"))
+}
+
     name.replace('-', "--")
 }
 
@@ -541,6 +609,22 @@ mod tests {
 
     #[test]
     fn thin_and_plain_ones_can_be_adopted() {
+    #[test]
+    fn notes_for_the_kernel_are_seen() {
+        let group = |more: &str| {
+            let text = format!(
+                r#"g {{ extent_size = 2048 logical_volumes {{
+                    thin {{ segment1 {{ extent_count = 950 type = "thin-pool" transaction_id = 7 {more} }} }}
+                    x {{ segment1 {{ extent_count = 500 type = "thin" device_id = 1 }} }} }} }}"#
+            );
+            has_notes(metadata::parse(&text).unwrap().section("g").unwrap())
+        };
+        assert!(!group(""));
+        assert!(group("message1 { delete = 3 }"));
+        assert!(group("message1 { create = \"x\" } message2 { delete = 3 }"));
+        assert!(!has_notes(metadata::parse("g { extent_size = 2048 }").unwrap().section("g").unwrap()));
+    }
+
         const RW: &str = r#""READ", "WRITE", "VISIBLE""#;
         let can = |types: &[&str]| row(4, types, RW, "").adoptable();
         assert_eq!(can(&["thin"]), Ok(Provisioning::Thin));
