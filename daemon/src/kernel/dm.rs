@@ -1,9 +1,10 @@
-//! The device mapper, as far as it is asked here: which device has a name, and how full a thin pool is.
+//! The device mapper: which device has a name, how full a thin pool is, and devices that lie above another one and
+//! can be held.
 //!
-//! Called by `lvm` pools and for encrypted volumes. LVM and cryptsetup make and change devices; a reading needs no
-//! process.
+//! Called by `lvm` and `file` pools. LVM and cryptsetup make devices of theirs; what is done here takes no process.
 #![allow(unsafe_code)]
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,23 +12,33 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
+use super::block;
+
 /// `struct dm_ioctl` of linux/dm-ioctl.h.
 const HEADER: usize = 312;
 /// `struct dm_target_spec` of linux/dm-ioctl.h, which each target's text follows.
 const TARGET: usize = 40;
-/// Room for the header and one target's status.
+/// Room for the header and one target with its text.
 const BUFFER: usize = 4096;
 
 /// Where it is asked.
 const CONTROL: &str = "/dev/mapper/control";
-/// `DM_ACTIVE_PRESENT_FLAG` of linux/dm-ioctl.h.
+/// `DM_SUSPEND_FLAG`, `DM_ACTIVE_PRESENT_FLAG` and `DM_SKIP_LOCKFS_FLAG` of linux/dm-ioctl.h.
+const SUSPEND: u32 = 1 << 1;
 const ACTIVE_PRESENT: u32 = 1 << 5;
+const SKIP_LOCKFS: u32 = 1 << 10;
 
-/// DM_DEV_REMOVE and DM_DEV_STATUS of linux/dm-ioctl.h.
-const DM_DEV_REMOVE: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 4);
-const DM_DEV_STATUS: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 7);
-/// DM_TABLE_STATUS of linux/dm-ioctl.h.
-const DM_TABLE_STATUS: Opcode = opcode::read_write::<[u8; HEADER]>(0xfd, 12);
+/// `DM_DEV_CREATE` and the others of linux/dm-ioctl.h.
+const fn command(number: u8) -> Opcode {
+    opcode::read_write::<[u8; HEADER]>(0xfd, number)
+}
+const DM_DEV_CREATE: Opcode = command(3);
+const DM_DEV_REMOVE: Opcode = command(4);
+/// Suspends a device, or resumes it.
+const DM_DEV_SUSPEND: Opcode = command(6);
+const DM_DEV_STATUS: Opcode = command(7);
+const DM_TABLE_LOAD: Opcode = command(9);
+const DM_TABLE_STATUS: Opcode = command(12);
 
 /// How full a thin pool is (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,42 +58,180 @@ pub struct Mapped {
     pub is_live: bool,
 }
 
+/// A request about the device of one name, and its answer.
+struct Request(Box<[u8; BUFFER]>);
+
+impl Request {
+    fn new(name: &str) -> io::Result<Self> {
+        let mut request = Self(Box::new([0; BUFFER]));
+        // Version 4.0.0 of the interface, which every later one answers.
+        request.set(0, 4);
+        request.set(12, BUFFER as u32);
+        request.set(16, HEADER as u32);
+        request.text(48, 127, name)?;
+        Ok(request)
+    }
+
+    fn set(&mut self, at: usize, word: u32) {
+        self.0[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+
+    /// Text that a zero ends.
+    fn text(&mut self, at: usize, room: usize, text: &str) -> io::Result<()> {
+        if text.len() > room {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{text} is too long")));
+        }
+        self.0[at..at + text.len()].copy_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    fn flags(&self) -> u32 {
+        self.0[28..32].try_into().map_or(0, u32::from_ne_bytes)
+    }
+
+    fn set_flags(mut self, flags: u32) -> Self {
+        self.set(28, flags);
+        self
+    }
+
+    /// Asks the kernel. `None`: it has no device of that name.
+    fn ask<const COMMAND: Opcode>(&mut self) -> io::Result<Option<()>> {
+        let control = match File::options().read(true).write(true).open(CONTROL) {
+            Ok(control) => control,
+            // A kernel that has no device mapper has no device of it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        // SAFETY: every command's argument is a header, whose size the opcode gives. The kernel reads and writes at
+        // most `data_size` bytes, which is the length of the buffer, and any bytes are valid in it.
+        match unsafe { ioctl(&control, Updater::<COMMAND, [u8; BUFFER]>::new(&mut *self.0)) } {
+            Ok(()) => Ok(Some(())),
+            Err(Errno::NXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+fn missing(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("the device mapper has no {name}"))
+}
+
 /// The device of that name, as the kernel knows it: links to it come later. `None`: there is none.
 pub fn look(name: &str) -> io::Result<Option<Mapped>> {
-    let mut buffer = [0u8; HEADER];
-    fill(&mut buffer, name)?;
-    let control = match File::options().read(true).write(true).open(CONTROL) {
-        Ok(control) => control,
-        // A kernel that has no device mapper has no device of it.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    // SAFETY: the kernel reads and writes the header, whose size the opcode gives; any bytes are valid in it.
-    match unsafe { ioctl(&control, Updater::<DM_DEV_STATUS, [u8; HEADER]>::new(&mut buffer)) } {
-        Ok(()) => Ok(Some(mapped(&buffer))),
-        Err(Errno::NXIO) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
+    let mut request = Request::new(name)?;
+    Ok(request.ask::<DM_DEV_STATUS>()?.map(|()| mapped(&request)))
 }
 
 /// Its flags and its number, of which the kernel keeps the minor one's upper bits above the major one.
-fn mapped(header: &[u8; HEADER]) -> Mapped {
-    let word = |at: usize| header[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
-    let number = header[40..48].try_into().map_or(0, u64::from_ne_bytes);
+fn mapped(answer: &Request) -> Mapped {
+    let number = answer.0[40..48].try_into().map_or(0, u64::from_ne_bytes);
     let minor = (number & 0xff) | ((number >> 12) & 0xf_ff00);
-    Mapped { device: PathBuf::from(format!("/dev/dm-{minor}")), is_live: word(28) & ACTIVE_PRESENT != 0 }
+    Mapped {
+        device: PathBuf::from(format!("/dev/dm-{minor}")),
+        is_live: answer.flags() & ACTIVE_PRESENT != 0,
+    }
 }
 
-/// Removes one that has no table.
+/// Removes one that nobody has open. Fine if there is none.
 pub fn remove(name: &str) -> io::Result<()> {
-    let mut buffer = [0u8; HEADER];
-    fill(&mut buffer, name)?;
-    let control = File::options().read(true).write(true).open(CONTROL)?;
-    // SAFETY: as in `look`.
-    match unsafe { ioctl(&control, Updater::<DM_DEV_REMOVE, [u8; HEADER]>::new(&mut buffer)) } {
-        Ok(()) | Err(Errno::NXIO) => Ok(()),
-        Err(e) => Err(e.into()),
+    Request::new(name)?.ask::<DM_DEV_REMOVE>().map(drop)
+}
+
+/// Makes a device above another one, as large as that: what goes to it goes there. What a call that was stopped
+/// half way leaves is not live.
+pub fn make_linear(name: &str, on: &Path) -> io::Result<()> {
+    let mut create = Request::new(name)?;
+    create.text(176, 128, &format!("ORLOP-{name}"))?;
+    create.ask::<DM_DEV_CREATE>()?;
+    load_linear(name, on).inspect_err(|_| {
+        let _ = remove(name);
+    })
+}
+
+/// Makes such a device as large as the one below it, which has grown. Who uses it waits for that moment.
+pub fn grow_linear(name: &str) -> io::Result<()> {
+    let Mapped { device, .. } = look(name)?.ok_or_else(|| missing(name))?;
+    match below(&device)?.as_slice() {
+        [one] => load_linear(name, &Path::new("/dev").join(one)),
+        others => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is on {others:?}"))),
     }
+}
+
+fn load_linear(name: &str, on: &Path) -> io::Result<()> {
+    let (major, minor) = block::number(on)?;
+    let sectors = block::size(&File::open(on)?)? / 512;
+    let mut load = Request::new(name)?;
+    load.set(20, 1);
+    // struct dm_target_spec: first sector, sectors, status, where the next one is, the kind; then its parameters.
+    load.0[HEADER + 8..HEADER + 16].copy_from_slice(&sectors.to_ne_bytes());
+    load.text(HEADER + 24, 15, "linear")?;
+    load.text(HEADER + TARGET, 64, &format!("{major}:{minor} 0"))?;
+    load.ask::<DM_TABLE_LOAD>()?.ok_or_else(|| missing(name))?;
+    // A new table is used from the next resumption on.
+    let live = look(name)?.is_some_and(|m| m.is_live);
+    if live {
+        suspend(name)?;
+    }
+    resume(name)
+}
+
+/// Waits until what is under way has ended, and has what comes after that wait.
+fn suspend(name: &str) -> io::Result<()> {
+    // No file system is mounted on what is suspended here.
+    let mut request = Request::new(name)?.set_flags(SUSPEND | SKIP_LOCKFS);
+    request.ask::<DM_DEV_SUSPEND>()?.ok_or_else(|| missing(name))
+}
+
+/// Lets go on what waits.
+pub fn resume(name: &str) -> io::Result<()> {
+    Request::new(name)?.ask::<DM_DEV_SUSPEND>()?.ok_or_else(|| missing(name))
+}
+
+/// A device that is suspended: what was under way has ended, and what came after that waits. It goes on when this
+/// goes, whatever happens.
+#[derive(Debug)]
+pub struct Suspended {
+    name: Option<String>,
+}
+
+impl Suspended {
+    /// Suspends it. Waits for what is under way.
+    pub fn hold(name: &str) -> io::Result<Self> {
+        suspend(name)?;
+        Ok(Self { name: Some(name.to_string()) })
+    }
+
+    /// Lets it go on.
+    pub fn release(mut self) -> io::Result<()> {
+        self.name.take().map_or(Ok(()), |name| resume(&name))
+    }
+}
+
+impl Drop for Suspended {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take()
+            && let Err(error) = resume(&name)
+        {
+            tracing::error!(name, %error, "a device that was held for a snapshot does not go on");
+        }
+    }
+}
+
+/// The names that begin so of devices that are suspended, from sysfs.
+pub fn suspended(prefix: &str) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir("/sys/block")? {
+        let dm = entry?.path().join("dm");
+        // Not the device mapper's, or gone since.
+        let Ok(name) = std::fs::read_to_string(dm.join("name")) else { continue };
+        let name = name.trim_end();
+        if name.starts_with(prefix)
+            && std::fs::read_to_string(dm.join("suspended")).is_ok_and(|s| s.trim_end() == "1")
+        {
+            names.push(name.to_string());
+        }
+    }
+    Ok(names)
 }
 
 /// Whether the kernel has it, or would load it.
@@ -95,43 +244,29 @@ pub fn device(name: &str) -> io::Result<Option<PathBuf>> {
     Ok(look(name)?.filter(|m| m.is_live).map(|m| m.device))
 }
 
-/// The header of a request about a device of that name.
-fn fill(buffer: &mut [u8], name: &str) -> io::Result<()> {
-    // Version 4.0.0 of the interface, which every later one answers.
-    buffer[0..4].copy_from_slice(&4u32.to_ne_bytes());
-    let length = u32::try_from(buffer.len()).unwrap_or_default();
-    buffer[12..16].copy_from_slice(&length.to_ne_bytes());
-    buffer[16..20].copy_from_slice(&(HEADER as u32).to_ne_bytes());
-    let room = &mut buffer[48..48 + 127];
-    if name.len() > room.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is too long")));
-    }
-    room[..name.len()].copy_from_slice(name.as_bytes());
-    Ok(())
-}
-
 /// Whether a mapped device is on that device, and on nothing else.
 pub fn stands_on(mapped: &Path, device: &Path) -> io::Result<bool> {
-    let name = |path: &Path| path.file_name().map(ToOwned::to_owned).unwrap_or_default();
-    let below = Path::new("/sys/block").join(name(mapped)).join("slaves");
-    let found: Vec<_> = std::fs::read_dir(below)?.flatten().map(|e| e.file_name()).collect();
-    Ok(found == [name(device)])
+    Ok(below(mapped)? == [file_name(device)])
+}
+
+/// The kernel's names of the devices that a mapped one is on.
+fn below(mapped: &Path) -> io::Result<Vec<OsString>> {
+    let slaves = Path::new("/sys/block").join(file_name(mapped)).join("slaves");
+    std::fs::read_dir(slaves)?.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+fn file_name(path: &Path) -> OsString {
+    path.file_name().map(ToOwned::to_owned).unwrap_or_default()
 }
 
 /// The status of a thin pool's device, with what is under way committed first. `None`: there is no device
 /// of that name. `InvalidData`: it is no thin pool, or one that has failed.
 pub fn thin_status(name: &str) -> io::Result<Option<ThinStatus>> {
-    let mut buffer = [0u8; BUFFER];
-    fill(&mut buffer, name)?;
-    let control = File::options().read(true).write(true).open(CONTROL)?;
-    // SAFETY: the kernel reads the header, whose size the opcode gives, and writes at most `data_size` bytes
-    // of the buffer, which is its length. Any bytes are valid in it.
-    match unsafe { ioctl(&control, Updater::<DM_TABLE_STATUS, [u8; BUFFER]>::new(&mut buffer)) } {
-        Ok(()) => {}
-        Err(Errno::NXIO) => return Ok(None),
-        Err(e) => return Err(e.into()),
+    let mut request = Request::new(name)?;
+    if request.ask::<DM_TABLE_STATUS>()?.is_none() {
+        return Ok(None);
     }
-    let text = answer(&buffer).unwrap_or_default();
+    let text = answer(&request.0).unwrap_or_default();
     parse(&text).map(Some).ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidData, format!("the device mapper says {text:?} of {name}"))
     })
@@ -176,15 +311,15 @@ mod tests {
 
     #[test]
     fn a_device_is_told_by_its_number() {
-        let mut header = [0u8; HEADER];
-        // 253:7, live.
-        header[28..32].copy_from_slice(&(1u32 << 5).to_ne_bytes());
-        header[40..48].copy_from_slice(&0xfd07u64.to_ne_bytes());
-        assert_eq!(mapped(&header), Mapped { device: "/dev/dm-7".into(), is_live: true });
-        // 253:300, without a table.
-        header[28..32].copy_from_slice(&0u32.to_ne_bytes());
-        header[40..48].copy_from_slice(&0x10fd2cu64.to_ne_bytes());
-        assert_eq!(mapped(&header), Mapped { device: "/dev/dm-300".into(), is_live: false });
+        let answer = |flags: u32, number: u64| {
+            let mut answer = Request::new("x").unwrap().set_flags(flags);
+            answer.0[40..48].copy_from_slice(&number.to_ne_bytes());
+            mapped(&answer)
+        };
+        // 253:7, live, and 253:300, without a table.
+        assert_eq!(answer(1 << 5, 0xfd07), Mapped { device: "/dev/dm-7".into(), is_live: true });
+        assert_eq!(answer(0, 0x10fd2c), Mapped { device: "/dev/dm-300".into(), is_live: false });
+        assert!(Request::new(&"x".repeat(128)).is_err());
     }
 
     #[test]

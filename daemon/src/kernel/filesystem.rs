@@ -11,7 +11,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
@@ -319,24 +318,19 @@ pub fn grow(kind: Kind, root: &File, device: &File, to: u64) -> io::Result<u64> 
 #[derive(Debug)]
 pub struct Frozen {
     root: Option<File>,
-    since: Instant,
 }
 
 impl Frozen {
     /// Holds it. Waits for writes that are under way.
     pub fn hold(root: File) -> io::Result<Self> {
-        let since = Instant::now();
         // SAFETY: the argument is not read.
         unsafe { ioctl(&root, Setter::<FIFREEZE, i32>::new(0)) }?;
-        Ok(Self { root: Some(root), since })
+        Ok(Self { root: Some(root) })
     }
 
-    /// Lets it go on, and says for how long it was held.
-    pub fn release(mut self) -> io::Result<Duration> {
-        if let Some(root) = self.root.take() {
-            thaw(&root)?;
-        }
-        Ok(self.since.elapsed())
+    /// Lets it go on.
+    pub fn release(mut self) -> io::Result<()> {
+        self.root.take().map_or(Ok(()), |root| thaw(&root).map(drop))
     }
 }
 
@@ -362,6 +356,8 @@ pub fn thaw(root: &File) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
     use super::*;
 
     fn soon() -> Deadline {

@@ -87,11 +87,6 @@ pub fn open(
     opens(run(&args, &[path.as_os_str(), name.as_ref()], key, deadline)?)
 }
 
-/// Closes one. Fails while somebody has it open.
-pub fn close(name: &str, deadline: &Deadline) -> Result<(), ExecError> {
-    tool()?.run(&["close", name], deadline)?.success().map(drop)
-}
-
 /// Makes an open one as large as its device, which has grown.
 pub fn resize(name: &str, deadline: &Deadline) -> Result<(), ExecError> {
     tool()?.run(&["resize", name], deadline)?.success().map(drop)

@@ -8,9 +8,9 @@ pub struct Features {
     /// A linked clone lives on the snapshot that it was made from, which can't go before it. Where it
     /// does not, both only share blocks that the pool counts.
     pub clones_depend: bool,
-    /// Snapshots of several volumes are taken at one instant by the pool itself, whatever is written
-    /// meanwhile. Where they are not, they are taken one after another, again and again until nothing was
-    /// written between the first and the last.
+    /// Snapshots of several volumes are of one instant, whatever is written meanwhile: the pool takes them so, or
+    /// their writers are held. Where neither can be, they are taken one after another, again and again until
+    /// nothing was written between the first and the last.
     pub groups_under_writes: bool,
     /// It can have redundancy, and then knows its disks: health, spares, scrub, replacing them.
     pub minds_disks: bool,
@@ -51,7 +51,7 @@ pub const fn features(kind: PoolKind) -> Features {
         // What shares blocks knows nothing of each other: dm-thin or the file system counts who uses one.
         PoolKind::Lvm | PoolKind::File => Features {
             clones_depend: false,
-            groups_under_writes: false,
+            groups_under_writes: true,
             minds_disks: true,
             expands: matches!(kind, PoolKind::Lvm),
             thick_with_snapshots: false,

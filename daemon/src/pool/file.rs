@@ -18,17 +18,18 @@ use uuid::Uuid;
 use super::arrays::Arrays;
 use super::context::Context;
 use super::file_disk::{OwnDisk, Stand};
+use super::held::Held;
 use super::images::{GRANULARITY, Images, image_name};
+use super::mapped::Use;
 use super::mounted::Mounts;
 use super::rules::check_filled;
-use super::sealed::{Use, visible};
 use super::{
-    Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, PoolError, Result, Snapped, Stored,
-    check_properties,
+    Capacity, Change, Features, Listing, Opened, Place, Pool, PoolEnv, PoolError, Result, Snapped, Stored,
+    check_properties, features,
 };
 use crate::kernel::fs::{self, FsKind};
 use crate::kernel::loopdev::{self, Behind};
-use crate::kernel::{Deadline, block};
+use crate::kernel::{Deadline, block, dm};
 use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
 
 /// See the module.
@@ -139,6 +140,10 @@ impl FilePool {
     /// device for each. What a daemon that was killed held for a snapshot goes on.
     fn recall(&self) -> Result<()> {
         self.mounts.recall()?;
+        self.images.mappings().recall(|name| match name.parse() {
+            Ok(id) => Ok(self.images.key(id)?.is_some()),
+            Err(_) => Ok(false),
+        })?;
         let listing = |e| self.ctx.io("listing loop devices")(e);
         let bound = loopdev::scan(&BTreeSet::new(), |f| f.ends_with(".img")).map_err(listing)?;
         let mut loops = self.loops.lock();
@@ -171,10 +176,10 @@ impl FilePool {
         Ok(found)
     }
 
-    /// Gives an image a device, and one that is encrypted another above that. The device that is used, and its size.
+    /// Gives an image a device, and another above that where it takes one. The device that is used, and its size.
     fn bring(&self, file: &File, label: &Label, deadline: &Deadline) -> Result<(PathBuf, ByteSize)> {
         let id = label.id;
-        self.images.sealed().check_key(&id.to_string(), label.encryption)?;
+        self.images.mappings().check_key(&id.to_string(), label.encryption)?;
         // Before anyone writes: see docs/adr/0006.
         fs::set_synchronous(file)
             .map_err(self.ctx.io(format!("making writes to the image of {id} synchronous")))?;
@@ -202,38 +207,29 @@ impl FilePool {
             loopdev::forbid_discard(number)
                 .map_err(self.ctx.io(format!("forbidding discards on loop{number}")))?;
         }
-        let mut device = loopdev::device(number);
-        let measure = |device: &Path| -> io::Result<u64> { block::size(&File::open(device)?) };
-        let action = format!("opening {}", device.display());
-        let mut size = measure(&device).map_err(self.ctx.io(action.clone()))?;
-        if size < file_size {
+        let on = loopdev::device(number);
+        let measure = |device: &Path| {
+            let size = File::open(device).and_then(|f| block::size(&f));
+            size.map_err(self.ctx.io(format!("opening {}", device.display())))
+        };
+        if measure(&on)? < file_size {
             // The image has grown and the daemon was stopped before it told the device.
-            loopdev::refresh_size(number).map_err(self.ctx.io(action.clone()))?;
-            size = measure(&device).map_err(self.ctx.io(action.clone()))?;
+            loopdev::refresh_size(number).map_err(self.ctx.io(format!("growing {}", on.display())))?;
         }
-        if let Some(encryption) = label.encryption {
-            let (sealed, name) = (self.images.sealed(), id.to_string());
-            let for_use = label.provisioning.into();
-            let want = visible(size, label.encryption).bytes();
-            device = sealed.open(&name, encryption, &device, for_use, deadline).inspect_err(|_| {
+        let (mappings, for_use) = (self.images.mappings(), Use::of(label));
+        let device =
+            mappings.open(&id.to_string(), label.encryption, &on, for_use, deadline).inspect_err(|_| {
                 // Nothing stands on it that was not there before.
                 if !was_attached && let Err(error) = loopdev::detach(number, &key, deadline) {
                     tracing::warn!(volume = %id, %error, "its loop device stays");
                 }
             })?;
-            size = measure(&device).map_err(self.ctx.io(action.clone()))?;
-            if size < want {
-                // The same of the device above.
-                sealed.grow(&name, deadline)?;
-                size = measure(&device).map_err(self.ctx.io(action))?;
-            }
-        }
-        Ok((device, ByteSize(size)))
+        Ok((device.clone(), ByteSize(measure(&device)?)))
     }
 
     fn detach(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
         self.mounts.unmount(id, deadline)?;
-        self.images.sealed().close(&id.to_string(), deadline)?;
+        self.images.mappings().close(&id.to_string(), deadline)?;
         // A device that is bound to a deleted image is not found here; destroy detaches first.
         let Some(key) = self.images.key(id)? else { return Ok(()) };
         if let Some(number) = self.attached(id, &key)? {
@@ -260,7 +256,7 @@ impl FilePool {
 
     /// Closes an encrypted snapshot that nobody reads.
     fn take_down(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()> {
-        self.images.sealed().close(&sealed_name(key), deadline)?;
+        self.images.mappings().close(&mapped_name(key), deadline)?;
         let image = self.images.snapshot_for_device(key)?;
         let Some(number) = self.snapshot_loop(key, &image)? else { return Ok(()) };
         let ours = self.snapshot_key(key, &image)?;
@@ -274,7 +270,7 @@ fn array_of(spec: &PoolSpec, arrays: &Arrays) -> Result<PathBuf> {
 }
 
 /// The name of a snapshot that is encrypted, while it is read.
-fn sealed_name(key: SnapshotKey) -> String {
+fn mapped_name(key: SnapshotKey) -> String {
     format!("{}.{}", key.volume, key.id)
 }
 
@@ -289,6 +285,10 @@ impl Pool for FilePool {
 
     fn granularity(&self) -> ByteSize {
         GRANULARITY
+    }
+
+    fn features(&self) -> Features {
+        Features { groups_under_writes: dm::is_there(), ..features(self.kind()) }
     }
 
     fn arrays(&self) -> Option<&Arrays> {
@@ -312,7 +312,7 @@ impl Pool for FilePool {
         {
             loopdev::refresh_size(number).map_err(self.ctx.io(format!("growing loop{number}")))?;
         }
-        self.images.sealed().grow(&label.id.to_string(), deadline)?;
+        self.images.mappings().grow(&label.id.to_string(), label.encryption, deadline)?;
         if label.kind == VolumeKind::Filesystem {
             // A file system grows while it is mounted.
             let mounted = self.mounts.at(label.id)?.is_some();
@@ -371,7 +371,7 @@ impl Pool for FilePool {
         let (_, label) = self.images.file(id)?;
         match label.encryption {
             Some(encryption) => {
-                self.images.sealed().unlock(encryption, &self.images.image(id), key, deadline)
+                self.images.mappings().unlock(encryption, &self.images.image(id), key, deadline)
             }
             None => Ok(()),
         }
@@ -382,8 +382,9 @@ impl Pool for FilePool {
     }
 
     fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
+        // Without the device mapper disks can't be held: a moment is looked for in which none is written to.
         let mut devices = Vec::new();
-        if labels.len() > 1 {
+        if labels.len() > 1 && !dm::is_there() {
             for id in labels.iter().map(|l| l.key.volume) {
                 if let Some(key) = self.images.key(id)?
                     && let Some(number) = self.attached(id, &key)?
@@ -398,7 +399,11 @@ impl Pool for FilePool {
             let counters = counters.map_err(self.ctx.io("reading the statistics of loop devices"))?;
             Ok(counters.into_iter().collect::<Option<Vec<u64>>>())
         };
-        let hold = || self.mounts.hold(labels.iter().map(|l| l.key.volume));
+        let mappings = (labels.len() > 1).then_some(self.images.mappings());
+        let hold = || {
+            let ids = labels.iter().map(|l| l.key.volume);
+            Held::hold(&self.ctx, ids, &self.mounts, mappings, deadline).map(Some)
+        };
         self.images.snapshot(labels, deadline, quiet, hold)
     }
 
@@ -425,20 +430,19 @@ impl Pool for FilePool {
             fs::set_direct(&file).map_err(direct())?;
             return Ok(file);
         };
-        let (sealed, name) = (self.images.sealed(), sealed_name(key));
-        sealed.check_key(&name, Some(encryption))?;
+        let (mappings, name) = (self.images.mappings(), mapped_name(key));
+        mappings.check_key(&name, Some(encryption))?;
         // Its table is read-only; the image is opened as loop devices are.
         let image = self.images.snapshot_for_device(key)?;
         let number = match self.snapshot_loop(key, &image)? {
             Some(number) => number,
             None => self.images.on_loop(&image, &key.id.to_string(), deadline)?.0,
         };
-        let opened = sealed.open(&name, encryption, &loopdev::device(number), Use::Read, deadline).and_then(
-            |device| {
-                let file = File::open(device).and_then(|f| fs::set_direct(&f).map(|()| f));
-                file.map_err(direct())
-            },
-        );
+        let on = loopdev::device(number);
+        let opened = mappings.open(&name, Some(encryption), &on, Use::Read, deadline).and_then(|device| {
+            let file = File::open(device).and_then(|f| fs::set_direct(&f).map(|()| f));
+            file.map_err(direct())
+        });
         opened.inspect_err(|_| {
             if let Err(error) = self.done_reading(key, deadline) {
                 tracing::warn!(snapshot = %key, %error, "its device stays");
@@ -450,7 +454,7 @@ impl Pool for FilePool {
         let encrypted = |label: SnapshotLabel| label.encryption.is_some();
         // Another reader keeps it open.
         if !self.images.get_snapshot(key)?.is_some_and(encrypted)
-            || self.images.sealed().close_if_unused(&sealed_name(key), deadline)?
+            || self.images.mappings().close_if_unused(&mapped_name(key), deadline)?
         {
             return Ok(());
         }
@@ -474,10 +478,10 @@ impl Pool for FilePool {
         // None is in use; a daemon that was killed may have left one mounted that it was looking at.
         self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
         self.mounts.forget();
-        // What it was copying is open, and would be readable without its key.
+        // What it was copying is open; one that is encrypted would be readable without its key.
         let listing = self.images.list(deadline)?;
-        for label in listing.volumes.into_iter().map(|v| v.label).filter(|l| l.encryption.is_some()) {
-            self.detach(label.id, deadline)?;
+        for volume in listing.volumes {
+            self.detach(volume.label.id, deadline)?;
         }
         for label in listing.snapshots.into_iter().filter(|l| l.encryption.is_some()) {
             self.take_down(label.key, deadline)?;

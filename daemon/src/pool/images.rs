@@ -29,9 +29,9 @@ use orlop_api::{ByteSize, PoolName, Provisioning, SourceMode, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::context::Context;
+use super::mapped::{Mappings, Use, backing, visible};
 use super::mounted;
 use super::rules::{check_clone, check_clone_key, check_room, check_same, check_size};
-use super::sealed::{Sealed, Use, backing, visible};
 use super::{Capacity, Change, KeyRing, Listing, Result, Stored, Stray};
 use crate::kernel::filesystem::Kind;
 use crate::kernel::fs::{self, Dir, Entry, TMP};
@@ -76,7 +76,7 @@ pub(super) struct Images {
     /// Thick images are made to be overwritten in place. Without that, btrfs writes every overwrite to
     /// a new place, and a reservation holds only until each block has been written once.
     no_cow: bool,
-    sealed: Sealed,
+    mappings: Mappings,
 }
 
 fn label_name(key: impl Display) -> String {
@@ -100,13 +100,13 @@ enum Found<L> {
 
 impl Images {
     pub fn new(ctx: &Context, directory: &Path, durable: bool, no_cow: bool, keys: &KeyRing) -> Self {
-        let sealed = Sealed::new(ctx, keys);
-        Self { ctx: ctx.clone(), directory: directory.to_owned(), durable, no_cow, sealed }
+        let mappings = Mappings::new(ctx, keys);
+        Self { ctx: ctx.clone(), directory: directory.to_owned(), durable, no_cow, mappings }
     }
 
-    /// Its encrypted volumes.
-    pub fn sealed(&self) -> &Sealed {
-        &self.sealed
+    /// The devices that its volumes have above their loop devices.
+    pub fn mappings(&self) -> &Mappings {
+        &self.mappings
     }
 
     fn io(&self, action: &str, name: &str) -> impl FnOnce(io::Error) -> super::PoolError + use<> {
@@ -337,7 +337,7 @@ impl Images {
             }
             None => None,
         };
-        self.sealed.check(label.encryption)?;
+        self.mappings.check(label.encryption)?;
         let image = image_name(label.id);
         let thick = label.provisioning == Provisioning::Thick;
         let late = "making an image";
@@ -396,25 +396,25 @@ impl Images {
         let Some(encryption) = label.encryption else {
             return kind.map_or(Ok(()), |kind| mounted::format(&self.ctx, kind, label, image, deadline));
         };
-        self.sealed.format(label.id, encryption, image, deadline)?;
+        self.mappings.format(label.id, encryption, image, deadline)?;
         let Some(kind) = kind else { return Ok(()) };
         let name = label.id.to_string();
         // One that a daemon which was killed had open here is on a file that is gone.
-        self.sealed.close(&name, deadline)?;
+        self.mappings.close(&name, deadline)?;
         let opened = File::options().read(true).write(true).open(image);
         let file = opened.map_err(self.ctx.io(format!("opening {}", image.display())))?;
         let (number, key) = self.on_loop(&file, &name, deadline)?;
         let on = loopdev::device(number);
         let made = self
-            .sealed
-            .open(&name, encryption, &on, Use::Thick, deadline)
+            .mappings
+            .open(&name, Some(encryption), &on, Use::Mount(Provisioning::Thick), deadline)
             // The file has no name yet by which it would be found again after a crash.
             .and_then(|device| {
                 loopdev::let_go(number, &key).map_err(self.ctx.loop_device(name.clone()))?;
                 Ok(device)
             })
             .and_then(|device| mounted::format(&self.ctx, kind, label, &device, deadline));
-        let closed = self.sealed.close(&name, deadline);
+        let closed = self.mappings.close(&name, deadline);
         let off = loopdev::detach(number, &key, deadline).map_err(self.ctx.loop_device(name));
         made.and(closed).and(off)
     }
@@ -587,7 +587,7 @@ impl Images {
         let (volumes, partial) = self.all::<Label>(&self.volumes()?, &mut listing.strays, deadline)?;
         let encrypted =
             volumes.iter().filter_map(|(label, _)| Some((label.id.to_string(), label.encryption?)));
-        listing.locked = self.sealed.locked(encrypted)?;
+        listing.locked = self.mappings.locked(encrypted)?;
         listing.volumes = volumes.into_iter().map(|(label, e)| stored(label, e)).collect();
         listing.partial = partial;
         let (snapshots, partial) = self.all(&self.snapshots()?, &mut listing.strays, deadline)?;

@@ -13,12 +13,13 @@ pub mod disks;
 mod features;
 mod file;
 mod file_disk;
+mod held;
 mod images;
 mod keys;
 mod lvm;
+mod mapped;
 mod mounted;
 mod rules;
-mod sealed;
 mod sim;
 mod zfs;
 

@@ -71,26 +71,6 @@ pub(super) struct Mounts {
     root: PathBuf,
 }
 
-/// Mounted volumes that are held still.
-#[derive(Debug, Default)]
-pub(super) struct Held(Vec<Frozen>);
-
-impl Held {
-    /// Lets them go on, and says how long one of them was held at most. `None`: there was none.
-    pub fn release(self, ctx: &Context) -> Result<Option<Duration>> {
-        let mut longest = None;
-        let mut failed = Ok(());
-        // All of them, whatever becomes of one.
-        for held in self.0 {
-            match held.release() {
-                Ok(held) => longest = longest.max(Some(held)),
-                Err(e) => failed = Err(ctx.io("letting a file system go on after a snapshot")(e)),
-            }
-        }
-        failed.map(|()| longest)
-    }
-}
-
 impl Mounts {
     pub fn new(ctx: &Context, env: &PoolEnv) -> Self {
         Self { ctx: ctx.clone(), root: env.volumes.join(ctx.pool.as_str()) }
@@ -196,16 +176,13 @@ impl Mounts {
         let _ = std::fs::remove_dir(&self.root);
     }
 
-    /// Holds those of these volumes that are mounted, so that what is on their devices is whole.
-    pub fn hold(&self, ids: impl Iterator<Item = VolumeId>) -> Result<Held> {
-        let mut held = Held::default();
-        for id in ids {
-            if self.at(id)?.is_some() {
-                let action = format!("holding volume {id} for a snapshot");
-                held.0.push(Frozen::hold(self.root_of(id)?).map_err(self.ctx.io(action))?);
-            }
+    /// Holds a volume if it is mounted, so that what is on its device is whole.
+    pub fn hold(&self, id: VolumeId) -> Result<Option<Frozen>> {
+        if self.at(id)?.is_none() {
+            return Ok(None);
         }
-        Ok(held)
+        let action = format!("holding volume {id} for a snapshot");
+        Frozen::hold(self.root_of(id)?).map(Some).map_err(self.ctx.io(action))
     }
 
     fn root_of(&self, id: VolumeId) -> Result<File> {

@@ -12,7 +12,6 @@ use orlop_api::{ByteSize, PoolKind, PoolName, VolumeId, VolumeKind};
 
 use super::context::Context;
 use super::images::{GRANULARITY, Images};
-use super::mounted::Held;
 use super::{
     Capacity, Change, KeyRing, Listing, Opened, Place, Pool, Result, Snapped, Stored, check_properties,
 };
@@ -130,7 +129,7 @@ impl Pool for SimPool {
     }
 
     fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
-        self.images.snapshot(labels, deadline, || self.images.written(labels), || Ok(Held::default()))
+        self.images.snapshot(labels, deadline, || self.images.written(labels), || Ok(None))
     }
 
     fn get_snapshot(&self, key: SnapshotKey, _: &Deadline) -> Result<Option<SnapshotLabel>> {

@@ -70,7 +70,7 @@ fn run(dir: &Path) -> Result<Logs> {
     let command = format!(
         "cd /run; {payload}/pool-contract lvm {DISK}-lvm0 >lvm.log 2>&1 & \
          cd /run; {{ {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1; \
-         {payload}/pool-contract --only encrypt file-disk xfs {DISK}-file0 >files.log 2>&1; }} & \
+         {payload}/pool-contract --only encrypt,group,held file-disk xfs {DISK}-file0 >files.log 2>&1; }} & \
          cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
     );
     shell(&mut guest, &command, 1500)?;
@@ -98,7 +98,7 @@ fn all_passed(name: &str, log: &str) -> Result<()> {
 pub fn pool_contracts(w: &mut World) -> Result<()> {
     let logs = w.contracts.wait()?;
     // All that takes the device mapper: the rest of what files do is tested on the host.
-    let files = all_passed("encrypted files", &logs.files);
+    let files = all_passed("files with the device mapper", &logs.files);
     all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm)).and(files)
 }
 

@@ -50,6 +50,7 @@ pub fn keep_their_bytes(w: &mut World) -> Result<()> {
     let lvm = w.api(w.lab.api.create_pool(&World::lvm_pool()))?;
     ensure!(w.api(w.lab.api.create_pool(&World::lvm_pool()))?.name == lvm.name, "another pool");
     keep_on(w, LVM).context("on lvm")?;
+    group_on(w, LVM).context("a group on lvm")?;
     refused(w.api(w.lab.api.create_pool(&World::lvm_pool_on("used0"))), ErrorKind::Conflict)?;
     Ok(w.api(w.lab.api.delete_pool(&lvm.name))?)
 }
@@ -145,9 +146,40 @@ fn open_for_reading(w: &mut World, volume: &Volume) -> Result<String> {
     Ok(w.lab.on_appliance(&format!("cat {path}"))?.trim().to_string())
 }
 
-/// Two volumes that a host writes to: on ZFS at one instant whatever it writes, on images when it rests.
 pub fn group_is_of_one_instant(w: &mut World) -> Result<()> {
-    let volumes = [w.volume("left", ZFS, 64)?, w.volume("right", ZFS, 64)?];
+    for pool in [ZFS, XFS, BTRFS] {
+        group_on(w, pool).with_context(|| format!("on {pool}"))?;
+    }
+    held_by_a_killed_daemon(w)
+}
+
+/// A daemon that is killed in the middle of a group leaves its writers waiting, and the next one lets them go on.
+fn held_by_a_killed_daemon(w: &mut World) -> Result<()> {
+    let volume = w.volume("waiting", XFS, 64)?;
+    let a = w.attach(&volume, 1)?;
+    let path = w.lab.initiator.connect(&a, 1, 1)?;
+    w.lab.on_appliance(&format!("dmsetup suspend orlop-{}", volume.id))?;
+    let write = format!("dd if=/dev/zero of={} bs=4k count=1 oflag=direct status=none", path.device);
+    w.lab.initiator.run(&format!("{{ {write}; echo $? >/run/written; }} >/dev/null 2>&1 & sleep 2"))?;
+    ensure!(
+        w.lab.initiator.run("cat /run/written 2>/dev/null || echo waits")?.trim() == "waits",
+        "it went on"
+    );
+    w.lab.on_appliance("systemctl kill -s KILL orlopd; sleep 1")?;
+    w.lab.wait_api()?;
+    let written = w
+        .lab
+        .initiator
+        .run("for i in $(seq 100); do cat /run/written 2>/dev/null && exit; sleep .1; done")?;
+    ensure!(written.trim() == "0", "the writer: {written:?}");
+    w.lab.initiator.run("rm /run/written")?;
+    w.lab.initiator.disconnect(&a)?;
+    w.remove(&volume)
+}
+
+/// Two volumes that a host never ceases to write to: their snapshots are of one instant.
+fn group_on(w: &mut World, pool: &str) -> Result<()> {
+    let volumes = [w.volume("left", pool, 64)?, w.volume("right", pool, 64)?];
     let mut paths = Vec::new();
     for volume in &volumes {
         let a = w.attach(volume, 1)?;
@@ -168,9 +200,14 @@ pub fn group_is_of_one_instant(w: &mut World) -> Result<()> {
     let taken = w.api(w.lab.api.create_snapshot_group(&group));
     w.lab.initiator.run("touch /run/halt; sleep 2")?;
     let taken = taken?;
+    let waited = taken.snapshots.iter().filter_map(|s| s.paused_us).max();
+    // ZFS takes them in one transaction; elsewhere the writers waited, and it is told for how long.
+    ensure!((pool == ZFS) == waited.is_none(), "writers waited {waited:?}");
+    println!("     {pool}: writers waited {:.1} ms", waited.unwrap_or(0) as f64 / 1000.0);
     let mut numbers = Vec::new();
     for (n, snapshot) in taken.snapshots.iter().enumerate() {
-        let create = from(&format!("half-{n}"), ZFS, 64, &format!("@{}", snapshot.name), SourceMode::Linked)?;
+        let create =
+            from(&format!("half-{n}"), pool, 64, &format!("@{}", snapshot.name), SourceMode::Linked)?;
         let clone = w.api(w.lab.api.create_volume(&create))?;
         let a = w.attach(&clone, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;

@@ -35,7 +35,7 @@ fn is_wrong<T: std::fmt::Debug>(what: &str, result: PoolResult<T>) -> Check {
 /// Whether volumes can be encrypted here: what ZFS does not do takes the device mapper and cryptsetup, which not every
 /// machine that runs these checks has.
 fn encrypts(pool: &dyn Pool) -> bool {
-    pool.features().encryption && (pool.kind() == PoolKind::Zfs || crate::pool::sealed::lacks().is_none())
+    pool.features().encryption && (pool.kind() == PoolKind::Zfs || crate::pool::mapped::lacks().is_none())
 }
 
 fn refused(_: &Subject, pool: &dyn Pool) -> Check {

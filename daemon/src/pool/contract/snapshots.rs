@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use orlop_api::{SnapshotId, SourceMode};
 
 use super::*;
+use crate::kernel::dm;
 use crate::model::{Document, LabelSource, SnapshotKey, SnapshotLabel};
 use crate::pool::{Change, PoolError, copy};
 
@@ -21,6 +22,7 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("a snapshot of another size than its volume is a conflict", wrong_size),
     ("a group is of one instant", group),
     ("a group under writes is of one instant or refused", group_under_writes),
+    ("what a killed daemon held for a snapshot goes on", held),
     ("a copy is whole, shares nothing and stays thin", copied),
     ("a copy that was stopped goes on", copy_in_parts),
     ("what a crash in a snapshot leaves is partial, and can be finished or destroyed", crash_in_snapshot),
@@ -284,7 +286,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
         devices.push(ok("open", File::options().write(true).custom_flags(sync).open(device))?);
     }
     // Longer each time, so that one is longer than a try to find an instant takes, however slow the machine.
-    let mut rest = Duration::from_millis(if pool.kind() == PoolKind::Lvm { 1000 } else { 50 });
+    let mut rest = Duration::from_millis(50);
     // Goes on from one to the next: else the end of one would be mixed with the beginning of the other.
     let mut n = 0u64;
     for rests in [false, true] {
@@ -309,7 +311,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
             writer.join().unwrap_or_else(|_| Err("the writer panicked".into()))?;
             match taken {
                 Ok(_) => {}
-                // It never rests, and this pool can't see to one instant by itself.
+                // It never rests, and this pool can neither see to one instant by itself nor hold it.
                 Err(PoolError::Precondition { .. }) if !rests && !pool.features().groups_under_writes => {
                     let listed = ok("list", pool.list(&soon()))?;
                     return expect(
@@ -338,6 +340,37 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
     drop(devices);
     ok("close", pool.close(a.id, &soon()))?;
     ok("close", pool.close(b.id, &soon()))
+}
+
+/// The daemon is gone in the middle of a group's snapshots, and what it held is not.
+fn held(subject: &Subject, pool: &dyn Pool) -> Check {
+    let (l, other) = (thin(16), thin(16));
+    for l in [&l, &other] {
+        ok("create", pool.create(l, &soon()))?;
+    }
+    let opened = ok("open", pool.open(l.id, &soon()))?;
+    let name = format!("orlop-{}", l.id);
+    // Where there is none, nothing is held.
+    if let Some(device) = ok("looking", dm::device(&name))? {
+        same("what is used", opened.path(), device.as_path())?;
+        // Neither is another pool's.
+        let foreign = format!("orlop-{}", VolumeId::mint());
+        ok("making another", dm::make_linear(&foreign, &device))?;
+        std::mem::forget(ok("hold", dm::Suspended::hold(&foreign))?);
+        std::mem::forget(ok("hold", dm::Suspended::hold(&name))?);
+        let again = reopen(subject);
+        let left = ok("what is held", dm::suspended("orlop-"))?;
+        ok("letting go on", dm::resume(&name).and_then(|()| dm::resume(&foreign)))?;
+        ok("removing", dm::remove(&foreign))?;
+        again?;
+        same("what is held", left, vec![foreign])?;
+        write(&opened, 0, &pattern(1, MIB))?;
+        let pair = [shot(&l), shot(&other)];
+        let snapped = ok("snapshot", pool.snapshot(&pair, &soon()))?;
+        expect(snapped.paused.is_some_and(|p| p > Duration::ZERO), "a pause was measured", &snapped)?;
+    }
+    ok("close", pool.close(l.id, &soon()))?;
+    same("its device", ok("looking", dm::look(&name))?, None)
 }
 
 fn copy_all(pool: &dyn Pool, s: &SnapshotLabel, l: &Label, parts: &[u64]) -> Check {

@@ -7,19 +7,19 @@ use super::{CLOCK_STEP, Found, Images, QUIET, image_name, label_name};
 use crate::kernel::Deadline;
 use crate::kernel::fs::{Dir, TMP};
 use crate::model::{Label, SnapshotKey, SnapshotLabel};
-use crate::pool::mounted::Held;
+use crate::pool::held::Held;
 use crate::pool::{Change, Result, Snapped};
 
 impl Images {
-    /// See [`super::Pool::snapshot`]. `quiet` is asked before the first image is cloned and after the
-    /// last one, with what it said before: whether nothing was written in between. `hold` keeps those still
-    /// that are mounted, for as long as that takes.
+    /// See [`super::Pool::snapshot`]. `hold` has writers wait, as far as it can. `quiet` is asked before the first image
+    /// of a group is cloned and after the last one: whether nothing was written in between. Where that may be, it is
+    /// tried again for a while.
     pub fn snapshot<Q: PartialEq>(
         &self,
         labels: &[SnapshotLabel],
         deadline: &Deadline,
         quiet: impl Fn() -> Result<Option<Q>>,
-        hold: impl Fn() -> Result<Held>,
+        hold: impl Fn() -> Result<Option<Held>>,
     ) -> Result<Snapped> {
         let (volumes, dir) = (self.volumes()?, self.snapshots()?);
         let mut missing = Vec::new();
@@ -71,7 +71,7 @@ impl Images {
         sources: &[File],
         deadline: &Deadline,
         quiet: impl Fn() -> Result<Option<Q>>,
-        hold: impl Fn() -> Result<Held>,
+        hold: impl Fn() -> Result<Option<Held>>,
     ) -> Result<Duration> {
         for label in labels {
             self.ctx.check(deadline, "taking snapshots")?;
@@ -84,11 +84,12 @@ impl Images {
         let made = loop {
             // Last before the clones and first after them, each time: writers wait for nothing else.
             let held = hold()?;
+            let until = held.as_ref().map_or(deadline, Held::until);
             // One alone is of one instant by itself: the file system sees to that.
             let before = if labels.len() > 1 { Some(quiet()?) } else { None };
             let mut made = Vec::with_capacity(labels.len());
             for (label, source) in labels.iter().zip(sources) {
-                self.ctx.check(deadline, "taking snapshots")?;
+                self.ctx.check(until, "taking snapshots")?;
                 let image = image_name(label.key);
                 let start = Instant::now();
                 let clone = dir.prepare(&image, |file| self.clone_image(file, source));
@@ -99,7 +100,7 @@ impl Images {
                 None => true,
                 Some(before) => before.is_some() && quiet()? == before,
             };
-            paused = paused.max(held.release(&self.ctx)?);
+            paused = paused.max(held.map_or(Ok(None), Held::release)?);
             if one_instant {
                 break made;
             }

@@ -8,7 +8,7 @@ use orlop_api::Encryption;
 use super::{BUSY, LvmPool, escape};
 use crate::kernel::{Deadline, dm};
 use crate::pool::Result;
-use crate::pool::sealed::Use;
+use crate::pool::mapped::Use;
 
 impl LvmPool {
     /// The device of an active volume: the kernel's name, not a link to it. `None`: it is not active.
@@ -25,7 +25,7 @@ impl LvmPool {
         self.device(lv)?.ok_or_else(|| self.ctx.not_found(format!("the device of {lv}")))
     }
 
-    /// The device through which a volume or a snapshot is used: its own, or the one above that if it is encrypted.
+    /// The device through which a volume or a snapshot is used: its own, or one above that (`mapped`).
     pub(super) fn usable(
         &self,
         lv: &str,
@@ -33,11 +33,10 @@ impl LvmPool {
         for_use: Use,
         deadline: &Deadline,
     ) -> Result<PathBuf> {
-        self.sealed.check_key(lv, encryption)?;
+        self.mappings.check_key(lv, encryption)?;
         let active = self.device(lv)?.is_some();
         let device = self.activate(lv, deadline)?;
-        let Some(encryption) = encryption else { return Ok(device) };
-        self.sealed.open(lv, encryption, &device, for_use, deadline).inspect_err(|_| {
+        self.mappings.open(lv, encryption, &device, for_use, deadline).inspect_err(|_| {
             if !active && let Err(error) = self.deactivate(lv, deadline) {
                 tracing::warn!(lv, %error, "it stays active");
             }
@@ -45,7 +44,7 @@ impl LvmPool {
     }
 
     pub(super) fn deactivate(&self, lv: &str, deadline: &Deadline) -> Result<()> {
-        self.sealed.close(lv, deadline)?;
+        self.mappings.close(lv, deadline)?;
         let patience = deadline.at_most(BUSY);
         let mut pause = Duration::from_millis(20);
         loop {

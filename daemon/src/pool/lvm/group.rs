@@ -34,9 +34,11 @@ pub(super) const EXTENT: ByteSize = ByteSize::MIB;
 /// - Disks need not be in a list of LVM's own. But what is in volumes belongs to hosts: a group that one has
 ///   made in its disk is not this machine's, whatever it is called, and is not even looked at. There are
 ///   thousands of them. Rejections alone: a name that is accepted would let in a disk by its other names.
+/// - What is suspended is not waited for: above logical volumes there are devices whose writers may be held just now.
 /// - Not every metadata of the last month is kept, which each command would look through. The last one is.
 const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } backup { archive=0 } \
-     devices { use_devicesfile=0 global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\", \"r|^/dev/mapper/orlop-|\"] }";
+     devices { use_devicesfile=0 ignore_suspended_devices=1 \
+     global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\", \"r|^/dev/mapper/orlop-|\"] }";
 
 /// LVM's commands on one volume group, one at a time: they take a lock of the whole group in any case,
 /// and one that waits for it in a process of its own costs more than one that waits here.
@@ -45,10 +47,10 @@ pub(super) struct Group {
     pub ctx: Context,
     lvm: Tool,
     turn: Mutex<()>,
-    /// Its disks, where its metadata is read. Empty: not known yet.
-    disks: Mutex<Vec<PathBuf>>,
     /// Whether a command may have been stopped in the middle: see [`Group::put_right`].
     unsure: Mutex<bool>,
+    /// Its disks, where its metadata is read. Empty: not known yet.
+    disks: Mutex<Vec<PathBuf>>,
 }
 
 /// One logical volume.
@@ -493,8 +495,6 @@ fn is_among(path: &Path, devices: &[PathBuf]) -> bool {
     number.is_some() && devices.iter().any(|d| block::number(d).ok() == number)
 }
 
-/// A name as it is part of a device mapper's name.
-pub(super) fn escape(name: &str) -> String {
 /// Whether LVM has noted something that it has to tell the kernel's thin pool (`message1` and so on in its segment).
 fn has_notes(group: &Section) -> bool {
     let thin = group.section("logical_volumes").and_then(|l| l.section(THIN));
@@ -502,6 +502,8 @@ fn has_notes(group: &Section) -> bool {
     segments.flat_map(|(_, s)| s.sections()).any(|(name, _)| name.starts_with("message"))
 }
 
+/// A name as it is part of a device mapper's name.
+pub(super) fn escape(name: &str) -> String {
     name.replace('-', "--")
 }
 
@@ -608,8 +610,6 @@ mod tests {
     }
 
     #[test]
-    fn thin_and_plain_ones_can_be_adopted() {
-    #[test]
     fn notes_for_the_kernel_are_seen() {
         let group = |more: &str| {
             let text = format!(
@@ -625,6 +625,8 @@ mod tests {
         assert!(!has_notes(metadata::parse("g { extent_size = 2048 }").unwrap().section("g").unwrap()));
     }
 
+    #[test]
+    fn thin_and_plain_ones_can_be_adopted() {
         const RW: &str = r#""READ", "WRITE", "VISIBLE""#;
         let can = |types: &[&str]| row(4, types, RW, "").adoptable();
         assert_eq!(can(&["thin"]), Ok(Provisioning::Thin));

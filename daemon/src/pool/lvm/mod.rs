@@ -27,9 +27,10 @@ use orlop_api::{
 
 use super::arrays::Arrays;
 use super::context::Context;
+use super::mapped::{Mappings, Use, backing, visible};
 use super::mounted::{self, Mounts};
 use super::rules::{check_clone_key, check_filled, check_properties, check_room, check_same, check_size};
-use super::sealed::{Sealed, Use, backing, visible};
+
 use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
 use crate::kernel::{Deadline, block, fs};
 use crate::model::{Document, Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
@@ -39,10 +40,6 @@ use tags::{NEW, Told};
 /// How long someone else may hold a volume that is to be destroyed: udev probes every new one, and lags
 /// behind on a slow machine.
 const BUSY: Duration = Duration::from_secs(30);
-
-/// How long a moment is looked for in which no volume of a group is written to. Each try starts a process
-/// or two a volume, so this is longer than images take.
-const QUIET: Duration = Duration::from_secs(12);
 
 /// The name of the volume group that a disk belongs to, as the disk itself has it.
 pub(super) fn group_of(device: &std::path::Path) -> std::io::Result<Option<String>> {
@@ -58,7 +55,7 @@ pub(super) struct LvmPool {
     /// What it stands on, where it has redundancy.
     arrays: Arrays,
     mounts: Mounts,
-    sealed: Sealed,
+    mappings: Mappings,
 }
 
 /// The name of a logical volume. `@` is no character of one, and `_` begins names that LVM keeps.
@@ -139,7 +136,7 @@ impl LvmPool {
     ) -> Result<Self> {
         let pool = Self::at(spec, env)?;
         pool.group.ensure(env, disks, &pool.arrays, thin, deadline)?;
-        pool.mounts.recall()?;
+        pool.recall(deadline)?;
         Ok(pool)
     }
 
@@ -147,15 +144,21 @@ impl LvmPool {
         let pool = Self::at(spec, env)?;
         pool.arrays.start(deadline)?;
         pool.group.find(deadline).inspect_err(|error| pool.arrays.put_away(error, deadline))?;
-        pool.mounts.recall()?;
+        pool.recall(deadline)?;
         Ok(pool)
     }
 
     fn at(spec: &PoolSpec, env: &PoolEnv) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        let (mounts, sealed) = (Mounts::new(&ctx, env), Sealed::new(&ctx, &env.keys));
+        let (mounts, mappings) = (Mounts::new(&ctx, env), Mappings::new(&ctx, &env.keys));
         let arrays = Arrays::new(&ctx, env, spec.arrays());
-        Ok(Self { group: Group::new(ctx.clone())?, env: env.clone(), arrays, mounts, sealed, ctx })
+        Ok(Self { group: Group::new(ctx.clone())?, env: env.clone(), arrays, mounts, mappings, ctx })
+    }
+
+    /// What a daemon that was killed held for a snapshot goes on.
+    fn recall(&self, deadline: &Deadline) -> Result<()> {
+        self.mounts.recall()?;
+        self.mappings.recall(|lv| Ok(self.group.rows(deadline)?.iter().any(|r| r.lv_name == lv)))
     }
 
     /// More disks, or another array of them: what is in the pool stays where it is.
@@ -293,10 +296,10 @@ impl LvmPool {
         // This very call has made it, and until the tag goes it is no volume.
         if let Some(encryption) = label.encryption {
             let device = self.activate(&lv, deadline)?;
-            self.sealed.format(label.id, encryption, &device, deadline)?;
+            self.mappings.format(label.id, encryption, &device, deadline)?;
         }
         if let Some(kind) = format {
-            let device = self.usable(&lv, label.encryption, Use::Thick, deadline)?;
+            let device = self.usable(&lv, label.encryption, Use::of(label), deadline)?;
             mounted::format(&self.ctx, kind, label, &device, deadline)?;
         }
         if label.encryption.is_some() || format.is_some() {
@@ -407,7 +410,7 @@ impl Pool for LvmPool {
                 _ => return Err(self.ctx.not_found(format!("snapshot {}", source.snapshot))),
             }
         }
-        self.sealed.check(label.encryption)?;
+        self.mappings.check(label.encryption)?;
         match self.make(label, deadline) {
             Ok(()) => Ok(Change::Done),
             Err(error) => match self.look::<Label>(label.id, deadline) {
@@ -434,7 +437,7 @@ impl Pool for LvmPool {
                 self.set_label(label, &told, deadline)?;
             }
             // An earlier attempt may have been stopped just before this.
-            self.sealed.grow(&label.id.lv(), deadline)?;
+            self.mappings.grow(&label.id.lv(), label.encryption, deadline)?;
             self.grow_filesystem(label, deadline)?;
             return Ok(Change::Unchanged);
         }
@@ -466,7 +469,7 @@ impl Pool for LvmPool {
                 self.deactivate(&lv, deadline)?;
             }
         }
-        self.sealed.grow(&label.id.lv(), deadline)?;
+        self.mappings.grow(&label.id.lv(), label.encryption, deadline)?;
         self.grow_filesystem(label, deadline)?;
         Ok(Change::Done)
     }
@@ -522,7 +525,7 @@ impl Pool for LvmPool {
             }
         }
         let encrypted = listing.volumes.iter().filter_map(|v| Some((v.label.id.lv(), v.label.encryption?)));
-        listing.locked = self.sealed.locked(encrypted)?;
+        listing.locked = self.mappings.locked(encrypted)?;
         listing.volumes.sort_by_key(|s| s.label.id);
         listing.snapshots.sort_by_key(|s| s.key);
         listing.partial.sort();
@@ -542,7 +545,7 @@ impl Pool for LvmPool {
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
         let (label, stored, _) = self.existing::<Label>(id, deadline)?;
         check_filled(&self.ctx, &label)?;
-        self.sealed.check_key(&id.lv(), label.encryption)?;
+        self.mappings.check_key(&id.lv(), label.encryption)?;
         let device = self.activate(&id.lv(), deadline)?;
         let action = format!("opening {}", device.display());
         if label.provisioning == Provisioning::Thick {
@@ -561,14 +564,8 @@ impl Pool for LvmPool {
         if has != says {
             return wrong(&device, has, says);
         }
-        let for_use = label.provisioning.into();
-        let device = self.usable(&id.lv(), label.encryption, for_use, deadline)?;
-        let mut size = measure(&device)?;
-        if size < stored.bytes() && label.encryption.is_some() {
-            // It has grown and the daemon was stopped before it told the device above.
-            self.sealed.grow(&id.lv(), deadline)?;
-            size = measure(&device)?;
-        }
+        let device = self.usable(&id.lv(), label.encryption, Use::of(&label), deadline)?;
+        let size = measure(&device)?;
         if size != stored.bytes() {
             return wrong(&device, size, stored.bytes());
         }
@@ -584,7 +581,7 @@ impl Pool for LvmPool {
         let lv = id.lv();
         let open = self.device(&lv)?.is_some();
         let device = self.activate(&lv, deadline)?;
-        let unlocked = self.sealed.unlock(encryption, &device, key, deadline);
+        let unlocked = self.mappings.unlock(encryption, &device, key, deadline);
         // Whatever becomes of that: the key was brought, or was not.
         if !open && let Err(error) = self.deactivate(&lv, deadline) {
             tracing::warn!(lv, %error, "it stays active");
@@ -674,7 +671,7 @@ impl Pool for LvmPool {
         if self.device(&key.lv())?.is_some() {
             // Fails while another reader has it open, and that is as it should be: the last one takes it
             // down.
-            if self.sealed.close_if_unused(&key.lv(), deadline)? {
+            if self.mappings.close_if_unused(&key.lv(), deadline)? {
                 return Ok(());
             }
             self.group.run("lvchange", &["-q", "-an", &self.group.path(&key.lv())], deadline)?;
@@ -684,8 +681,7 @@ impl Pool for LvmPool {
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
         let (label, ..) = self.existing::<Label>(id, deadline)?;
-        let for_use = label.provisioning.into();
-        let device = self.usable(&id.lv(), label.encryption, for_use, deadline)?;
+        let device = self.usable(&id.lv(), label.encryption, Use::of(&label), deadline)?;
         let opened = File::options().read(true).write(true).open(&device);
         let opened = opened.and_then(|f| fs::set_direct(&f).map(|()| f));
         opened.map_err(self.ctx.io(format!("opening {}", device.display())))
@@ -707,7 +703,7 @@ impl Pool for LvmPool {
         self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
         self.mounts.forget();
         for row in self.group.rows(deadline)? {
-            self.sealed.close(&row.lv_name, deadline)?;
+            self.mappings.close(&row.lv_name, deadline)?;
         }
         self.group.must("vgchange", &["-q", "-an", self.group.name()], deadline)?;
         self.arrays.export(deadline)

@@ -1,73 +1,40 @@
-//! How snapshots are taken: each of its origin, and those of a group in a moment in which nobody writes.
+//! How snapshots are taken: each of its origin, and those of a group while the writers of all of them wait.
 
 use std::time::Duration;
 
 use super::tags::NEW;
-use super::{LvmPool, Named, QUIET};
-use crate::kernel::{Deadline, block};
+use super::{LvmPool, Named};
+use crate::kernel::Deadline;
 use crate::model::SnapshotLabel;
 use crate::pool::Result;
+use crate::pool::held::Held;
 
 impl LvmPool {
-    /// How many writes each volume has ended; `None` while one is under way.
-    pub(super) fn writes(&self, labels: &[SnapshotLabel]) -> Result<Option<Vec<u64>>> {
-        let mut all = Vec::new();
-        for label in labels {
-            let Some(device) = self.device(&label.key.volume.lv())? else { continue };
-            let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let action = format!("reading the statistics of {name}");
-            match block::writes(name).map_err(self.ctx.io(action))? {
-                Some(writes) => all.push(writes),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(all))
-    }
-
-    /// Takes snapshots: those of several volumes again and again until nothing was written to any of them
-    /// between the first and the last.
+    /// Takes snapshots, those of several volumes at one instant. How long writers waited at most, where some did.
     ///
-    /// Suspending all origins beforehand would hold the writers instead. But LVM (2.03.31) that finds an
-    /// origin suspended counts up the pool's transaction without sending the kernel its message, and takes no
-    /// more from that pool afterwards until a person repairs it.
+    /// It is the devices above the logical volumes that are held. LVM (2.03.31) that finds an origin itself suspended
+    /// counts up the pool's transaction without sending the kernel its message, and takes no more from that pool
+    /// afterwards until a person repairs it.
     pub(super) fn take(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Option<Duration>> {
-        let patience = deadline.at_most(QUIET);
-        let mut pause = Duration::from_millis(5);
-        let mut paused = None;
-        loop {
-            // LVM holds what is mounted on an origin while it takes one snapshot; this holds all of them until
-            // the last of this try is taken.
-            let held = self.mounts.hold(labels.iter().map(|l| l.key.volume))?;
-            let before = self.writes(labels)?;
-            for label in labels {
-                self.ctx.check(deadline, "taking snapshots")?;
-                let mut spelled = self.spell(label, 1)?;
-                if labels.len() > 1 {
-                    spelled.push(NEW.into());
-                }
-                self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
+        let group = labels.len() > 1;
+        // One alone is of one instant by itself: LVM sees to that.
+        let mappings = group.then_some(&self.mappings);
+        let ids = labels.iter().map(|l| l.key.volume);
+        let held = Held::hold(&self.ctx, ids, &self.mounts, mappings, deadline)?;
+        for label in labels {
+            self.ctx.check(held.until(), "taking snapshots")?;
+            let mut spelled = self.spell(label, 1)?;
+            if group {
+                spelled.push(NEW.into());
             }
-            let one_instant = labels.len() == 1 || (before.is_some() && self.writes(labels)? == before);
-            paused = paused.max(held.release(&self.ctx)?);
-            if one_instant {
-                break;
-            }
-            for label in labels {
-                self.erase(&label.key.lv(), deadline)?;
-            }
-            if patience.pause(pause).is_err() {
-                return Err(self.ctx.precondition(
-                    "its volumes are written to all the time, so that no instant was found for all of \
-                     them: let their writers rest for a moment",
-                ));
-            }
-            pause = (pause * 2).min(Duration::from_millis(200));
+            self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, held.until())?;
         }
-        for label in labels.iter().filter(|_| labels.len() > 1) {
+        let waited = held.release()?;
+        for label in labels.iter().filter(|_| group) {
             let path = self.group.path(&label.key.lv());
             self.group.must("lvchange", &["-q", "--deltag", NEW, &path], deadline)?;
         }
-        Ok(paused)
+        Ok(waited)
     }
 
     /// What an attempt left, after an error that its caller hears.

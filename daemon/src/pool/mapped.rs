@@ -1,21 +1,26 @@
-//! Encrypted volumes of pools whose medium does not encrypt: LUKS2 on the backing, whose header lies before the
-//! volume's own bytes.
+//! Volumes while they have a device of the device mapper above their medium: one that deciphers them, where they are
+//! encrypted, and otherwise one that passes on what it gets. Either can be held, which a loop device can't, nor a
+//! logical volume without LVM losing count of its thin pool.
 //!
-//! Called by `lvm` and `file` pools. Snapshots and clones have the header of what they are made from, and so its
-//! key. A volume is open as long as it has a device of its own here, and while it is, it can be used by a daemon
-//! that does not have its key.
+//! Called by `lvm` and `file` pools. Encryption is LUKS2 on the backing, whose header lies before the volume's own
+//! bytes. Snapshots and clones have the header of what they are made from, and so its key. A volume is open as long as
+//! it has its device here, and while it is, it can be used by a daemon that does not have its key. What is mounted on
+//! its medium itself has none: its file system is held (`mounted`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orlop_api::{ByteSize, Encryption, EncryptionKey, Provisioning, VolumeId};
+use orlop_api::{ByteSize, Encryption, EncryptionKey, Provisioning, VolumeId, VolumeKind};
+use rustix::io::Errno;
 
 use super::context::Context;
 use super::{KeyRing, PoolError, Result};
+use crate::kernel::dm::Suspended;
 use crate::kernel::filesystem::{self, MakeError};
 use crate::kernel::luks::{self, HEADER, Opens};
-use crate::kernel::{Deadline, dm};
+use crate::kernel::{Deadline, block, dm};
+use crate::model::Label;
 
 /// How long somebody may look at a device that is to be closed.
 const BUSY: Duration = Duration::from_secs(10);
@@ -37,39 +42,48 @@ fn header(encryption: Option<Encryption>) -> u64 {
     if encryption.is_some() { HEADER } else { 0 }
 }
 
-/// What may be done with an open one.
+/// What an open one is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// Reading only, as of a snapshot.
     Read,
-    /// Writing; what is discarded is given back to the pool.
-    Thin,
-    /// Writing; its space stays.
-    Thick,
+    /// A file system that is mounted here, or made.
+    Mount(Provisioning),
+    /// A disk, for whoever it is attached to.
+    Serve(Provisioning),
 }
 
-impl From<Provisioning> for Use {
-    fn from(provisioning: Provisioning) -> Self {
-        match provisioning {
-            Provisioning::Thin => Self::Thin,
-            Provisioning::Thick => Self::Thick,
+impl Use {
+    /// What a volume is for.
+    pub fn of(label: &Label) -> Self {
+        match label.kind {
+            VolumeKind::Filesystem => Self::Mount(label.provisioning),
+            VolumeKind::Block => Self::Serve(label.provisioning),
         }
+    }
+
+    /// Whether what is discarded goes back to the pool.
+    fn discards(self) -> bool {
+        matches!(self, Self::Mount(Provisioning::Thin) | Self::Serve(Provisioning::Thin))
     }
 }
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Sealed {
+pub(super) struct Mappings {
     ctx: Context,
     keys: KeyRing,
 }
 
+/// What the names of all of them begin with.
+const PREFIX: &str = "orlop-";
+
 /// The name under which the device mapper has an open one.
 fn mapped(name: &str) -> String {
-    format!("orlop-{name}")
+    format!("{PREFIX}{name}")
 }
 
-/// What this machine lacks for it. `None`: nothing.
+/// What this machine lacks for encryption. `None`: nothing.
 pub(super) fn lacks() -> Option<&'static str> {
     match (dm::is_there(), luks::tool()) {
         (false, _) => Some("it takes the device mapper, which this kernel does not have"),
@@ -78,7 +92,7 @@ pub(super) fn lacks() -> Option<&'static str> {
     }
 }
 
-impl Sealed {
+impl Mappings {
     pub fn new(ctx: &Context, keys: &KeyRing) -> Self {
         Self { ctx: ctx.clone(), keys: keys.clone() }
     }
@@ -131,29 +145,80 @@ impl Sealed {
         dm::device(&name).map_err(self.ctx.io(format!("looking at {name}")))
     }
 
-    /// Opens one on its backing's device, or finds it open.
+    /// Opens one on its backing's device, or finds it open. What needs no device above that one is used by it.
     pub fn open(
         &self,
         name: &str,
-        encryption: Encryption,
+        encryption: Option<Encryption>,
         on: &Path,
         for_use: Use,
         deadline: &Deadline,
     ) -> Result<PathBuf> {
-        if let Some(device) = self.found(name, on)? {
-            return Ok(device);
+        let served = matches!(for_use, Use::Serve(_)) && dm::is_there();
+        if encryption.is_none() && !served {
+            return Ok(on.to_owned());
         }
-        let key = self.key(encryption)?;
-        self.clear(name)?;
-        self.ctx.check(deadline, "opening an encrypted volume")?;
-        let (discard, read_only) = (for_use == Use::Thin, for_use == Use::Read);
-        let opens = luks::open(on, &mapped(name), key.expose(), discard, read_only, deadline);
+        let device = match self.found(name, on)? {
+            Some(device) => device,
+            None => {
+                let key = encryption.map(|e| Ok((e, self.key(e)?))).transpose()?;
+                self.clear(name)?;
+                self.ctx.check(deadline, "opening a volume")?;
+                match key {
+                    Some((encryption, key)) => {
+                        self.decipher(name, encryption, &key, on, for_use, deadline)?
+                    }
+                    None => self.pass_on(name, on)?,
+                }
+            }
+        };
+        self.as_large(name, encryption, on, &device, deadline)?;
+        Ok(device)
+    }
+
+    fn pass_on(&self, name: &str, on: &Path) -> Result<PathBuf> {
+        let name_there = mapped(name);
+        dm::make_linear(&name_there, on)
+            .map_err(self.ctx.io(format!("making {name_there} on {}", on.display())))?;
+        self.found(name, on)?.ok_or_else(|| self.ctx.not_found(format!("the device {name_there}")))
+    }
+
+    fn decipher(
+        &self,
+        name: &str,
+        encryption: Encryption,
+        key: &EncryptionKey,
+        on: &Path,
+        for_use: Use,
+        deadline: &Deadline,
+    ) -> Result<PathBuf> {
+        let read_only = for_use == Use::Read;
+        let opens = luks::open(on, &mapped(name), key.expose(), for_use.discards(), read_only, deadline);
         // Whatever it said: another reader may have been quicker.
         if let Some(device) = self.found(name, on)? {
             return Ok(device);
         }
         self.opened(opens.map_err(|e| self.ctx.exec(e))?, encryption.key_of)?;
         Err(self.ctx.not_found(format!("the device {}", mapped(name))))
+    }
+
+    /// Makes one as large as its backing, where a daemon was stopped between the growth of the two.
+    fn as_large(
+        &self,
+        name: &str,
+        encryption: Option<Encryption>,
+        on: &Path,
+        device: &Path,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let size = |path: &Path| {
+            let size = std::fs::File::open(path).and_then(|f| block::size(&f));
+            size.map_err(self.ctx.io(format!("opening {}", path.display())))
+        };
+        if size(device)? < visible(size(on)?, encryption).bytes() {
+            self.grow(name, encryption, deadline)?;
+        }
+        Ok(())
     }
 
     /// The device of one that is open on that device, and on no other.
@@ -186,11 +251,37 @@ impl Sealed {
     }
 
     /// Makes an open one as large as its backing.
-    pub fn grow(&self, name: &str, deadline: &Deadline) -> Result<()> {
-        match self.device(name)? {
-            Some(_) => luks::resize(&mapped(name), deadline).map_err(|e| self.ctx.exec(e)),
-            None => Ok(()),
+    pub fn grow(&self, name: &str, encryption: Option<Encryption>, deadline: &Deadline) -> Result<()> {
+        if self.device(name)?.is_none() {
+            return Ok(());
         }
+        let name = mapped(name);
+        match encryption {
+            Some(_) => luks::resize(&name, deadline).map_err(|e| self.ctx.exec(e)),
+            None => dm::grow_linear(&name).map_err(self.ctx.io(format!("growing {name}"))),
+        }
+    }
+
+    /// Holds one if it is open.
+    pub fn hold(&self, name: &str) -> Result<Option<Suspended>> {
+        if self.device(name)?.is_none() {
+            return Ok(None);
+        }
+        let name = mapped(name);
+        Suspended::hold(&name).map(Some).map_err(self.ctx.io(format!("holding {name} for a snapshot")))
+    }
+
+    /// A daemon that was killed in the middle of a snapshot left what it held: its writers wait. `ours`: whether it is
+    /// of this pool.
+    pub fn recall(&self, ours: impl Fn(&str) -> Result<bool>) -> Result<()> {
+        let all = dm::suspended(PREFIX).map_err(self.ctx.io("looking for what is held"))?;
+        for name in all.iter().filter_map(|name| name.strip_prefix(PREFIX)) {
+            if ours(name)? {
+                dm::resume(&mapped(name)).map_err(self.ctx.io(format!("letting {name} go on")))?;
+                tracing::warn!(volume = name, "a volume was still held, and goes on");
+            }
+        }
+        Ok(())
     }
 
     /// Closes one, waiting for those who look at it only for a moment. Fine if it is not open.
@@ -198,12 +289,17 @@ impl Sealed {
         let patience = deadline.at_most(BUSY);
         let mut pause = Duration::from_millis(20);
         while self.device(name)?.is_some() {
-            self.ctx.check(deadline, "closing an encrypted volume")?;
-            if let Err(error) = luks::close(&mapped(name), deadline)
+            self.ctx.check(deadline, "closing a volume")?;
+            if let Err(error) = dm::remove(&mapped(name))
                 && self.device(name)?.is_some()
                 && patience.pause(pause).is_err()
             {
-                return Err(self.ctx.exec(error));
+                return Err(match error.raw_os_error() {
+                    Some(e) if e == Errno::BUSY.raw_os_error() => {
+                        self.ctx.precondition(format!("{} is in use", mapped(name)))
+                    }
+                    _ => self.ctx.io(format!("closing {}", mapped(name)))(error),
+                });
             }
             pause = (pause * 2).min(Duration::from_millis(500));
         }
