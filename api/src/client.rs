@@ -20,10 +20,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Attachment, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId,
-    Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Snapshot, SnapshotCreate,
-    SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume, VolumeCreate, VolumeKey,
-    VolumeName, VolumeRef, VolumeUpdate, When,
+    Attachment, AuthenticationPut, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName, HostPut,
+    OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem,
+    Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume,
+    VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When,
 };
 
 /// The answer to a call.
@@ -349,6 +349,16 @@ impl Client {
     /// `PUT /v1/hosts/{host}`
     pub async fn put_host(&self, host: &HostName, ask: &HostPut) -> Result<Host> {
         self.ask(Method::PUT, &["v1", "hosts", host.as_str()], ask).await
+    }
+
+    /// `PUT /v1/hosts/{host}/authentication`
+    pub async fn authenticate_host(&self, host: &HostName, ask: &AuthenticationPut) -> Result<Host> {
+        self.ask(Method::PUT, &["v1", "hosts", host.as_str(), "authentication"], ask).await
+    }
+
+    /// `DELETE /v1/hosts/{host}/authentication`
+    pub async fn trust_host(&self, host: &HostName) -> Result<()> {
+        self.delete(&["v1", "hosts", host.as_str(), "authentication"]).await
     }
 
     /// `DELETE /v1/hosts/{host}`

@@ -3,6 +3,7 @@
 //!
 //! Called by all three programs. Does no I/O beyond the client.
 
+pub mod authentication;
 pub mod encryption;
 pub mod error;
 pub mod name;
@@ -13,6 +14,7 @@ pub mod types;
 #[cfg(feature = "client")]
 pub mod client;
 
+pub use authentication::{Authentication, AuthenticationPut, DhGroup, DhchapHash, DhchapKey};
 pub use encryption::{Encryption, EncryptionCreate, EncryptionKey, Unlock, VolumeKey};
 pub use error::{ErrorKind, Problem};
 pub use name::{

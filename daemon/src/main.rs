@@ -18,6 +18,7 @@ use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
 use orlopd::target::Target;
+use orlopd::target::keys::HostKeys;
 use orlopd::target::nvmet::{Nvmet, NvmetConfig, PortalConfig};
 use orlopd::target::sim;
 use orlopd::telemetry::{self, Dropped, Metrics};
@@ -253,12 +254,17 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
         prefix: settings.nvmet.nqn_prefix.clone(),
         portals: portals.map(|p| PortalConfig { address: p.ip(), port: p.port() }).collect(),
     };
-    let target: Arc<dyn Target> =
-        if sim { Arc::new(sim::target(nvmet, Default::default()).0) } else { Arc::new(Nvmet::kernel(nvmet)) };
+    let host_keys = HostKeys::default();
+    let target: Arc<dyn Target> = if sim {
+        Arc::new(sim::target(nvmet, host_keys.clone(), Default::default()).0)
+    } else {
+        Arc::new(Nvmet::kernel(nvmet).with_keys(host_keys.clone()))
+    };
     let keys = KeyRing::default();
     EngineSettings {
         state_dir: settings.state_dir.clone(),
         keys: keys.clone(),
+        host_keys,
         sim,
         prefix: settings.nvmet.nqn_prefix.clone(),
         target,

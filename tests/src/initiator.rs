@@ -62,10 +62,22 @@ impl Initiator {
 
     /// `nvme connect` with short times: a test does not wait as long as a datacentre does.
     pub fn connect_to(&mut self, nqn: &str, address: &str, port: u16, host: u8) -> Result<String> {
+        self.connect_with(nqn, address, port, host, "")
+    }
+
+    /// The same with more options.
+    pub fn connect_with(
+        &mut self,
+        nqn: &str,
+        address: &str,
+        port: u16,
+        host: u8,
+        more: &str,
+    ) -> Result<String> {
         let (hostnqn, hostid) = (Self::nqn(host)?, Self::host_id(host));
         self.run(&format!(
             "nvme connect -t tcp -a {address} -s {port} -n {nqn} --hostnqn={hostnqn} --hostid={hostid} \
-             --reconnect-delay=1 --ctrl-loss-tmo=600 --keep-alive-tmo=5"
+             --reconnect-delay=1 --ctrl-loss-tmo=600 --keep-alive-tmo=5{more}"
         ))
     }
 

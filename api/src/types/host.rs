@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, HostName, Nqn, Protocol, VolumeId};
+use crate::{Authentication, ByteSize, HostName, Nqn, Protocol, VolumeId};
 
 /// `PUT /v1/hosts/{host}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct Host {
     pub name: HostName,
     /// Its NQN.
     pub nqn: Nqn,
+    /// How it is authenticated. Not given: whoever has its NQN and can reach a portal is let in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<Authentication>,
     /// The volumes that it may use.
     pub volumes: Vec<VolumeId>,
 }
@@ -49,6 +52,9 @@ pub struct Attachment {
     pub nqn: Nqn,
     /// The only NQN that is let in by this attachment.
     pub host_nqn: Nqn,
+    /// How the host is authenticated, if it is: it needs its secret to connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<Authentication>,
     /// Every address at which the subsystem is served.
     pub portals: Vec<Portal>,
     /// Namespace id within the subsystem.

@@ -1,9 +1,9 @@
 //! Every change there is, who asks for it, and what comes of it.
 
 use orlop_api::{
-    Attachment, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut, OrphanAdopt, OrphanId,
-    Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant,
-    Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When,
+    Attachment, AuthenticationPut, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut,
+    OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
+    SnapshotRef, Tenant, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When,
 };
 
 use crate::model::{PoolChange, PoolSpec};
@@ -47,6 +47,10 @@ pub enum Action {
     RemoveOrphan(OrphanId),
     /// Makes a host, or changes its NQN. The latter is legal when it has no attachment.
     PutHost(HostName, HostPut),
+    /// Has a host prove that it knows a secret when it connects.
+    AuthenticateHost(HostName, AuthenticationPut),
+    /// Lets a host in without a proof again.
+    TrustHost(HostName),
     /// Forgets a host. Legal when it has no attachment.
     DeleteHost(HostName),
     /// Lets a host use a volume.
@@ -76,6 +80,8 @@ impl Action {
             Self::AdoptOrphan(..) => "adopt_volume",
             Self::RemoveOrphan(_) => "remove_orphan",
             Self::PutHost(..) => "put_host",
+            Self::AuthenticateHost(..) => "authenticate_host",
+            Self::TrustHost(_) => "trust_host",
             Self::DeleteHost(_) => "delete_host",
             Self::Attach(..) => "attach",
             Self::Detach(..) => "detach",
@@ -99,7 +105,10 @@ impl Action {
             Self::DeleteSnapshot(snapshot, _) => format!("snapshot/{snapshot}"),
             Self::AdoptOrphan(orphan, ask) => format!("orphan/{orphan} volume/{}", ask.name),
             Self::RemoveOrphan(orphan) => format!("orphan/{orphan}"),
-            Self::PutHost(host, _) | Self::DeleteHost(host) => format!("host/{host}"),
+            Self::PutHost(host, _)
+            | Self::AuthenticateHost(host, _)
+            | Self::TrustHost(host)
+            | Self::DeleteHost(host) => format!("host/{host}"),
             Self::Attach(volume, host) | Self::Detach(volume, host) => format!("volume/{volume} host/{host}"),
         }
     }

@@ -31,8 +31,13 @@ impl Core {
         let (pool, size, already) = {
             let view = self.view.read();
             let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
-            if view.host_record(&host).is_none() {
-                return Err(Error::NotFound(format!("host {host}")));
+            let record = view.host_record(&host).ok_or_else(|| Error::NotFound(format!("host {host}")))?;
+            if !record.is_admissible() {
+                return Err(Error::Precondition {
+                    object: format!("host {host}"),
+                    reason: "must prove a secret that is lost: give it again first".into(),
+                    dependants: Vec::new(),
+                });
             }
             // Exports are what lets hosts in to these, and there are none yet. An attachment gives a disk.
             if entry.label.kind == VolumeKind::Filesystem {
@@ -87,17 +92,17 @@ impl Core {
 
         // The journal first: once it is durable that the host has no access, no crash brings it back.
         let mut batch = Batch::default();
-        batch.remove(Table::Attachments, &attachment_key(id, &host));
+        batch.remove(Table::Attachments, &attachment_key(id, host));
         let act = async {
-            self.view.write().detach(id, &host);
+            self.view.write().detach(id, host);
             self.dirty.mark(id);
             self.converge_volume(id, None, true).await?;
             Ok(((), Batch::default()))
         };
         let intent = Intent::Detach { volume: id, host: host.clone() };
-        let ((), _guards) = self.carry_out_with(intent, batch, guards, act).await?;
-        self.events.publish(EventKind::Detached, about(id, &host));
-        Ok(Outcome::Gone)
+        let ((), guards) = self.carry_out_with(intent, batch, guards, act).await?;
+        self.events.publish(EventKind::Detached, about(id, host));
+        Ok(guards)
     }
 
     /// As `find`, but also a volume whose backing is gone and whose attachments are still there: they can
@@ -132,6 +137,7 @@ impl Core {
             protocol: entry.label.protocol,
             nqn: identity.nqn.clone(),
             host_nqn: view.host_record(host)?.nqn.clone(),
+            authentication: view.host_record(host)?.authentication(),
             portals,
             nsid: 1,
             uuid: identity.uuid,

@@ -31,6 +31,7 @@ use crate::kernel::disks::DiskInfo;
 use crate::model::{Identity, NqnPrefix, PoolSpec};
 use crate::pool::disks::WipeError;
 use crate::pool::{KeyRing, Opened, Pool, PoolEnv, PoolError};
+use crate::target::keys::HostKeys;
 use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
 use crate::telemetry::Metrics;
 
@@ -127,6 +128,8 @@ pub struct EngineSettings {
     pub pools: Arc<dyn Pools>,
     /// The keys of encrypted volumes, which pools take from there.
     pub keys: KeyRing,
+    /// What hosts must prove, which the target takes from there.
+    pub host_keys: HostKeys,
     /// Threads of a pool's lane where backings are made and destroyed. Concurrent ZFS requests share a
     /// transaction group, so several are much faster than one.
     pub pool_threads: usize,
@@ -304,6 +307,7 @@ impl Core {
             .hosts_of(id)
             .chain(extra)
             .filter_map(|name| view.host_record(name))
+            .filter(|h| h.is_admissible())
             .map(|h| h.nqn.clone())
             .collect();
         if hosts.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_api::{EventKind, HostName, HostPut};
+use orlop_api::{AuthenticationPut, EventKind, HostName, HostPut};
 use tokio::time::Instant;
 
 use super::action::Outcome;
@@ -11,7 +11,8 @@ use super::error::{Error, Result};
 use super::events::Subject;
 use super::locks::{Key, Mode};
 use crate::journal::{Batch, Table};
-use crate::model::HostRecord;
+use crate::model::{HostRecord, HostSecrets};
+use crate::target::keys::Proof;
 
 impl Core {
     pub(super) async fn put_host(
@@ -46,12 +47,18 @@ impl Core {
                 });
             }
         }
-        let record = HostRecord { nqn: ask.nqn };
+        let old = self.view.read().host_record(&name).cloned();
+        // Its secrets are the host's, whatever it is called.
+        let record = HostRecord { nqn: ask.nqn, secrets: old.as_ref().and_then(|old| old.secrets.clone()) };
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
+        if let Some(old) = &old {
+            self.settings.host_keys.remove(&old.nqn);
+        }
+        self.ask_for(&record);
         let mut view = self.view.write();
-        let made = view.host_record(&name).is_none();
+        let made = old.is_none();
         view.put_host(name.clone(), record);
         self.events.publish(EventKind::HostPut, about(&name));
         shown(&view, &name, made)
@@ -76,10 +83,86 @@ impl Core {
         let mut batch = Batch::default();
         batch.remove(Table::Hosts, name.as_str());
         self.journal.commit(batch).await?;
-        self.view.write().remove_host(&name);
+        let mut view = self.view.write();
+        if let Some(record) = view.host_record(&name) {
+            self.settings.host_keys.remove(&record.nqn);
+        }
+        view.clear(&alarm_of(&name));
+        view.remove_host(&name);
+        drop(view);
         self.events.publish(EventKind::HostDeleted, about(&name));
         Ok(Outcome::Gone)
     }
+}
+
+impl Core {
+    /// Has a host prove a secret from its next connection on, or nothing any more. Connections that it has stay.
+    pub(super) async fn set_secrets(
+        self: &Arc<Self>,
+        name: HostName,
+        secrets: Option<AuthenticationPut>,
+        until: Instant,
+    ) -> Result<Outcome> {
+        if secrets.as_ref().is_some_and(|s| s.controller_key.as_ref() == Some(&s.key)) {
+            let reason = "is the host's: who knows one must not know the other".into();
+            return Err(Error::Invalid { field: "controller_key", reason });
+        }
+        // No host is attached or detached meanwhile. The first volume is what the target is told by: it keeps
+        // what it asks of a host in one place for all.
+        let _host = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
+        let missing = || Error::NotFound(format!("host {name}"));
+        let (old, volumes) = {
+            let view = self.view.read();
+            let old = view.host_record(&name).cloned().ok_or_else(missing)?;
+            (old, view.volumes_of(&name).collect::<Vec<_>>())
+        };
+        let served = volumes.iter().copied().find(|id| self.opened.lock().contains_key(id));
+        let wants = served.map(|id| (Key::Volume(id), Mode::Exclusive));
+        let _volume = self.locks.acquire(wants.into_iter().collect(), until).await?;
+        let record = HostRecord { secrets: secrets.map(HostSecrets::Known), ..old.clone() };
+        // The journal first: once it is durable what the host must prove, no crash lets it in without.
+        let mut batch = Batch::default();
+        batch.put(Table::Hosts, name.as_str(), &record);
+        self.journal.commit(batch).await?;
+        match self.ask_for(&record) {
+            true => {}
+            // It had to before, as far as is known; what the kernel may still ask is taken back.
+            false => self.settings.host_keys.put(&record.nqn, Proof::Nothing),
+        }
+        let changed = record != old;
+        {
+            let mut view = self.view.write();
+            view.put_host(name.clone(), record);
+            view.clear(&alarm_of(&name));
+        }
+        if let Some(id) = served {
+            self.converge_volume(id, None, false).await.map_err(|f| f.error)?;
+        }
+        for id in volumes {
+            self.dirty.mark(id);
+            // It was kept out while its secret was lost.
+            if !old.is_admissible() && Some(id) != served {
+                let core = self.clone();
+                self.background(async move { core.serve_again(id).await });
+            }
+        }
+        if changed {
+            self.events.publish(EventKind::HostPut, about(&name));
+        }
+        shown(&self.view.read(), &name, false)
+    }
+
+    /// Has the target ask a host for its secret, if it is known to have one. Whether it is.
+    pub(super) fn ask_for(&self, record: &HostRecord) -> bool {
+        let Some(HostSecrets::Known(secrets)) = &record.secrets else { return false };
+        self.settings.host_keys.put(&record.nqn, Proof::Secret(Box::new(secrets.clone())));
+        true
+    }
+}
+
+/// The alarm about a host whose secret is lost.
+pub(super) fn alarm_of(name: &HostName) -> String {
+    format!("host/{name}/secret")
 }
 
 fn shown(view: &super::View, name: &HostName, made: bool) -> Result<Outcome> {

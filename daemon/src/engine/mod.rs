@@ -346,6 +346,8 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::AdoptOrphan(orphan, ask) => core.adopt_orphan(who, orphan, ask, until).await,
         Action::RemoveOrphan(orphan) => core.remove_orphan(who, orphan, until).await,
         Action::PutHost(name, ask) => core.put_host(name, ask, until).await,
+        Action::AuthenticateHost(name, ask) => core.set_secrets(name, Some(ask), until).await,
+        Action::TrustHost(name) => core.set_secrets(name, None, until).await,
         Action::DeleteHost(name) => core.delete_host(name, until).await,
         Action::Attach(volume, host) => core.attach(who, volume, host, until).await,
         Action::Detach(volume, host) => core.detach(who, volume, host, until).await,

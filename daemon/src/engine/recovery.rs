@@ -19,7 +19,7 @@ use super::events::Subject;
 use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
 use crate::journal::{Batch, Contents, JournalError, Table};
-use crate::model::{HostRecord, PoolSpec};
+use crate::model::{HostRecord, HostSecrets, PoolSpec};
 use crate::pool::Leftover;
 use crate::target::{Desired, Scope};
 
@@ -78,6 +78,8 @@ impl Core {
         {
             let mut view = self.view.write();
             for (name, record) in recorded.hosts {
+                self.ask_for(&record);
+                note_lost_secret(&mut view, &name, &record);
                 view.put_host(name, record);
             }
             for (id, host) in &recorded.attachments {
@@ -194,10 +196,13 @@ impl Core {
             let view = self.view.read();
             for label in view.labels() {
                 for host in &label.hosts {
-                    let record = HostRecord { nqn: host.nqn.clone() };
+                    let secrets = host.authenticated.then_some(HostSecrets::Lost);
+                    let record = HostRecord { nqn: host.nqn.clone(), secrets };
                     let known = hosts.entry(host.name.clone()).or_insert_with(|| Some(record.clone()));
-                    if known.as_ref() != Some(&record) {
-                        *known = None;
+                    match known {
+                        // One label may be a moment older than another: who had a secret on one of them needs it.
+                        Some(k) if k.nqn == record.nqn => k.secrets = k.secrets.take().or(record.secrets),
+                        _ => *known = None,
                     }
                     attachments.push((label.id, host.name.clone()));
                 }
@@ -225,7 +230,10 @@ impl Core {
         let mut view = self.view.write();
         for (name, record) in hosts {
             match record {
-                Some(record) => view.put_host(name, record),
+                Some(record) => {
+                    note_lost_secret(&mut view, &name, &record);
+                    view.put_host(name, record);
+                }
                 None => view.raise(
                     format!("host/{name}"),
                     "the labels know it under several NQNs: it stays cut off until it is put again".into(),
@@ -435,4 +443,13 @@ impl Core {
 
 fn is_access(intent: &Intent) -> bool {
     matches!(intent, Intent::Attach { .. } | Intent::Detach { .. })
+}
+
+/// A host that was authenticated and whose secret is lost is kept out, which somebody must hear of.
+fn note_lost_secret(view: &mut super::View, name: &HostName, record: &HostRecord) {
+    if !record.is_admissible() {
+        let text = "its secret was lost with the journal: it is kept out until that is given again \
+                    (orlop host authenticate)";
+        view.raise(super::hosts::alarm_of(name), text.into());
+    }
 }

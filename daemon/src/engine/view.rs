@@ -395,7 +395,12 @@ impl View {
     }
 
     fn show_host(&self, name: &HostName, host: &HostRecord) -> Host {
-        Host { name: name.clone(), nqn: host.nqn.clone(), volumes: self.volumes_of(name).collect() }
+        Host {
+            name: name.clone(),
+            nqn: host.nqn.clone(),
+            authentication: host.authentication(),
+            volumes: self.volumes_of(name).collect(),
+        }
     }
 
     /// A host as the engine needs it.
@@ -492,7 +497,12 @@ impl View {
     /// A volume's hosts as its label remembers them.
     pub fn label_hosts(&self, id: VolumeId) -> Vec<LabelHost> {
         let hosts = self.hosts_of(id).filter_map(|name| Some((name, self.hosts.get(name)?)));
-        hosts.map(|(name, h)| LabelHost { name: name.clone(), nqn: h.nqn.clone() }).collect()
+        let label = |(name, h): (&HostName, &HostRecord)| LabelHost {
+            name: name.clone(),
+            nqn: h.nqn.clone(),
+            authenticated: h.secrets.is_some(),
+        };
+        hosts.map(label).collect()
     }
 
     /// What initiators know a volume by.

@@ -6,6 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 /// A tree below a root. All paths given to it are relative to the root and can't leave it.
@@ -61,6 +62,12 @@ impl ConfigFs {
             n if n == value.len() => Ok(()),
             _ => Err(ErrorKind::WriteZero.into()),
         }
+    }
+
+    /// From now on only the owner, who is the superuser, may look into a directory. For as long as the module is
+    /// loaded: configfs keeps modes in memory.
+    pub fn restrict(&self, path: &str) -> io::Result<()> {
+        fs::set_permissions(self.full(path)?, fs::Permissions::from_mode(0o700))
     }
 
     /// Makes `path` a link to the directory `target`. The kernel looks the target up at once, from the

@@ -21,6 +21,9 @@ pub struct LabelHost {
     pub name: HostName,
     /// Its NQN.
     pub nqn: Nqn,
+    /// It must prove to know a secret: without that it is not let in, whatever else is lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub authenticated: bool,
 }
 
 /// A snapshot and the volume that it is of: enough to find it in any kind of pool.

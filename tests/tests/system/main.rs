@@ -13,6 +13,7 @@ mod disks;
 mod guests;
 mod lifecycle;
 mod pools;
+mod secrets;
 mod snapshots;
 mod unprotected;
 mod world;
@@ -42,6 +43,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_stranger_is_refused", access::stranger_is_refused),
     ("a_fenced_writer_is_cut_off", access::fenced_writer_is_cut_off),
     ("a_fence_spares_the_other_host", access::fence_spares_the_other_host),
+    ("a_host_proves_its_secret", secrets::host_proves_its_secret),
     ("bad_input_changes_nothing", bad_input::changes_nothing),
     ("a_full_pool_is_exhausted", bad_input::full_pool_is_exhausted),
     ("a_spare_takes_the_place_of_a_lost_disk", disks::spare_takes_the_place),

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
-    ByteSize, DiskName, Filesystem, FilesystemKind, HostName, Nqn, OrphanId, PoolCreate, PoolKind,
-    PoolLayout, PoolName, Properties, Property, Provisioning, SnapshotName, SnapshotRef, SourceMode,
-    VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
+    ByteSize, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName, Nqn, OrphanId, PoolCreate,
+    PoolKind, PoolLayout, PoolName, Properties, Property, Provisioning, SnapshotName, SnapshotRef,
+    SourceMode, VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.
@@ -411,6 +411,17 @@ pub fn when(unused: bool) -> When {
     if unused { When::Unused } else { When::Now }
 }
 
+/// A parser of one of these, by its name.
+fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let names = || all.map(name).join(", ");
+        all.into_iter().find(|t| name(*t) == text).ok_or_else(|| format!("must be one of {}", names()))
+    }
+}
+
 /// `orlop host`
 #[derive(Debug, Clone, Subcommand)]
 pub enum HostCommand {
@@ -428,6 +439,28 @@ pub enum HostCommand {
     Get {
         /// Its name
         host: HostName,
+    },
+    /// Have a host prove that it knows a secret (DH-HMAC-CHAP) whenever it connects
+    ///
+    /// Secrets are made with `nvme gen-dhchap-key --hmac=1`. What is connected stays so.
+    Authenticate {
+        /// Its name
+        host: HostName,
+        /// The file with the host's secret; `-` is standard input
+        #[arg(long, value_name = "FILE", required_unless_present = "none")]
+        key_file: Option<PathBuf>,
+        /// The file with the appliance's secret, for a host that wants that proved too
+        #[arg(long, value_name = "FILE", requires = "key_file")]
+        controller_key_file: Option<PathBuf>,
+        /// The hash: sha256, sha384 or sha512
+        #[arg(long, value_name = "HASH", default_value = "sha256", value_parser = one_of(DhchapHash::ALL, DhchapHash::as_str))]
+        hash: DhchapHash,
+        /// The group: null, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144 or ffdhe8192
+        #[arg(long, value_name = "GROUP", default_value = "ffdhe2048", value_parser = one_of(DhGroup::ALL, DhGroup::as_str))]
+        dh_group: DhGroup,
+        /// No secret any more: whoever has the host's NQN is let in
+        #[arg(long, conflicts_with = "key_file")]
+        none: bool,
     },
     /// Forget a host that has no attachment
     Delete {

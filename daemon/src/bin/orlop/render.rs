@@ -5,10 +5,10 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
-    Attachment, Disk, DiskHealthState, DiskUsage, Event, Host, Orphan, OrphanAction, OrphanKind, Orphans,
-    Page, Pool, PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Problem,
-    Property, Protocol, Provisioning, Snapshot, SnapshotState, SourceMode, System, SystemState, Volume,
-    VolumeKey, VolumeState,
+    Attachment, Authentication, Disk, DiskHealthState, DiskUsage, Event, Host, Orphan, OrphanAction,
+    OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState,
+    PoolState, Problem, Property, Protocol, Provisioning, Snapshot, SnapshotState, SourceMode, System,
+    SystemState, Volume, VolumeKey, VolumeState,
 };
 use serde::Serialize;
 
@@ -97,8 +97,8 @@ fn as_table(answer: &Answer) -> String {
         Answer::Snapshots(a) => list(SNAPSHOT, a.iter().map(snapshot)),
         Answer::Snapshot(a) => one(SNAPSHOT, snapshot(a)) + &dependants(a),
         Answer::Orphans(a) => list(ORPHAN, a.items.iter().map(orphan)) + &unanswered(a),
-        Answer::Hosts(a) => list(["NAME", "NQN", "VOLUMES"], a.iter().map(host)),
-        Answer::Host(a) => one(["NAME", "NQN", "VOLUMES"], host(a)) + &volumes_of(a),
+        Answer::Hosts(a) => list(HOST, a.iter().map(host)),
+        Answer::Host(a) => one(HOST, host(a)) + &volumes_of(a),
         Answer::Attachment(a) => attachment(a),
         Answer::Done(text) => clean(text) + "\n",
     }
@@ -384,8 +384,16 @@ fn dependants(s: &Snapshot) -> String {
     paused.into_iter().chain(volumes).collect()
 }
 
-fn host(h: &Host) -> [String; 3] {
-    [h.name.to_string(), h.nqn.to_string(), h.volumes.len().to_string()]
+const HOST: [&str; 4] = ["NAME", "NQN", "SECRET", "VOLUMES"];
+
+fn host(h: &Host) -> [String; 4] {
+    let secret = match h.authentication {
+        None => "none",
+        Some(Authentication::Required { mutual: false, .. }) => "one-way",
+        Some(Authentication::Required { mutual: true, .. }) => "mutual",
+        Some(Authentication::Lost) => "lost",
+    };
+    [h.name.to_string(), h.nqn.to_string(), secret.into(), h.volumes.len().to_string()]
 }
 
 fn volumes_of(h: &Host) -> String {
@@ -414,7 +422,14 @@ fn connect_commands(a: &Attachment) -> Vec<String> {
             .iter()
             .map(|p| {
                 let (address, port) = (&p.address, p.port);
-                format!("nvme connect -t tcp -a {address} -s {port} -n {} -q {}", a.nqn, a.host_nqn)
+                let secrets = match a.authentication {
+                    Some(Authentication::Required { mutual: true, .. }) => {
+                        " --dhchap-secret=<the host's> --dhchap-ctrl-secret=<the appliance's>"
+                    }
+                    Some(Authentication::Required { mutual: false, .. }) => " --dhchap-secret=<the host's>",
+                    Some(Authentication::Lost) | None => "",
+                };
+                format!("nvme connect -t tcp -a {address} -s {port} -n {} -q {}{secrets}", a.nqn, a.host_nqn)
             })
             .collect(),
     }
@@ -466,6 +481,7 @@ mod tests {
             protocol: Protocol::Nvme,
             nqn: "nqn.2026-11.dev.orlop:x".parse().unwrap(),
             host_nqn: "nqn.2014-08.org.nvmexpress:uuid:y".parse().unwrap(),
+            authentication: None,
             portals: vec![Portal { address: "192.0.2.1".into(), port: 4420 }],
             nsid: 1,
             uuid: uuid::Uuid::nil(),
@@ -530,7 +546,7 @@ mod tests {
 
     #[test]
     fn an_empty_list_is_its_header() {
-        assert_eq!(answer(&Answer::Hosts(vec![]), Format::Table).trim_end(), "NAME  NQN  VOLUMES");
+        assert_eq!(answer(&Answer::Hosts(vec![]), Format::Table).trim_end(), "NAME  NQN  SECRET  VOLUMES");
         assert_eq!(answer(&Answer::Hosts(vec![]), Format::Json), "{\n  \"items\": []\n}\n");
     }
 }

@@ -9,7 +9,7 @@ use std::pin::pin;
 use futures_util::StreamExt;
 use orlop_api::client::{Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
-    DiskWipe, EncryptionCreate, EncryptionKey, ErrorKind, HostPut, OrphanAdopt, ParseError, PoolCreate,
+    AuthenticationPut, DiskWipe, EncryptionCreate, ErrorKind, HostPut, OrphanAdopt, ParseError, PoolCreate,
     PoolExpand, PoolReplace, Problem, Protocol, Provisioning, SnapshotCreate, SnapshotGroupCreate, Unlock,
     Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate,
 };
@@ -158,7 +158,8 @@ fn encryption(spec: &VolumeSpec) -> Result<Option<EncryptionCreate>> {
     Ok(Some(EncryptionCreate { unlock, key: spec.key_file.as_deref().map(read_key).transpose()? }))
 }
 
-fn read_key(file: &Path) -> Result<EncryptionKey> {
+/// A key or a secret from a file of its own.
+fn read_key<K: std::str::FromStr<Err = ParseError>>(file: &Path) -> Result<K> {
     let wrong = |e: &dyn std::fmt::Display| {
         Problem::new(ErrorKind::Invalid, format!("the key in {}: {e}", file.display()))
     };
@@ -248,6 +249,17 @@ async fn host(client: &Client, command: HostCommand) -> Result<Answer> {
         HostCommand::List => Answer::Hosts(client.all_hosts().await?),
         HostCommand::Put { host, nqn } => Answer::Host(client.put_host(&host, &HostPut { nqn }).await?),
         HostCommand::Get { host } => Answer::Host(client.host(&host).await?),
+        HostCommand::Authenticate { host, none: true, .. } => {
+            client.trust_host(&host).await?;
+            Answer::Done(format!("host {host} is let in without a secret"))
+        }
+        HostCommand::Authenticate { host, key_file, controller_key_file, hash, dh_group, none: false } => {
+            let key = key_file.as_deref().map(read_key).transpose()?;
+            let key = key.ok_or_else(|| Problem::new(ErrorKind::Invalid, "the host's secret is missing"))?;
+            let controller_key = controller_key_file.as_deref().map(read_key).transpose()?;
+            let ask = AuthenticationPut { key, controller_key, hash, dh_group };
+            Answer::Host(client.authenticate_host(&host, &ask).await?)
+        }
         HostCommand::Delete { host } => {
             client.delete_host(&host).await?;
             Answer::Done(format!("host {host} is forgotten"))

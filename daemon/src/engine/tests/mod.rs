@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod authentication;
 mod disks;
 mod encryption;
 mod fakes;
@@ -58,6 +59,7 @@ impl Rig {
             target: self.target.clone(),
             pools: Arc::new(FakePools(self.platter.clone())),
             keys: self.platter.new_ring(),
+            host_keys: Default::default(),
             pool_threads: 2,
             fill: Default::default(),
             lane_depth: 64,

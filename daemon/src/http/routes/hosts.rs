@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use orlop_api::{Host, HostName, HostPut, Page, Problem};
+use orlop_api::{AuthenticationPut, Host, HostName, HostPut, Page, Problem};
 
 use super::{PageQuery, limit, optional, submit};
 use crate::engine::{Action, Outcome};
@@ -50,6 +50,40 @@ pub async fn put(
         Outcome::Host { host, .. } => Ok((StatusCode::OK, Json(host))),
         _ => Err(ApiError::unexpected()),
     }
+}
+
+/// Has a host prove that it knows a secret (DH-HMAC-CHAP) each time it connects, and proves one to it if it asks. What
+/// is connected stays so: to have a host that is connected prove it, detach and attach it.
+#[utoipa::path(put, path = "/v1/hosts/{host}/authentication", tag = "hosts", params(("host" = String, Path)),
+    request_body = AuthenticationPut, responses(
+    (status = 200, body = Host, description = "Done, or so already"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn authenticate(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+    Ask(ask): Ask<AuthenticationPut>,
+) -> ApiResult<Json<Host>> {
+    match submit(&api, who, Action::AuthenticateHost(name, ask)).await? {
+        Outcome::Host { host, .. } => Ok(Json(host)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Lets a host in without a proof again: whoever has its NQN and can reach a portal.
+#[utoipa::path(delete, path = "/v1/hosts/{host}/authentication", tag = "hosts", params(("host" = String, Path)),
+    responses(
+    (status = 204, description = "Done, or so already"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn trust(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+) -> ApiResult<StatusCode> {
+    submit(&api, who, Action::TrustHost(name)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Forgets a host that has no attachment.

@@ -67,6 +67,7 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(orphans::delete))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::get, hosts::put, hosts::delete))
+        .routes(routes!(hosts::authenticate, hosts::trust))
         .routes(routes!(attachments::list))
         .routes(routes!(attachments::get, attachments::put, attachments::delete))
         .routes(routes!(events::events))

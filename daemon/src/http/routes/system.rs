@@ -93,14 +93,15 @@ mod tests {
             get /v1/snapshots/{snapshot}|delete /v1/snapshots/{snapshot}|post /v1/snapshot-groups|\
             get /v1/snapshot-groups/{group}|get /v1/orphans|post /v1/orphans/{orphan}/adopt|\
             delete /v1/orphans/{orphan}|get /v1/hosts|get /v1/hosts/{host}|put /v1/hosts/{host}|\
-            delete /v1/hosts/{host}|get /v1/volumes/{volume}/attachments|\
+            delete /v1/hosts/{host}|put /v1/hosts/{host}/authentication|delete /v1/hosts/{host}/authentication|\
+            get /v1/volumes/{volume}/attachments|\
             get /v1/volumes/{volume}/attachments/{host}|put /v1/volumes/{volume}/attachments/{host}|\
             delete /v1/volumes/{volume}/attachments/{host}|get /v1/events";
         assert_eq!(got, want.split('|').map(str::to_owned).collect());
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 29 && !source.contains(".route("), "{added}");
+        assert!(added == 30 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }

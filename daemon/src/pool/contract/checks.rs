@@ -250,6 +250,7 @@ fn relabel(_: &Subject, pool: &dyn Pool) -> Check {
     let host = |i: usize| LabelHost {
         name: parse(&format!("worker-{i}")),
         nqn: parse(&format!("nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-{i:012}")),
+        authenticated: i.is_multiple_of(2),
     };
     // Longer, then shorter: nothing of the longer one may be left.
     for hosts in [40, 1, 0] {

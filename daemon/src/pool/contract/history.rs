@@ -202,6 +202,7 @@ fn carry_out(pool: &dyn Pool, model: &mut Model, step: Step) -> Check {
             let host = |n: u8| LabelHost {
                 name: parse(&format!("host-{n}")),
                 nqn: parse(&format!("nqn.2026-11.dev.orlop:host-{n}")),
+                authenticated: n.is_multiple_of(2),
             };
             let l = Label { hosts: (0..hosts % 4).map(host).collect(), ..l };
             ok("relabel", pool.relabel(&l, &soon()))?;

@@ -46,6 +46,8 @@ impl Nvmet {
                     }
                 }
                 Change::MakeSubsystem => return self.make_subsystem(step, nqn, deadline),
+                Change::Authenticate { host } => return self.ask_as_it_should(host),
+                Change::Allow { host } => return self.allow(step, nqn, host),
                 Change::Link { port, portal } => {
                     let path = format!("ports/{port}/subsystems/{nqn}");
                     match self.tree.link(&format!("subsystems/{nqn}"), &path) {
@@ -110,7 +112,7 @@ impl Nvmet {
             }
             Change::RemoveHost { host } => {
                 let path = format!("hosts/{host}");
-                let result = self.remove_host(&path);
+                let result = self.remove_host(host, &path);
                 (path, result)
             }
             Change::RemoveSubsystem => {
@@ -144,17 +146,12 @@ impl Nvmet {
                 let result = there(tree.make_dir(&path));
                 (path, result)
             }
-            Change::Allow { host } => {
-                let path = at(&format!("allowed_hosts/{host}"));
-                // Another volume's step may have removed the directory since it was seen.
-                let result = there(tree.make_dir(&format!("hosts/{host}")))
-                    .and_then(|()| tree.link(&format!("hosts/{host}"), &path));
-                (path, result)
-            }
             // Handled by the caller.
             Change::Refuse { .. }
             | Change::DropControllers { .. }
             | Change::MakeSubsystem
+            | Change::Authenticate { .. }
+            | Change::Allow { .. }
             | Change::Link { .. } => (String::new(), Ok(())),
         }
     }
@@ -162,15 +159,22 @@ impl Nvmet {
     /// Host directories are shared by name with whoever else configures the target, and nothing tells
     /// who made one. So one is removed only right after a link of ours to it went, never because a
     /// scan found it idle (a foreign tool makes the directory first and the link later); the kernel
-    /// itself refuses while any link is left; and one with a secret inside is kept, because making it
-    /// again would not bring that back.
-    fn remove_host(&self, path: &str) -> io::Result<()> {
-        for secret in ["dhchap_key", "dhchap_ctrl_key"] {
-            if self.tree.read(&format!("{path}/{secret}")).is_ok_and(|key| !key.is_empty()) {
-                return Ok(());
-            }
+    /// itself refuses while any link is left; and one with a secret inside that is not ours is kept, because
+    /// making it again would not bring that back.
+    fn remove_host(&self, host: &str, path: &str) -> io::Result<()> {
+        if self.has_foreign_secret(host) {
+            return Ok(());
         }
         gone(self.tree.remove_dir(path)).or_else(|e| if is(&e, Errno::BUSY) { Ok(()) } else { Err(e) })
+    }
+
+    /// Lets a host in. What it must prove comes first, every time: another volume's step may have removed the
+    /// directory since it was seen, and a new one asks nothing.
+    fn allow(&self, step: &Step, nqn: &Nqn, host: &str) -> Result<()> {
+        let (from, path) = (format!("hosts/{host}"), format!("subsystems/{nqn}/allowed_hosts/{host}"));
+        there(self.tree.make_dir(&from)).map_err(|e| failed(step, from.clone(), e))?;
+        self.ask_as_it_should(host)?;
+        self.tree.link(&from, &path).map_err(|e| failed(step, path, e))
     }
 
     /// A subsystem that was removed lives on without a name in configfs until its last controller has

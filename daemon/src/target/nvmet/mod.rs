@@ -13,6 +13,7 @@
 mod apply;
 mod observe;
 mod plan;
+mod secrets;
 mod state;
 mod tree;
 
@@ -30,6 +31,7 @@ pub use plan::{FIRST_PORT, PORT_COUNT};
 pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
 pub use tree::ConfigTree;
 
+use super::keys::HostKeys;
 use super::{Desired, Export, Protocol, Result, Scope};
 use crate::kernel::configfs::ConfigFs;
 use crate::kernel::{Deadline, net};
@@ -82,6 +84,7 @@ pub struct Nvmet {
     config: NvmetConfig,
     tree: Arc<dyn ConfigTree>,
     debug: Option<Arc<dyn ConfigTree>>,
+    keys: HostKeys,
     /// Between two looks at what the kernel completes later.
     poll: Duration,
 }
@@ -96,7 +99,13 @@ impl Nvmet {
     /// Over any tree that behaves so, and, where it is known, one that lists controllers as
     /// `<subsystem>/ctrl<N>/hostnqn`.
     pub fn over(config: NvmetConfig, tree: Arc<dyn ConfigTree>, debug: Option<Arc<dyn ConfigTree>>) -> Self {
-        Self { config, tree, debug, poll: Duration::from_millis(10) }
+        Self { config, tree, debug, keys: HostKeys::default(), poll: Duration::from_millis(10) }
+    }
+
+    /// What hosts must prove.
+    #[must_use]
+    pub fn with_keys(self, keys: HostKeys) -> Self {
+        Self { keys, ..self }
     }
 
     /// How long to wait between two looks at what the kernel completes later.

@@ -72,6 +72,9 @@ impl Nvmet {
         }
         for host in hosts {
             if optional(tree.list(&format!("hosts/{host}"))).map_err(in_words("hosts"))?.is_some() {
+                if !self.asks_as_it_should(&host)? {
+                    seen.unproven.insert(host.clone());
+                }
                 seen.hosts.insert(host);
             }
         }
@@ -86,6 +89,11 @@ impl Nvmet {
     fn look_at_all(&self, ports: &[String], deadline: &Deadline) -> Result<Observed> {
         let tree = &*self.tree;
         let mut seen = Observed { hosts: list(tree, "hosts")?.into_iter().collect(), ..Default::default() };
+        for host in &seen.hosts {
+            if !self.asks_as_it_should(host)? {
+                seen.unproven.insert(host.clone());
+            }
+        }
         for name in list(tree, "subsystems")? {
             deadline.check().map_err(|o| TargetError::Deadline("reading the kernel".into(), o))?;
             match (self.config.prefix.volume(&name), name.parse::<Nqn>()) {

@@ -270,6 +270,11 @@ impl Volume<'_> {
             self.step(Change::Enable);
         }
         let known = is.map(Subsystem::allowed).unwrap_or_default();
+        for host in want.hosts.iter().map(Nqn::as_str) {
+            if known.contains(host) && self.seen.unproven.contains(host) {
+                self.step(Change::Authenticate { host: host.to_string() });
+            }
+        }
         for host in want.hosts.iter().map(Nqn::as_str).filter(|h| !known.contains(h)) {
             // In the scope of all, an earlier volume's step may have made it: that is not an error.
             if !self.seen.hosts.contains(host) {

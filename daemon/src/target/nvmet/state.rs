@@ -15,6 +15,8 @@ pub struct Observed {
     /// Host directories that exist, whoever made them. In the scope of one volume only those that it
     /// has or wants.
     pub hosts: BTreeSet<String>,
+    /// Those of them of which the kernel does not ask the secret that it should.
+    pub unproven: BTreeSet<String>,
     /// Devices that foreign subsystems have configured, and by which. Only in the scope of all: it
     /// costs a look at every foreign subsystem.
     pub foreign_devices: BTreeMap<String, String>,
@@ -170,7 +172,12 @@ pub enum Change {
         /// Its NQN.
         host: String,
     },
-    /// Let a host in.
+    /// Have a host that is let in prove what it should when it connects again.
+    Authenticate {
+        /// Its NQN.
+        host: String,
+    },
+    /// Let a host in, which must prove what it should.
     Allow {
         /// Its NQN.
         host: String,
@@ -221,6 +228,7 @@ impl fmt::Display for Step {
                 }
                 Change::Enable => write!(f, "enable namespace {NSID} of {nqn}"),
                 Change::MakeHost { host } => write!(f, "create host {host}"),
+                Change::Authenticate { host } => write!(f, "have {host} authenticated as it should be"),
                 Change::Allow { host } => write!(f, "allow {host} at {nqn}"),
                 Change::Link { port, .. } => write!(f, "link {nqn} to port {port}"),
             },

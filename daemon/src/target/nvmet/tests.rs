@@ -6,13 +6,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{ByteSize, Nqn, VolumeId};
+use orlop_api::{AuthenticationPut, ByteSize, Nqn, VolumeId};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::*;
 use crate::model::Identity;
+use crate::target::keys::Proof;
 use crate::target::sim::{ControllerHandle, Fault, SimKernel, SimTree};
 use crate::target::{Report, Target, TargetError};
 
@@ -55,14 +56,23 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-const BLIND: SimKernel =
-    SimKernel { debugfs: false, qid_max: true, model: true, revalidate: true, devices: false };
+const BLIND: SimKernel = SimKernel {
+    debugfs: false,
+    qid_max: true,
+    model: true,
+    revalidate: true,
+    authentication: true,
+    devices: false,
+};
 
 /// A tree that is looked at after every change.
 struct Watched {
     tree: Arc<SimTree>,
     /// By volume number, who may be able to connect at most.
     bounds: Mutex<BTreeMap<usize, BTreeSet<&'static str>>>,
+    /// The same of those that must prove a secret, and without a proof.
+    unproved: Mutex<BTreeMap<usize, BTreeSet<&'static str>>>,
+    keys: HostKeys,
     violations: Mutex<Vec<String>>,
 }
 
@@ -74,10 +84,24 @@ impl Watched {
                 self.violations.lock().push(format!("after {what}: {now:?} may use volume {n}"));
             }
         }
+        for (n, bound) in &*self.unproved.lock() {
+            let now = self.unproved(*n);
+            if !now.is_subset(bound) {
+                self.violations.lock().push(format!("after {what}: {now:?} need no secret at volume {n}"));
+            }
+        }
         if what.contains(FOREIGN) || what.contains("ports/1/") && !what.contains("orlop") {
             self.violations.lock().push(format!("touched what is foreign: {what}"));
         }
         result
+    }
+}
+
+impl Watched {
+    /// Who must prove a secret and could connect to a volume without.
+    fn unproved(&self, n: usize) -> BTreeSet<&'static str> {
+        let must = |h: &&str| matches!(self.keys.get(h), Some(Proof::Secret(_)));
+        self.tree.may_connect_unproved(&nqn(n), &HOSTS).into_iter().filter(must).collect()
     }
 }
 
@@ -94,6 +118,9 @@ impl ConfigTree for Watched {
     fn write(&self, p: &str, v: &str) -> io::Result<()> {
         assert!(!(p.ends_with("allow_any_host") && v != "0"));
         self.after(format!("write {p} {v}"), self.tree.write(p, v))
+    }
+    fn restrict(&self, p: &str) -> io::Result<()> {
+        self.tree.restrict(p)
     }
     fn link(&self, t: &str, p: &str) -> io::Result<()> {
         self.after(format!("link {p}"), self.tree.link(t, p))
@@ -113,6 +140,7 @@ struct Stand {
     tree: Arc<SimTree>,
     watched: Arc<Watched>,
     target: Nvmet,
+    keys: HostKeys,
     /// Every connection that was ever made: volume number, host, controller.
     connections: Vec<(usize, &'static str, ControllerHandle)>,
 }
@@ -120,10 +148,17 @@ struct Stand {
 impl Stand {
     fn new(kernel: SimKernel) -> Self {
         let tree = Arc::new(SimTree::new(kernel));
-        let watched =
-            Arc::new(Watched { tree: tree.clone(), bounds: Mutex::default(), violations: Mutex::default() });
+        let keys = HostKeys::default();
+        let watched = Arc::new(Watched {
+            tree: tree.clone(),
+            bounds: Mutex::default(),
+            unproved: Mutex::default(),
+            keys: keys.clone(),
+            violations: Mutex::default(),
+        });
         let target = Nvmet::over(config(), watched.clone(), Some(Arc::new(tree.debug())));
-        Self { tree, watched, target: target.with_poll(Duration::ZERO), connections: Vec::new() }
+        let target = target.with_keys(keys.clone()).with_poll(Duration::ZERO);
+        Self { tree, watched, target, keys, connections: Vec::new() }
     }
 
     fn converge(&self, scope: Scope, desired: &Desired) -> Result<Report> {
@@ -131,14 +166,19 @@ impl Stand {
             let mut bound = self.tree.may_connect(&nqn(n), &HOSTS);
             bound.extend(wanted(desired, n));
             self.watched.bounds.lock().insert(n, bound);
+            let unproved = self.watched.unproved(n);
+            self.watched.unproved.lock().insert(n, unproved);
         }
         let result = self.target.converge(scope, desired, &soon());
         self.watched.bounds.lock().clear();
+        self.watched.unproved.lock().clear();
         result
     }
 
+    /// A host connects, which knows whatever secret is asked of it.
     fn connect(&mut self, n: usize, host: usize, port: u16) -> io::Result<()> {
-        let handle = self.tree.connect(HOSTS[host], &nqn(n), port)?;
+        let secret = self.tree.read(&format!("hosts/{}/dhchap_key", HOSTS[host])).unwrap_or_default();
+        let handle = self.tree.connect_with(HOSTS[host], &nqn(n), port, &secret)?;
         self.connections.push((n, HOSTS[host], handle));
         Ok(())
     }
@@ -337,6 +377,93 @@ fn size_is_announced_or_said_to_be_impossible() {
     assert!(matches!(error, TargetError::Unsupported(_)));
 }
 
+/// A secret of its own for each number.
+fn text(n: u8) -> String {
+    use base64::Engine;
+    let bytes: Vec<u8> = (n..n + 32).collect();
+    let crc = crc32fast::hash(&bytes).to_le_bytes();
+    let base64 = base64::engine::general_purpose::STANDARD.encode([&bytes[..], &crc].concat());
+    format!("DHHC-1:01:{base64}:")
+}
+
+fn secret(n: u8, controller: Option<u8>) -> Proof {
+    Proof::Secret(Box::new(AuthenticationPut {
+        key: text(n).parse().unwrap(),
+        controller_key: controller.map(|n| text(n).parse().unwrap()),
+        hash: Default::default(),
+        dh_group: Default::default(),
+    }))
+}
+
+#[test]
+fn a_host_with_a_secret_is_let_in_with_it_alone() {
+    let s = Stand::new(SimKernel::default());
+    let nqn_of = |h: usize| HOSTS[h].parse::<Nqn>().unwrap();
+    let (want, at) = (desired(&[(0, &[0, 1]), (1, &[0])]), nqn(0));
+    s.keys.put(&nqn_of(0), secret(1, Some(9)));
+    let steps = s.converge(Scope::All, &want).unwrap().steps.join("\n");
+    assert!(!steps.contains("DHHC"), "{steps}");
+    let attribute = |a: &str| s.tree.read(&format!("hosts/{}/dhchap_{a}", HOSTS[0])).unwrap();
+    assert_eq!(
+        ["key", "ctrl_key", "hash", "dhgroup"].map(attribute),
+        [text(1), text(9), "hmac(sha256)".into(), "ffdhe2048".into()]
+    );
+    let connect = |secret: &str| s.tree.connect_with(HOSTS[0], &at, FIRST_PORT, secret);
+    assert!(connect("").is_err() && connect(&text(2)).is_err());
+    let connected = connect(&text(1)).unwrap();
+    s.tree.connect(HOSTS[1], &at, FIRST_PORT).unwrap();
+    for scope in [Scope::Volume(volume(0)), Scope::All] {
+        assert_eq!(s.converge(scope, &want).unwrap().steps, [""; 0]);
+    }
+
+    // Another one, without the appliance's: nobody is dropped for it.
+    s.keys.put(&nqn_of(0), secret(2, None));
+    let steps = s.converge(Scope::Volume(volume(0)), &want).unwrap().steps;
+    assert_eq!(steps, [format!("have {} authenticated as it should be", HOSTS[0])]);
+    assert!(s.tree.is_live(connected) && s.tree.io(connected).is_ok());
+    assert!(connect(&text(1)).is_err() && connect(&text(2)).is_ok());
+    assert_eq!(attribute("ctrl_key"), "");
+
+    // By hand it is not taken away for long.
+    s.tree.write(&format!("hosts/{}/dhchap_key", HOSTS[0]), "\0").unwrap();
+    assert!(connect("").is_ok());
+    s.converge(Scope::All, &want).unwrap();
+    assert!(connect("").is_err());
+
+    // No longer, and gone with its last volume.
+    s.keys.put(&nqn_of(0), Proof::Nothing);
+    s.converge(Scope::Volume(volume(1)), &want).unwrap();
+    assert!(connect("").is_ok());
+    s.keys.put(&nqn_of(0), secret(3, None));
+    s.converge(Scope::All, &want).unwrap();
+    s.converge(Scope::All, &Desired::new()).unwrap();
+    assert_eq!(s.tree.list("hosts").unwrap(), [""; 0]);
+    assert_eq!(s.complaints(&Desired::new()), [""; 0]);
+}
+
+#[test]
+fn a_directory_that_another_step_removed_is_not_made_without_its_secret() {
+    let s = Stand::new(SimKernel::default());
+    s.keys.put(&HOSTS[0].parse().unwrap(), secret(1, None));
+    s.converge(Scope::All, &desired(&[(0, &[0])])).unwrap();
+    let want = desired(&[(1, &[0])]);
+    s.converge(Scope::All, &want).unwrap();
+    assert!(s.tree.connect(HOSTS[0], &nqn(1), FIRST_PORT).is_err());
+    assert_eq!(s.complaints(&want), [""; 0]);
+}
+
+#[test]
+fn a_kernel_that_can_not_authenticate_lets_nobody_in_who_should_be() {
+    let s = Stand::new(SimKernel { authentication: false, ..SimKernel::default() });
+    let want = desired(&[(0, &[0, 1]), (1, &[1])]);
+    s.keys.put(&HOSTS[0].parse().unwrap(), secret(1, None));
+    let report = s.converge(Scope::All, &want).unwrap();
+    assert!(matches!(report.failed[&volume(0)], TargetError::Unsupported(_)), "{report:?}");
+    assert!(s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_err());
+    assert!(s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT).is_ok(), "another volume");
+    assert_eq!(s.complaints(&want), [""; 0]);
+}
+
 #[test]
 fn keys_of_a_host_outlive_its_last_volume() {
     let s = Stand::new(SimKernel::default());
@@ -470,7 +597,7 @@ fn any_deed() -> impl Strategy<Value = Deed> {
         1 => (subsystem.clone(), port.clone())
             .prop_map(|(s, p)| Deed::Unlink(format!("ports/{p}/subsystems/{s}"))),
         1 => subsystem.prop_map(|s| Deed::Remove(format!("subsystems/{s}/namespaces/1"))),
-        1 => host.prop_map(|h| Deed::Write(format!("hosts/{h}/dhchap_key"), "secret".into())),
+        2 => host.prop_map(|h| Deed::Write(format!("hosts/{h}/dhchap_key"), "DHHC-1:00:theirs:".into())),
         6 => (0usize..2, 0usize..5, port).prop_map(|(n, h, p)| Deed::Connect(n, h, p)),
     ]
 }
@@ -511,6 +638,8 @@ fn thinned(all: &Desired, keep: u8) -> Desired {
 /// A state of the kernel: perhaps one that we built, and then what others did.
 fn stand(kernel: SimKernel, built: Option<&Desired>, deeds: &[Deed]) -> Stand {
     let mut s = Stand::new(kernel);
+    s.keys.put(&HOSTS[1].parse().unwrap(), secret(1, None));
+    s.keys.put(&HOSTS[2].parse().unwrap(), secret(2, Some(3)));
     if let Some(built) = built {
         let _ = s.converge(Scope::All, built);
         s.connect_all();
@@ -540,6 +669,8 @@ fn foreign(s: &Stand) -> BTreeMap<String, String> {
             dump.iter().any(|(k, v)| linked(k) && v == h)
                 || dump.get(&format!("hosts/{h}/dhchap_key")).is_some_and(|v| !v.is_empty())
         })
+        // What must be proved by those is ours to say.
+        .filter(|h| s.keys.get(h).is_none())
         .map(|h| format!("hosts/{h}"))
         .collect();
     dump.into_iter()

@@ -16,6 +16,8 @@ pub trait ConfigTree: Send + Sync {
     fn read(&self, path: &str) -> io::Result<String>;
     /// Writes an attribute in one call; never creates it.
     fn write(&self, path: &str, value: &str) -> io::Result<()>;
+    /// From now on only the superuser may look into a directory.
+    fn restrict(&self, path: &str) -> io::Result<()>;
     /// Makes `path` a link to the directory `target`.
     fn link(&self, target: &str, path: &str) -> io::Result<()>;
     /// Removes a link.
@@ -38,6 +40,9 @@ impl ConfigTree for ConfigFs {
     }
     fn write(&self, path: &str, value: &str) -> io::Result<()> {
         Self::write(self, path, value)
+    }
+    fn restrict(&self, path: &str) -> io::Result<()> {
+        Self::restrict(self, path)
     }
     fn link(&self, target: &str, path: &str) -> io::Result<()> {
         Self::link(self, target, path)

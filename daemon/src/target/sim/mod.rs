@@ -13,10 +13,12 @@ use std::sync::Arc;
 pub use faults::Fault;
 pub use tree::{ControllerHandle, SimKernel, SimTree};
 
+use super::keys::HostKeys;
 use super::nvmet::{Nvmet, NvmetConfig};
 
 /// A target over a simulated kernel, and the kernel itself.
-pub fn target(config: NvmetConfig, kernel: SimKernel) -> (Nvmet, Arc<SimTree>) {
+pub fn target(config: NvmetConfig, keys: HostKeys, kernel: SimKernel) -> (Nvmet, Arc<SimTree>) {
     let tree = Arc::new(SimTree::new(kernel));
-    (Nvmet::over(config, tree.clone(), Some(Arc::new(tree.debug()))), tree)
+    let nvmet = Nvmet::over(config, tree.clone(), Some(Arc::new(tree.debug())));
+    (nvmet.with_keys(keys), tree)
 }

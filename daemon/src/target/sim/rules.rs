@@ -101,7 +101,8 @@ impl State {
                     ("dhchap_hash", "hmac(sha256)"),
                     ("dhchap_dhgroup", "null"),
                 ];
-                self.hosts.insert(name.into(), attributes(&all));
+                let all = if kernel.authentication { attributes(&all) } else { Attributes::new() };
+                self.hosts.insert(name.into(), all);
             }
             ["ports", id] => {
                 number(id, 0..=65535)?;
@@ -190,6 +191,18 @@ impl State {
             ["subsystems", nqn, "namespaces", id] => self.write_namespace(nqn, id, name, value, kernel),
             ["ports", id] => self.write_port(id, name, value),
             ["hosts", host] => {
+                // A zero ends the text, so one alone is the empty text.
+                let value = value.split('\0').next().unwrap_or_default();
+                match *name {
+                    "dhchap_hash" => one_of(value, &["hmac(sha256)", "hmac(sha384)", "hmac(sha512)"])?,
+                    "dhchap_dhgroup" => {
+                        let groups =
+                            ["null", "ffdhe2048", "ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"];
+                        one_of(value, &groups)?;
+                    }
+                    _ if value.is_empty() || value.starts_with("DHHC-1:0") => {}
+                    _ => return Err(Errno::INVAL),
+                }
                 self.hosts.get_mut(host).ok_or(Errno::NOENT)?.insert((*name).into(), value.into());
                 Ok(())
             }

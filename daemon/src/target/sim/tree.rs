@@ -20,6 +20,8 @@ pub struct SimKernel {
     pub model: bool,
     /// `revalidate_size` is there.
     pub revalidate: bool,
+    /// Hosts can be authenticated.
+    pub authentication: bool,
     /// Enabling a namespace needs its device to exist.
     pub devices: bool,
 }
@@ -27,7 +29,14 @@ pub struct SimKernel {
 impl Default for SimKernel {
     /// All but looking at devices.
     fn default() -> Self {
-        Self { debugfs: true, qid_max: true, model: true, revalidate: true, devices: false }
+        Self {
+            debugfs: true,
+            qid_max: true,
+            model: true,
+            revalidate: true,
+            authentication: true,
+            devices: false,
+        }
     }
 }
 
@@ -107,6 +116,13 @@ impl State {
     pub fn allows(&self, subsystem: &Subsystem, host: &str) -> bool {
         subsystem.any_host() || subsystem.hosts.values().any(|h| h == host)
     }
+
+    /// Whether a host that knows that secret, or none, has proved what it must. Of nobody is anything asked where all
+    /// are let in.
+    pub fn is_proved(&self, subsystem: &Subsystem, host: &str, secret: &str) -> bool {
+        let asked = self.hosts.get(host).and_then(|h| h.get("dhchap_key"));
+        subsystem.any_host() || asked.is_none_or(|asked| asked.is_empty() || asked == secret)
+    }
 }
 
 /// A connection of a host to a subsystem.
@@ -133,15 +149,26 @@ impl SimTree {
         SimDebug { visible: self.kernel.debugfs, state: self.state.clone() }
     }
 
-    /// A host connects by a port.
+    /// A host connects by a port, and has no secret.
     pub fn connect(&self, host: &str, subsystem: &str, port: u16) -> io::Result<ControllerHandle> {
+        self.connect_with(host, subsystem, port, "")
+    }
+
+    /// A host connects by a port, and knows a secret.
+    pub fn connect_with(
+        &self,
+        host: &str,
+        subsystem: &str,
+        port: u16,
+        secret: &str,
+    ) -> io::Result<ControllerHandle> {
         let mut state = self.state.lock();
         let port = port.to_string();
         let linked = state.ports.get(&port).is_some_and(|p| p.links.values().any(|s| s == subsystem));
         let Some(found) = state.subsystems.get(subsystem).filter(|_| linked) else {
             return Err(Errno::CONNREFUSED.into());
         };
-        if !state.allows(found, host) {
+        if !state.allows(found, host) || !state.is_proved(found, host, secret) {
             return Err(Errno::ACCESS.into());
         }
         let generation = found.generation;
@@ -182,6 +209,15 @@ impl SimTree {
             return BTreeSet::new();
         };
         hosts.iter().copied().filter(|h| state.allows(found, h)).collect()
+    }
+
+    /// Of these hosts, those that could connect to a subsystem now without any secret.
+    pub fn may_connect_unproved<'a>(&self, subsystem: &str, hosts: &[&'a str]) -> BTreeSet<&'a str> {
+        let mut all = self.may_connect(subsystem, hosts);
+        let state = self.state.lock();
+        let found = state.subsystems.get(subsystem);
+        all.retain(|h| found.is_some_and(|s| state.is_proved(s, h, "")));
+        all
     }
 
     /// Every path with its value: directories empty, links with their target.
@@ -257,6 +293,9 @@ impl ConfigTree for SimTree {
     fn write(&self, path: &str, value: &str) -> io::Result<()> {
         self.change(|s| s.write(path, value, self.kernel))
     }
+    fn restrict(&self, path: &str) -> io::Result<()> {
+        self.state.lock().list(path).map(drop).map_err(Into::into)
+    }
     fn link(&self, target: &str, path: &str) -> io::Result<()> {
         self.change(|s| s.link(target, path))
     }
@@ -306,6 +345,9 @@ impl ConfigTree for SimDebug {
         Err(Errno::ROFS.into())
     }
     fn write(&self, _: &str, _: &str) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+    fn restrict(&self, _: &str) -> io::Result<()> {
         Err(Errno::ROFS.into())
     }
     fn link(&self, _: &str, _: &str) -> io::Result<()> {

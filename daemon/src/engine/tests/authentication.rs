@@ -1,0 +1,128 @@
+//! Hosts that must prove a secret: given, changed, taken back, lost.
+
+use std::collections::BTreeSet;
+
+use orlop_api::{Authentication, AuthenticationPut};
+
+use super::*;
+use crate::target::keys::Proof;
+
+const KEY: &str = "DHHC-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+const OTHER: &str = "DHHC-1:01:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAl7OaH:";
+
+fn secret(key: &str, controller: Option<&str>) -> AuthenticationPut {
+    AuthenticationPut {
+        key: key.parse().unwrap(),
+        controller_key: controller.map(|k| k.parse().unwrap()),
+        hash: Default::default(),
+        dh_group: Default::default(),
+    }
+}
+
+impl Rig {
+    fn authentication(&self, host: &str) -> Option<Authentication> {
+        self.engine().view().host(&host.parse().unwrap()).unwrap().authentication
+    }
+
+    fn asked(&self, host: &Nqn) -> Option<Proof> {
+        self.engine().core.settings.host_keys.get(host.as_str())
+    }
+
+    async fn authenticate(&self, host: &str, ask: AuthenticationPut) {
+        self.ok(Action::AuthenticateHost(host.parse().unwrap(), ask)).await;
+    }
+
+    fn is_alarmed(&self) -> bool {
+        self.engine().view().alarms().iter().any(|a| a.subject == "host/one/secret")
+    }
+
+    async fn let_in(&self, id: VolumeId, hosts: &[&Nqn]) {
+        let wanted: BTreeSet<Nqn> = hosts.iter().map(|h| (*h).clone()).collect();
+        for _ in 0..1000 {
+            if self.target.hosts(id) == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?} may use it", self.target.hosts(id));
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_asked_for_over_restarts_and_until_it_is_taken_back() {
+    let mut rig = Rig::new().await;
+    let one = rig.host("one").await;
+    assert_eq!(rig.authentication("one"), None);
+    rig.authenticate("one", secret(KEY, Some(OTHER))).await;
+    let Some(Authentication::Required { mutual: true, .. }) = rig.authentication("one") else { panic!() };
+    let id = rig.create("data").await;
+    rig.ok(attach(id, "one")).await;
+    assert!(matches!(rig.asked(&one), Some(Proof::Secret(s)) if s.key.expose() == KEY));
+    rig.restart().await;
+    assert!(matches!(rig.asked(&one), Some(Proof::Secret(s)) if s.key.expose() == KEY));
+    assert_eq!(rig.target.hosts(id).len(), 1);
+
+    rig.authenticate("one", secret(OTHER, None)).await;
+    assert!(matches!(rig.asked(&one), Some(Proof::Secret(s)) if s.key.expose() == OTHER));
+    let Some(Authentication::Required { mutual: false, .. }) = rig.authentication("one") else { panic!() };
+    // What makes it a host does not make it one without a secret.
+    rig.host("one").await;
+    assert!(rig.authentication("one").is_some());
+
+    for _ in 0..2 {
+        rig.ok(Action::TrustHost("one".parse().unwrap())).await;
+        assert_eq!(rig.asked(&one), Some(Proof::Nothing));
+        assert_eq!(rig.authentication("one"), None);
+    }
+    rig.restart().await;
+    assert_eq!(rig.asked(&one), None);
+}
+
+#[tokio::test]
+async fn what_is_no_proof_is_refused() {
+    let rig = Rig::new().await;
+    let missing = rig.fails(Action::AuthenticateHost("one".parse().unwrap(), secret(KEY, None))).await;
+    assert_eq!(missing.kind, ErrorKind::NotFound);
+    let one = rig.host("one").await;
+    let same = rig.fails(Action::AuthenticateHost("one".parse().unwrap(), secret(KEY, Some(KEY)))).await;
+    assert_eq!((same.kind, same.field.as_deref()), (ErrorKind::Invalid, Some("controller_key")));
+    assert!(!format!("{same:?}").contains("DHHC"));
+    assert_eq!((rig.authentication("one"), rig.asked(&one)), (None, None));
+}
+
+/// The labels say that there was a secret, and nothing says which: who has only the name stays out.
+#[tokio::test]
+async fn a_lost_secret_keeps_its_host_out_until_it_is_given_again() {
+    let mut rig = Rig::new().await;
+    let (one, two) = (rig.host("one").await, rig.host("two").await);
+    rig.authenticate("one", secret(KEY, None)).await;
+    let ids = [rig.create("data").await, rig.create("log").await];
+    for id in ids {
+        rig.ok(attach(id, "one")).await;
+    }
+    rig.ok(attach(ids[0], "two")).await;
+    rig.engine().core.write_labels().await;
+    rig.engine().core.tasks.lock().abort_all();
+    rig.engine = None;
+    // Wait until the old journal is closed, then lose it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    std::fs::remove_dir_all(rig.dir.path().join("journal")).unwrap();
+    rig.target.power_cycle();
+    rig.start().await;
+    assert_eq!(rig.authentication("one"), Some(Authentication::Lost));
+    assert!(rig.is_alarmed());
+    rig.let_in(ids[0], &[&two]).await;
+    rig.let_in(ids[1], &[]).await;
+    let refused = rig.fails(Action::Attach(by(ids[1]), "one".parse().unwrap())).await;
+    assert_eq!(refused.kind, ErrorKind::Precondition);
+    // That lasts, also when the labels are written anew.
+    rig.restart().await;
+    assert_eq!(rig.authentication("one"), Some(Authentication::Lost));
+    assert!(rig.is_alarmed());
+
+    rig.authenticate("one", secret(OTHER, None)).await;
+    assert!(!rig.is_alarmed());
+    rig.let_in(ids[1], &[&one]).await;
+    rig.let_in(ids[0], &[&one, &two]).await;
+    assert!(matches!(rig.asked(&one), Some(Proof::Secret(s)) if s.key.expose() == OTHER));
+}
