@@ -383,6 +383,13 @@ impl Client {
         self.json(self.request(Method::PUT, &path)?).await
     }
 
+    /// `PUT /v1/volumes/{volume}/attachments/{host}?exclusive=true`
+    pub async fn attach_alone(&self, volume: &VolumeRef, host: &HostName) -> Result<Attachment> {
+        let mut url = self.url(&["v1", "volumes", &volume.to_string(), "attachments", host.as_str()])?;
+        url.query_pairs_mut().append_pair("exclusive", "true");
+        self.json(self.authorized(self.calls.request(Method::PUT, url)).timeout(self.timeout)).await
+    }
+
     /// `DELETE /v1/volumes/{volume}/attachments/{host}`
     pub async fn detach(&self, volume: &VolumeRef, host: &HostName) -> Result<()> {
         self.delete(&["v1", "volumes", &volume.to_string(), "attachments", host.as_str()]).await

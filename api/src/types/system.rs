@@ -115,6 +115,8 @@ pub enum EventKind {
     Attached,
     /// A host can no longer use a volume.
     Detached,
+    /// Somebody else changed how the kernel serves a volume, and that was put back: `detail` says by what steps.
+    Drift,
 }
 
 impl EventKind {
@@ -145,6 +147,7 @@ impl EventKind {
             Self::HostDeleted => "host_deleted",
             Self::Attached => "attached",
             Self::Detached => "detached",
+            Self::Drift => "drift",
         }
     }
 }

@@ -55,6 +55,8 @@ pub enum Action {
     DeleteHost(HostName),
     /// Lets a host use a volume.
     Attach(VolumeRef, HostName),
+    /// The same, once all other hosts of the volume are cut off.
+    AttachAlone(VolumeRef, HostName),
     /// Cuts a host off from a volume: done when it can't do I/O any more.
     Detach(VolumeRef, HostName),
 }
@@ -84,6 +86,7 @@ impl Action {
             Self::TrustHost(_) => "trust_host",
             Self::DeleteHost(_) => "delete_host",
             Self::Attach(..) => "attach",
+            Self::AttachAlone(..) => "attach_alone",
             Self::Detach(..) => "detach",
         }
     }
@@ -109,7 +112,9 @@ impl Action {
             | Self::AuthenticateHost(host, _)
             | Self::TrustHost(host)
             | Self::DeleteHost(host) => format!("host/{host}"),
-            Self::Attach(volume, host) | Self::Detach(volume, host) => format!("volume/{volume} host/{host}"),
+            Self::Attach(volume, host) | Self::AttachAlone(volume, host) | Self::Detach(volume, host) => {
+                format!("volume/{volume} host/{host}")
+            }
         }
     }
 }

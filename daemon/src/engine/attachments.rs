@@ -10,7 +10,7 @@ use super::core::Core;
 use super::error::{Error, Result};
 use super::events::Subject;
 use super::intent::Intent;
-use super::locks::{Key, Mode};
+use super::locks::{Guards, Key, Mode};
 use super::volumes::not_found;
 use crate::journal::{Batch, Table};
 
@@ -20,12 +20,12 @@ impl Core {
         who: &Principal,
         volume: VolumeRef,
         host: HostName,
+        alone: bool,
         until: Instant,
     ) -> Result<Outcome> {
         let id = self.find(who, &volume)?;
         self.check_settled(|intent| intent.touches_access(id))?;
-        let wants = vec![(Key::Host(host.clone()), Mode::Shared), (Key::Volume(id), Mode::Exclusive)];
-        let guards = self.locks.acquire(wants, until).await?;
+        let (mut guards, others) = self.lock_access(id, &host, alone, until).await?;
         self.check_settled(|intent| intent.touches_access(id))?;
         self.check_usable(id)?;
         let (pool, size, already) = {
@@ -49,6 +49,10 @@ impl Core {
         };
         let open = self.open_pool(&pool)?;
 
+        // All that could refuse this has been asked: what follows is done or left to be settled.
+        for other in others {
+            guards = self.cut_off(id, &other, guards).await?;
+        }
         // An attachment that exists is verified all the same: "attached" means that the kernel says so.
         if already {
             self.open_backing(&open, id, until).await.map_err(|f| f.error)?;
@@ -90,6 +94,36 @@ impl Core {
             return Err(Error::NotFound(format!("attachment of volume {volume} to host {host}")));
         }
 
+        let _guards = self.cut_off(id, &host, guards).await?;
+        Ok(Outcome::Gone)
+    }
+
+    /// Locks a volume's access for letting a host in, and says who else is attached if they are to go.
+    async fn lock_access(
+        &self,
+        id: VolumeId,
+        host: &HostName,
+        alone: bool,
+        until: Instant,
+    ) -> Result<(Guards, Vec<HostName>)> {
+        let others = || -> Vec<HostName> {
+            let view = self.view.read();
+            view.hosts_of(id).filter(|other| alone && *other != host).cloned().collect()
+        };
+        loop {
+            let known = others();
+            let hosts = known.iter().chain([host]).map(|h| (Key::Host(h.clone()), Mode::Shared));
+            let wants = hosts.chain([(Key::Volume(id), Mode::Exclusive)]).collect();
+            let guards = self.locks.acquire(wants, until).await?;
+            if others() == known {
+                return Ok((guards, known));
+            }
+            // Somebody came or went while the locks were waited for.
+        }
+    }
+
+    /// Cuts an attached host off, under the locks that are held.
+    async fn cut_off(self: &Arc<Self>, id: VolumeId, host: &HostName, guards: Guards) -> Result<Guards> {
         // The journal first: once it is durable that the host has no access, no crash brings it back.
         let mut batch = Batch::default();
         batch.remove(Table::Attachments, &attachment_key(id, host));

@@ -281,7 +281,7 @@ impl Core {
         id: VolumeId,
         extra: Option<&HostName>,
         fence: bool,
-    ) -> Outcome<()> {
+    ) -> Outcome<Report> {
         let until = Instant::now() + self.settings.target_deadline;
         let export = self.export_of(id, extra);
         let serve = export.is_some();
@@ -295,7 +295,7 @@ impl Core {
         if !serve {
             self.close_backing(id).await?;
         }
-        Ok(())
+        Ok(report)
     }
 
     /// How a volume should be served: to the hosts in the view and `extra`. `None` if to nobody, or if

@@ -15,6 +15,7 @@ mod attachments;
 mod copies;
 mod core;
 mod disks;
+mod drift;
 mod encryption;
 pub mod error;
 mod events;
@@ -147,6 +148,7 @@ impl Engine {
         self.core.background(self.core.clone().remove_spent());
         self.core.background(self.core.clone().look_at_pools());
         self.core.background(self.core.clone().look_at_disks());
+        self.core.background(self.core.clone().look_for_drift());
         Ok(())
     }
 
@@ -349,7 +351,8 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::AuthenticateHost(name, ask) => core.set_secrets(name, Some(ask), until).await,
         Action::TrustHost(name) => core.set_secrets(name, None, until).await,
         Action::DeleteHost(name) => core.delete_host(name, until).await,
-        Action::Attach(volume, host) => core.attach(who, volume, host, until).await,
+        Action::Attach(volume, host) => core.attach(who, volume, host, false, until).await,
+        Action::AttachAlone(volume, host) => core.attach(who, volume, host, true, until).await,
         Action::Detach(volume, host) => core.detach(who, volume, host, until).await,
     }
 }

@@ -343,7 +343,7 @@ impl Core {
     }
 
     /// Serves one volume again until it works, less and less often, with the volume `stuck` until then.
-    fn retry_export(self: &Arc<Self>, id: VolumeId, reason: String) {
+    pub(super) fn retry_export(self: &Arc<Self>, id: VolumeId, reason: String) {
         tracing::error!(volume = %id, error = reason, "a volume is not served");
         self.set_state(id, VolumeState::Stuck, Some(reason));
         let core = self.clone();
@@ -406,7 +406,7 @@ impl Core {
             let open = self.open_pool(&pool)?;
             self.open_backing(&open, id, Instant::now() + self.settings.settle_deadline).await?;
         }
-        self.converge_volume(id, None, false).await
+        self.converge_volume(id, None, false).await.map(drop)
     }
 
     /// Full convergence has verified who has access: interrupted attaches and detaches are settled, and

@@ -2,7 +2,7 @@
 //!
 //! Called through [`Target`], by the engine, on the target's lane. Knows no protocol.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use orlop_api::{Portal, VolumeId};
@@ -150,6 +150,10 @@ impl<P: Protocol> Target for P {
 
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()> {
         Protocol::announce_size(self, export, deadline)
+    }
+
+    fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
+        Protocol::served(self, deadline)
     }
 
     fn portals(&self) -> Vec<Portal> {

@@ -181,6 +181,9 @@ pub trait Protocol: Send + Sync {
     /// Tells connected hosts that a volume has grown.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
 
+    /// The volumes that the kernel has something of, served or half built.
+    fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
+
     /// Where hosts can reach what is served, wildcard addresses resolved to the machine's own.
     fn portals(&self) -> Vec<Portal>;
 }
@@ -201,6 +204,9 @@ pub trait Target: Send + Sync {
 
     /// Tells connected hosts that a volume has grown. The backing has grown already.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
+
+    /// The volumes that the kernel has something of, under our names.
+    fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
 
     /// Where hosts can reach what is served.
     fn portals(&self) -> Vec<Portal>;

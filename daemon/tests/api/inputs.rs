@@ -245,3 +245,44 @@ async fn tokens_count_in_their_header_alone() {
     );
     assert_eq!(mode & 0o777, 0o600);
 }
+
+#[tokio::test]
+async fn bad_secrets_are_refused_and_not_repeated() {
+    const SECRET: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh";
+    let d = Daemon::start();
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-000000000001";
+    let put = |path: &str, body: serde_json::Value| {
+        raw::call(&d.socket(), "PUT", path, body.to_string().as_bytes())
+    };
+    let good = format!("DHHC-1:01:{SECRET}+KfiaR:");
+    let path = "/v1/hosts/worker-1/authentication";
+    assert_eq!(put(path, json!({"key": good})).kind(), "not_found");
+    put("/v1/hosts/worker-1", json!({"nqn": nqn}));
+    let table = [
+        (json!({}), "key"),
+        (json!({"key": ""}), "key"),
+        (json!({"key": SECRET}), "key"),
+        (json!({"key": good.replace("AAEC", "AAED")}), "key"),
+        (json!({"key": good.replace(":01:", ":03:")}), "key"),
+        (json!({"key": good.replace(":01:", ":17:")}), "key"),
+        (json!({"key": good.repeat(8)}), "key"),
+        (json!({"key": "x".repeat(300)}), "key"),
+        (json!({"key": good, "controller_key": "DHHC-1:00:AAAA:"}), "controller_key"),
+        (json!({"key": good, "controller_key": good}), "controller_key"),
+        (json!({"key": good, "hash": "md5"}), "hash"),
+        (json!({"key": good, "dh_group": "modp1024"}), "dh_group"),
+        (json!({"key": good, "secret": "x"}), "secret"),
+    ];
+    for (body, field) in table {
+        let reply = put(path, body.clone());
+        assert_eq!(reply.kind(), "invalid", "{body}: {reply:?}");
+        assert_eq!(reply.json()["field"], field, "{body}: {}", reply.json());
+        assert!(!reply.json().to_string().contains(&SECRET[..20]), "{}", reply.json());
+    }
+    assert!(d.client().host(&"worker-1".parse().unwrap()).await.unwrap().authentication.is_none());
+    let reply = put(path, json!({"key": good}));
+    assert_eq!(reply.json()["authentication"]["state"], "required", "{reply:?}");
+    assert!(!reply.json().to_string().contains(&SECRET[..20]), "{}", reply.json());
+    let reply = put("/v1/volumes/x/attachments/worker-1?exclusive=perhaps", json!({}));
+    assert_eq!(reply.kind(), "invalid", "{reply:?}");
+}

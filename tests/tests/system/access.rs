@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use orlop_api::VolumeRef;
 use orlop_tests::wait_for;
 
 use crate::world::{World, XFS, ZFS};
@@ -36,12 +37,19 @@ pub fn fenced_writer_is_cut_off(w: &mut World) -> Result<()> {
         let a = w.attach(&volume, 1)?;
         let path = w.lab.initiator.connect(&a, 1, 1)?;
         w.lab.initiator.start_stream(name, &path, 0, 10_000)?;
+        // By a detach, and by another host that wants the volume for itself.
+        let next = w.host(2)?;
         let before = Instant::now();
-        w.detach(&volume, 1)?;
+        let other = if pool == ZFS {
+            w.detach(&volume, 1)?;
+            None
+        } else {
+            Some(w.api(w.lab.api.attach_alone(&VolumeRef::Id(volume.id), &next))?)
+        };
         let took = before.elapsed();
         // From here on nothing of the old host may arrive. Another host reads what there is now, and
         // again after the old one had time to try everything.
-        let other = w.attach(&volume, 2)?;
+        let other = other.map_or_else(|| w.attach(&volume, 2), Ok)?;
         println!("     the fence of {name} took {:.2} s", took.as_secs_f64());
         let second = w.lab.others.first_mut().context("a second initiator")?;
         let theirs = second.connect(&other, 2, 1)?;
@@ -92,4 +100,45 @@ pub fn fence_spares_the_other_host(w: &mut World) -> Result<()> {
     w.lab.initiator.stop_stream("one")?;
     w.lab.initiator.forget(&first)?;
     w.remove(&volume)
+}
+
+const THEIRS: &str = "nqn.2020-01.com.example:theirs";
+const STRANGER: &str = "nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-000000000009";
+
+/// A stranger is let in to one volume, and another volume is taken from its hosts; a target of somebody else's appears.
+/// What comes of that is looked at in [`put_back_by_itself`].
+pub fn changed_by_hand(w: &mut World) -> Result<()> {
+    let (one, two) = (w.volume("hand-one", XFS, 64)?, w.volume("hand-two", ZFS, 64)?);
+    w.attach(&one, 1)?;
+    w.attach(&two, 1)?;
+    w.lab.on_appliance(&format!(
+        "cd /sys/kernel/config/nvmet && mkdir hosts/{STRANGER} && \
+         ln -s /sys/kernel/config/nvmet/hosts/{STRANGER} subsystems/{}/allowed_hosts/ && \
+         rm ports/*/subsystems/{} && mkdir subsystems/{THEIRS}",
+        one.nqn, two.nqn
+    ))?;
+    Ok(())
+}
+
+pub fn put_back_by_itself(w: &mut World) -> Result<()> {
+    let (one, two) = (w.volume("hand-one", XFS, 64)?, w.volume("hand-two", ZFS, 64)?);
+    let root = "/sys/kernel/config/nvmet";
+    let state = format!(
+        "ls {root}/subsystems/{}/allowed_hosts {root}/hosts {root}/ports/*/subsystems {root}/subsystems",
+        one.nqn
+    );
+    wait_for("the kernel to be as it should be", Duration::from_secs(90), || {
+        let state = w.lab.on_appliance(&state)?;
+        Ok(!state.contains(STRANGER) && state.matches(two.nqn.as_str()).count() > 1)
+    })?;
+    ensure!(w.lab.on_appliance(&state)?.contains(THEIRS), "what is not ours is gone");
+    let log = w.lab.on_appliance("journalctl -u orlopd -b --no-pager -o cat")?;
+    let told = log.matches("the target was changed by somebody else").count();
+    ensure!(told == 2, "told {told} times");
+    w.lab.on_appliance(&format!("rmdir {root}/subsystems/{THEIRS}"))?;
+    let a = w.attach(&two, 1)?;
+    w.lab.initiator.connect(&a, 1, 1)?;
+    w.lab.initiator.disconnect(&a)?;
+    w.remove(&one)?;
+    w.remove(&two)
 }

@@ -42,6 +42,9 @@ pub enum Command {
         volume: VolumeRef,
         /// The host
         host: HostName,
+        /// Cut off all other hosts of the volume first
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Cut a host off from a volume
     Detach {

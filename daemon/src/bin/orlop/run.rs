@@ -40,7 +40,12 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
         Command::Snapshot(command) => snapshot(client, command).await?,
         Command::Orphan(command) => orphan(client, command).await?,
         Command::Host(command) => host(client, command).await?,
-        Command::Attach { volume, host } => Answer::Attachment(client.attach(&volume, &host).await?),
+        Command::Attach { volume, host, exclusive: false } => {
+            Answer::Attachment(client.attach(&volume, &host).await?)
+        }
+        Command::Attach { volume, host, exclusive: true } => {
+            Answer::Attachment(client.attach_alone(&volume, &host).await?)
+        }
         Command::Detach { volume, host } => {
             client.detach(&volume, &host).await?;
             Answer::Done(format!("host {host} is cut off from volume {volume}"))

@@ -722,6 +722,15 @@ impl FakeTarget {
         }
     }
 
+    /// Somebody took a volume's export away, or it is back from nowhere.
+    pub fn take(&self, id: VolumeId) -> Option<Export> {
+        self.exports.lock().remove(&id)
+    }
+
+    pub fn put(&self, id: VolumeId, export: Export) {
+        self.exports.lock().insert(id, export);
+    }
+
     pub fn power_cycle(&self) {
         self.exports.lock().clear();
     }
@@ -760,6 +769,10 @@ impl Target for FakeTarget {
             e.size = export.size;
         }
         Ok(())
+    }
+
+    fn served(&self, _: &Deadline) -> std::result::Result<BTreeSet<VolumeId>, TargetError> {
+        Ok(self.exports.lock().keys().copied().collect())
     }
 
     fn portals(&self) -> Vec<Portal> {

@@ -4,12 +4,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use orlop_api::{Attachment, HostName, Page, Problem, VolumeRef};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::{resolve, submit};
 use crate::engine::{Action, Outcome};
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{At, At2, Caller};
+use crate::http::extract::{At, At2, Caller, Params};
 
 /// The attachments of a volume, by host.
 #[utoipa::path(get, path = "/v1/volumes/{volume}/attachments", tag = "attachments",
@@ -45,9 +47,19 @@ pub async fn get(
     found.map(Json).ok_or_else(missing)
 }
 
+/// How to attach.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AttachQuery {
+    /// Cut off all other hosts of the volume first.
+    #[serde(default)]
+    exclusive: bool,
+}
+
 /// Lets a host use a volume. Done when the kernel serves it.
 #[utoipa::path(put, path = "/v1/volumes/{volume}/attachments/{host}", tag = "attachments",
-    params(("volume" = String, Path), ("host" = String, Path)), responses(
+    params(("volume" = String, Path), ("host" = String, Path), AttachQuery), responses(
     (status = 201, body = Attachment, description = "Attached now"),
     (status = 200, body = Attachment, description = "Attached already"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
@@ -56,8 +68,10 @@ pub async fn put(
     State(api): State<Api>,
     Caller(who): Caller,
     At2(volume, host): At2<VolumeRef, HostName>,
+    Params(how): Params<AttachQuery>,
 ) -> ApiResult<(StatusCode, Json<Attachment>)> {
-    match submit(&api, who, Action::Attach(volume, host)).await? {
+    let action = if how.exclusive { Action::AttachAlone } else { Action::Attach };
+    match submit(&api, who, action(volume, host)).await? {
         Outcome::Attachment { attachment, changed: true } => Ok((StatusCode::CREATED, Json(attachment))),
         Outcome::Attachment { attachment, changed: false } => Ok((StatusCode::OK, Json(attachment))),
         _ => Err(ApiError::unexpected()),

@@ -29,13 +29,14 @@ use crate::engine::{Action, Outcome, Principal};
 pub const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 /// What takes query parameters. Each of them checks its own; all others take none.
-pub const WITH_QUERY: [(&str, &str); 6] = [
+pub const WITH_QUERY: [(&str, &str); 7] = [
     ("GET", "/v1/volumes"),
     ("DELETE", "/v1/volumes/{volume}"),
     ("GET", "/v1/snapshots"),
     ("DELETE", "/v1/snapshots/{snapshot}"),
     ("GET", "/v1/hosts"),
     ("GET", "/v1/events"),
+    ("PUT", "/v1/volumes/{volume}/attachments/{host}"),
 ];
 
 /// All routes, and the document that describes them.

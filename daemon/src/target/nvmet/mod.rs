@@ -20,6 +20,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -157,6 +158,10 @@ impl Protocol for Nvmet {
 
     fn announce_size(&self, export: &Export, _deadline: &Deadline) -> Result<()> {
         self.announce(export)
+    }
+
+    fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
+        self.ours()
     }
 
     fn portals(&self) -> Vec<Portal> {

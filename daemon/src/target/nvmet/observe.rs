@@ -52,6 +52,12 @@ impl Nvmet {
         }
     }
 
+    /// The volumes that have a subsystem.
+    pub(super) fn ours(&self) -> Result<BTreeSet<VolumeId>> {
+        let names = list(&*self.tree, "subsystems")?;
+        Ok(names.iter().filter_map(|name| self.config.prefix.volume(name)).collect())
+    }
+
     /// Only what belongs to one volume: the number of others makes no difference.
     fn look_at_one(&self, volume: VolumeId, desired: &Desired, ports: &[String]) -> Result<Observed> {
         let tree = &*self.tree;

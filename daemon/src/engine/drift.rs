@@ -1,0 +1,78 @@
+//! What somebody changed in the kernel by hand, under our names: found, put back and told.
+//!
+//! The kernel's configuration can't be watched (configfs tells nobody of a change), so it is looked at: one volume after
+//! another, under its lock, and none of which somebody is changing the access just now.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_api::{EventKind, SystemState, VolumeId};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::core::{Core, Outcome, run};
+use super::events::Subject;
+use super::locks::{Key, Mode};
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
+impl Core {
+    /// Looks for as long as the daemon runs.
+    pub(super) async fn look_for_drift(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first one is at once, and start-up has just converged everything.
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            if *self.state.read() == SystemState::Ready {
+                self.look_for_drift_once().await;
+            }
+        }
+    }
+
+    /// Looks at all that should be served, and at all that is served under our names.
+    pub(super) async fn look_for_drift_once(self: &Arc<Self>) {
+        let mut ids: BTreeSet<VolumeId> = self.opened.lock().keys().copied().collect();
+        match self.served().await {
+            Ok(served) => ids.extend(served),
+            Err(f) => {
+                tracing::warn!(error = f.error.chain(), "what the kernel serves can't be read");
+                return;
+            }
+        }
+        for id in ids {
+            if let Err(f) = self.put_back(id).await {
+                self.retry_export(id, f.error.chain());
+            }
+        }
+    }
+
+    async fn served(&self) -> Outcome<BTreeSet<VolumeId>> {
+        let target = self.settings.target.clone();
+        let until = Instant::now() + self.settings.settle_deadline;
+        run(&self.target_lane, until, move |deadline| target.served(deadline)).await
+    }
+
+    async fn put_back(self: &Arc<Self>, id: VolumeId) -> Outcome<()> {
+        // Whoever has it converges it.
+        let wants = vec![(Key::Volume(id), Mode::ExclusiveNow)];
+        let Ok(_guards) = self.locks.acquire(wants, Instant::now()).await else { return Ok(()) };
+        let attached = self.view.read().hosts_of(id).next().is_some();
+        // Its operation is being settled, or it is tried again to open it.
+        if self.check_settled(|intent| intent.touches_access(id)).is_err()
+            || (attached && !self.opened.lock().contains_key(&id))
+        {
+            return Ok(());
+        }
+        let report = self.converge_volume(id, None, false).await?;
+        if !report.steps.is_empty() {
+            tracing::warn!(volume = %id, "the target was changed by somebody else, and is put back");
+            let detail = Some(report.steps.join("; "));
+            let subject = Subject { volume: Some(id), detail, ..Subject::default() };
+            self.events.publish(EventKind::Drift, subject);
+        }
+        Ok(())
+    }
+}
