@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use orlop_api::{
-    Attachment, ByteSize, EncryptionCreate, EncryptionKey, ErrorKind, SnapshotCreate, Unlock, Volume,
-    VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeState, VolumeUpdate, When,
+    Attachment, ByteSize, EncryptionCreate, EncryptionKey, ErrorKind, OrphanAdopt, Properties,
+    SnapshotCreate, Unlock, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeState,
+    VolumeUpdate, When,
 };
 use orlop_tests::wait_for;
 
@@ -64,10 +65,12 @@ fn with_writer(w: &mut World, name: &str, happens: impl FnOnce(&mut World) -> Re
     w.remove(&volume)
 }
 
-const VERBS: [&str; 7] = [
+const VERBS: [&str; 9] = [
     "create_volume",
     "create_snapshot",
+    "adopt_volume",
     "resize_volume",
+    "set_volume",
     "attach",
     "delete_snapshot",
     "detach",
@@ -84,10 +87,14 @@ pub fn kill_at_every_failpoint(w: &mut World) -> Result<()> {
     // Every place on ZFS. On images, encrypted ones, those where something of theirs is half done: before the work
     // nothing is, and after the commit nothing has to be put right, whatever the pool.
     let all = STAGES.into_iter().flat_map(|stage| VERBS.into_iter().map(move |verb| (ZFS, verb, stage)));
-    let places: Vec<_> = all.chain(VERBS.into_iter().map(|verb| (XFS, verb, "acted"))).collect();
+    // Images have no properties, and none of somebody else's lies there that would be encrypted.
+    let images = VERBS.into_iter().filter(|verb| !["set_volume", "adopt_volume"].contains(verb));
+    let places: Vec<_> = all.chain(images.map(|verb| (XFS, verb, "acted"))).collect();
     let host = w.host(1)?;
     for &(pool, verb, stage) in &places {
-        if verb != "create_volume" {
+        if verb == "adopt_volume" {
+            w.lab.on_appliance(&format!("zfs create -s -V 64M {}", theirs(stage)))?;
+        } else if verb != "create_volume" {
             let volume = w.api(w.lab.api.create_volume(&asked(pool, verb, stage)))?;
             if verb == "delete_snapshot" {
                 w.api(w.lab.api.create_snapshot(&shot(&volume.name)?))?;
@@ -134,6 +141,11 @@ fn name(pool: &str, verb: &str, stage: &str) -> String {
     format!("{pool}-{verb}-{stage}")
 }
 
+/// A zvol that somebody else has made.
+fn theirs(stage: &str) -> String {
+    format!("{ZFS}/theirs-{stage}")
+}
+
 fn asked(pool: &str, verb: &str, stage: &str) -> VolumeCreate {
     let encryption = (pool == XFS).then(EncryptionCreate::default);
     VolumeCreate { encryption, ..ask(&name(pool, verb, stage), pool, 64) }
@@ -142,6 +154,11 @@ fn asked(pool: &str, verb: &str, stage: &str) -> VolumeCreate {
 /// The snapshot of a volume that has the same name.
 pub fn shot(volume: &VolumeName) -> Result<SnapshotCreate> {
     Ok(SnapshotCreate { name: volume.as_str().parse()?, volume: volume.clone().into() })
+}
+
+fn compressed() -> VolumeUpdate {
+    let properties = Properties { compression: "zstd".parse().ok(), ..Properties::default() };
+    VolumeUpdate { properties, ..VolumeUpdate::default() }
 }
 
 /// Zvols, loop devices, what decrypts, files of the file pool, subsystems.
@@ -158,12 +175,26 @@ fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str, next: &str) -> Re
     const GROWN: ByteSize = ByteSize(128 << 20);
     let host = w.host(1)?;
     let name = name(pool, verb, stage);
-    let by_name = VolumeRef::Name(name.parse()?);
+    let name_of: VolumeName = name.parse()?;
+    let by_name = VolumeRef::Name(name_of.clone());
     let snapshot = shot(&name.parse()?)?;
+    let orphan = match verb {
+        "adopt_volume" => {
+            let found = w.api(w.lab.api.orphans())?.items;
+            let found = found.into_iter().find(|o| o.name == theirs(stage)).context("no such orphan")?;
+            Some(found.id)
+        }
+        _ => None,
+    };
     let restarts = "systemctl show orlopd -p NRestarts --value";
     let started = w.lab.on_appliance(&format!("echo ORLOP_FAILPOINT={next} >/run/failpoint; {restarts}"))?;
     #[allow(clippy::result_large_err, reason = "a test's")]
     let act = |w: &World| match verb {
+        "set_volume" => w.api(w.lab.api.update_volume(&by_name, &compressed())).map(drop),
+        "adopt_volume" => {
+            let Some(orphan) = &orphan else { return Ok(()) };
+            w.api(w.lab.api.adopt_orphan(orphan, &OrphanAdopt { name: name_of.clone() })).map(drop)
+        }
         "create_volume" => w.api(w.lab.api.create_volume(&asked(pool, verb, stage))).map(drop),
         "resize_volume" => w.api(w.lab.api.update_volume(&by_name, &VolumeUpdate::to_size(GROWN))).map(drop),
         "attach" => w.api(w.lab.api.attach(&by_name, &host)).map(drop),
@@ -206,6 +237,11 @@ fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str, next: &str) -> Re
                 (_, Ok(found)) => anyhow::bail!("still there: {found:?}"),
             }
         }
+        ("set_volume", volume) => ensure!(
+            volume?.properties.compression == compressed().properties.compression,
+            "another compression"
+        ),
+        ("adopt_volume", volume) => ensure!(volume?.size == ByteSize(64 << 20), "another volume"),
         ("attach", volume) => ensure!(volume?.hosts == [host], "not attached"),
         ("detach", volume) => ensure!(volume?.hosts.is_empty(), "still attached"),
         (_, volume) => drop(volume?),
