@@ -43,6 +43,8 @@ const DM_TABLE_STATUS: Opcode = command(12);
 /// How full a thin pool is (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThinStatus {
+    /// The number of the last change that LVM has told it of.
+    pub transaction: u64,
     /// Blocks of metadata, of 4 KiB: in use, and in all.
     pub metadata: (u64, u64),
     /// Blocks of data, of the pool's block size: in use, and in all.
@@ -56,6 +58,8 @@ pub struct Mapped {
     pub device: PathBuf,
     /// It has a table, so it can be used. One without is what a command left that was ended before its time.
     pub is_live: bool,
+    /// What goes to it waits.
+    pub is_suspended: bool,
 }
 
 /// A request about the device of one name, and its answer.
@@ -98,8 +102,9 @@ impl Request {
     fn ask<const COMMAND: Opcode>(&mut self) -> io::Result<Option<()>> {
         let control = match File::options().read(true).write(true).open(CONTROL) {
             Ok(control) => control,
-            // A kernel that has no device mapper has no device of it.
+            // A kernel that has no device mapper, or can't load it, has no device of it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => return Ok(None),
             Err(e) => return Err(e),
         };
         // SAFETY: every command's argument is a header, whose size the opcode gives. The kernel reads and writes at
@@ -129,6 +134,7 @@ fn mapped(answer: &Request) -> Mapped {
     Mapped {
         device: PathBuf::from(format!("/dev/dm-{minor}")),
         is_live: answer.flags() & ACTIVE_PRESENT != 0,
+        is_suspended: answer.flags() & SUSPEND != 0,
     }
 }
 
@@ -172,7 +178,11 @@ fn load_linear(name: &str, on: &Path) -> io::Result<()> {
     if live {
         suspend(name)?;
     }
-    resume(name)
+    // If the new table is refused, the device goes on with the one that it had.
+    resume(name).or_else(|e| {
+        let _ = resume(name);
+        Err(e)
+    })
 }
 
 /// Waits until what is under way has ended, and has what comes after that wait.
@@ -192,13 +202,26 @@ pub fn resume(name: &str) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Suspended {
     name: Option<String>,
+    device: PathBuf,
 }
 
 impl Suspended {
-    /// Suspends it. Waits for what is under way.
-    pub fn hold(name: &str) -> io::Result<Self> {
-        suspend(name)?;
-        Ok(Self { name: Some(name.to_string()) })
+    /// Suspends it. Waits for what is under way. `None`: there is none of that name.
+    pub fn hold(name: &str) -> io::Result<Option<Self>> {
+        match suspend(name) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        }
+        let mut held = Self { name: Some(name.to_string()), device: PathBuf::new() };
+        held.device = look(name)?.ok_or_else(|| missing(name))?.device;
+        Ok(Some(held))
+    }
+
+    /// Whether it is the same device still, and waits.
+    pub fn is_held(&self) -> io::Result<bool> {
+        let Some(name) = &self.name else { return Ok(false) };
+        Ok(look(name)?.is_some_and(|m| m.is_suspended && m.device == self.device))
     }
 
     /// Lets it go on.
@@ -288,11 +311,12 @@ fn parse(status: &str) -> Option<ThinStatus> {
     if words.next() != Some("thin-pool") {
         return None;
     }
-    let mut blocks = words.skip(1).map(|word| {
+    let transaction = words.next()?.parse().ok()?;
+    let mut blocks = words.map(|word| {
         let (used, total) = word.split_once('/')?;
         Some((used.parse().ok()?, total.parse().ok()?))
     });
-    Some(ThinStatus { metadata: blocks.next()??, data: blocks.next()?? })
+    Some(ThinStatus { transaction, metadata: blocks.next()??, data: blocks.next()?? })
 }
 
 #[cfg(test)]
@@ -303,7 +327,7 @@ mod tests {
     #[test]
     fn a_status_is_read() {
         let status = parse("thin-pool 7 145/4096 33/10240 - rw discard_passdown error_if_no_space - 1024 ");
-        assert_eq!(status, Some(ThinStatus { metadata: (145, 4096), data: (33, 10240) }));
+        assert_eq!(status, Some(ThinStatus { transaction: 7, metadata: (145, 4096), data: (33, 10240) }));
         for bad in ["thin-pool Fail", "thin-pool Error", "linear 0 1/2 3/4", "", "thin-pool 1 2 3"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
@@ -317,8 +341,11 @@ mod tests {
             mapped(&answer)
         };
         // 253:7, live, and 253:300, without a table.
-        assert_eq!(answer(1 << 5, 0xfd07), Mapped { device: "/dev/dm-7".into(), is_live: true });
-        assert_eq!(answer(0, 0x10fd2c), Mapped { device: "/dev/dm-300".into(), is_live: false });
+        let is =
+            |device: &str, is_live, is_suspended| Mapped { device: device.into(), is_live, is_suspended };
+        assert_eq!(answer(1 << 5, 0xfd07), is("/dev/dm-7", true, false));
+        assert_eq!(answer(1 << 5 | 1 << 1, 0xfd07), is("/dev/dm-7", true, true));
+        assert_eq!(answer(0, 0x10fd2c), is("/dev/dm-300", false, false));
         assert!(Request::new(&"x".repeat(128)).is_err());
     }
 

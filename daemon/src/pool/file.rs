@@ -139,11 +139,12 @@ impl FilePool {
     /// Fills the hints once, so that opening many volumes after a restart does not look at every loop
     /// device for each. What a daemon that was killed held for a snapshot goes on.
     fn recall(&self) -> Result<()> {
-        self.mounts.recall()?;
-        self.images.mappings().recall(|name| match name.parse() {
+        let mounted = self.mounts.recall();
+        let mapped = self.images.mappings().recall(|name| match name.parse() {
             Ok(id) => Ok(self.images.key(id)?.is_some()),
             Err(_) => Ok(false),
-        })?;
+        });
+        mounted.and(mapped)?;
         let listing = |e| self.ctx.io("listing loop devices")(e);
         let bound = loopdev::scan(&BTreeSet::new(), |f| f.ends_with(".img")).map_err(listing)?;
         let mut loops = self.loops.lock();
@@ -382,11 +383,13 @@ impl Pool for FilePool {
     }
 
     fn snapshot(&self, labels: &[SnapshotLabel], deadline: &Deadline) -> Result<Snapped> {
-        // Without the device mapper disks can't be held: a moment is looked for in which none is written to.
+        // What is used by its loop device itself can't be held: a moment is looked for in which it is not written to.
         let mut devices = Vec::new();
-        if labels.len() > 1 && !dm::is_there() {
+        if labels.len() > 1 {
             for id in labels.iter().map(|l| l.key.volume) {
-                if let Some(key) = self.images.key(id)?
+                if self.mounts.at(id)?.is_none()
+                    && self.images.mappings().device(&id.to_string())?.is_none()
+                    && let Some(key) = self.images.key(id)?
                     && let Some(number) = self.attached(id, &key)?
                 {
                     devices.push(number);

@@ -21,8 +21,8 @@ use crate::kernel::filesystem::Frozen;
 use crate::kernel::{Deadline, Overrun};
 
 /// How long writers wait at most. Hosts take a disk for gone after thirty seconds without an answer (`io_timeout` of
-/// Linux's nvme_core, the default of its SCSI disks).
-const LONGEST: Duration = Duration::from_secs(15);
+/// Linux's nvme_core, the default of its SCSI disks), and a fence of one of them is given up after fifteen.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// A volume that is held, and goes on when this goes.
 #[derive(Debug)]
@@ -60,6 +60,9 @@ pub(super) struct Held {
     holding: Holding,
     /// When the first was held.
     since: Option<Instant>,
+    /// Those of which nobody could write, because they were not open.
+    closed: Vec<String>,
+    deadline: Deadline,
     until: Deadline,
     /// Ends the thread that watches, when it goes.
     _watched: Option<Sender<()>>,
@@ -74,26 +77,31 @@ impl Held {
         mappings: Option<&Mappings>,
         deadline: &Deadline,
     ) -> Result<Self> {
-        let mut held = Self::none(ctx, deadline.at_most(LONGEST));
+        let mut held = Self::none(ctx, deadline, LONGEST);
         for id in ids {
-            held.one(|| match (mounts.hold(id)?, mappings) {
+            let name = id.to_string();
+            let is_held = held.one(|| match (mounts.hold(id)?, mappings) {
                 (Some(frozen), _) => Ok(Some(One::Mounted(frozen))),
-                (None, Some(mappings)) => Ok(mappings.hold(&id.to_string())?.map(One::Mapped)),
+                (None, Some(mappings)) => Ok(mappings.hold(&name)?.map(One::Mapped)),
                 (None, None) => Ok(None),
             })?;
+            if !is_held && mappings.is_some() {
+                held.closed.push(name);
+            }
         }
         Ok(held)
     }
 
-    fn none(ctx: &Context, until: Deadline) -> Self {
+    fn none(ctx: &Context, deadline: &Deadline, longest: Duration) -> Self {
         let holding = Holding::new(Mutex::new(Some(Vec::new())));
-        Self { ctx: ctx.clone(), holding, since: None, until, _watched: None }
+        let (deadline, until) = (deadline.clone(), deadline.at_most(longest));
+        Self { ctx: ctx.clone(), holding, since: None, closed: Vec::new(), deadline, until, _watched: None }
     }
 
-    /// Holds one more, if there is one to hold.
-    fn one(&mut self, hold: impl FnOnce() -> Result<Option<One>>) -> Result<()> {
+    /// Holds one more, if there is one to hold. Whether there is.
+    fn one(&mut self, hold: impl FnOnce() -> Result<Option<One>>) -> Result<bool> {
         let before = Instant::now();
-        let Some(one) = hold()? else { return Ok(()) };
+        let Some(one) = hold()? else { return Ok(false) };
         if self.since.is_none() {
             self.since = Some(before);
             self._watched = Some(watch(&self.ctx, &self.holding, self.until.remaining())?);
@@ -103,19 +111,46 @@ impl Held {
             // It goes on here, as the others did.
             None => return Err(self.too_long()),
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// By when all must be done.
+    /// By when all must be done: soon, if anybody waits.
     pub fn until(&self) -> &Deadline {
-        &self.until
+        if self.since.is_some() { &self.until } else { &self.deadline }
+    }
+
+    /// Refuses what is not of one instant: a device that somebody took away or let go on meanwhile, or that was not there
+    /// and is now.
+    fn check(&self, mappings: Option<&Mappings>) -> Result<()> {
+        let others = || {
+            let detail =
+                "a volume of the group was attached or detached while its snapshots were taken: try again";
+            Err(self.ctx.precondition(detail))
+        };
+        if let Some(all) = self.holding.lock().as_ref() {
+            for one in all {
+                let One::Mapped(suspended) = one else { continue };
+                if !suspended.is_held().map_err(self.ctx.io("looking at what is held"))? {
+                    return others();
+                }
+            }
+        }
+        for name in &self.closed {
+            if mappings.map(|m| m.device(name)).transpose()?.flatten().is_some() {
+                return others();
+            }
+        }
+        Ok(())
     }
 
     /// Lets all go on, and says how long they waited at most. `None`: none was held. An error if they went on
     /// before this.
-    pub fn release(self) -> Result<Option<Duration>> {
+    pub fn release(self, mappings: Option<&Mappings>) -> Result<Option<Duration>> {
+        let checked = self.check(mappings);
         let Some(all) = self.holding.lock().take() else { return Err(self.too_long()) };
-        release(all).map_err(self.ctx.io("letting volumes go on after a snapshot"))?;
+        let released = release(all);
+        checked?;
+        released.map_err(self.ctx.io("letting volumes go on after a snapshot"))?;
         Ok(self.since.map(|since| since.elapsed()))
     }
 
@@ -125,9 +160,18 @@ impl Held {
     }
 }
 
-/// All of them, whatever becomes of one.
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.holding.lock().take().map(release) {
+            tracing::error!(pool = %self.ctx.pool, %error, "a volume that was held for a snapshot does not go on");
+        }
+    }
+}
+
+/// All of them, whatever becomes of one. Devices first: a file system may wait for a disk when it goes on.
 fn release(all: Vec<One>) -> io::Result<()> {
-    all.into_iter().map(One::release).fold(Ok(()), |so_far, one| so_far.and(one))
+    let (mounted, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| matches!(one, One::Mounted(_)));
+    others.into_iter().chain(mounted).map(One::release).fold(Ok(()), |so_far, one| so_far.and(one))
 }
 
 /// A thread that lets them go on after that time, unless what it gives is dropped before.
@@ -157,12 +201,12 @@ mod tests {
 
     fn holding(limit: Duration) -> (Held, [Arc<AtomicBool>; 2]) {
         let ctx = Context::new(&"tank".parse().unwrap());
-        let mut held = Held::none(&ctx, Deadline::after(limit));
+        let mut held = Held::none(&ctx, &Deadline::after(limit), limit);
         let told: [Arc<AtomicBool>; 2] = Default::default();
         for one in &told {
-            held.one(|| Ok(Some(One::Told(one.clone())))).unwrap();
+            assert!(held.one(|| Ok(Some(One::Told(one.clone())))).unwrap());
         }
-        held.one(|| Ok(None)).unwrap();
+        assert!(!held.one(|| Ok(None)).unwrap());
         (held, told)
     }
 
@@ -174,10 +218,17 @@ mod tests {
     fn they_go_on_when_they_are_released() {
         let (held, told) = holding(Duration::from_secs(60));
         assert_eq!(going(&told), 0);
-        assert!(held.release().unwrap().is_some());
+        assert!(held.release(None).unwrap().is_some());
         assert_eq!(going(&told), 2);
         let ctx = Context::new(&"tank".parse().unwrap());
-        assert_eq!(Held::none(&ctx, Deadline::after(LONGEST)).release().unwrap(), None);
+        assert_eq!(Held::none(&ctx, &Deadline::after(LONGEST), LONGEST).release(None).unwrap(), None);
+    }
+
+    #[test]
+    fn they_go_on_when_an_error_comes_first() {
+        let (held, told) = holding(Duration::from_secs(60));
+        drop(held);
+        assert_eq!(going(&told), 2);
     }
 
     #[test]
@@ -192,7 +243,7 @@ mod tests {
         let late = Arc::new(AtomicBool::new(false));
         let one = One::Told(late.clone());
         assert!(matches!(held.one(|| Ok(Some(one))), Err(PoolError::Deadline { .. })));
-        assert!(matches!(held.release(), Err(PoolError::Deadline { .. })));
+        assert!(matches!(held.release(None), Err(PoolError::Deadline { .. })));
         assert_eq!(Arc::strong_count(&late), 1, "it is still held");
     }
 }

@@ -83,6 +83,22 @@ fn mapped(name: &str) -> String {
     format!("{PREFIX}{name}")
 }
 
+/// At a start, before any pool is opened: all that a daemon which was killed held goes on, also what is of a pool that can't
+/// be opened now. The kernel serves it all the same.
+pub fn let_all_go_on() {
+    let resumed = dm::suspended(PREFIX).map(|all| {
+        for name in all {
+            match dm::resume(&name) {
+                Ok(()) => tracing::warn!(name, "a volume was still held, and goes on"),
+                Err(error) => tracing::error!(name, %error, "a volume that was held does not go on"),
+            }
+        }
+    });
+    if let Err(error) = resumed {
+        tracing::error!(%error, "what is held is not known");
+    }
+}
+
 /// What this machine lacks for encryption. `None`: nothing.
 pub(super) fn lacks() -> Option<&'static str> {
     match (dm::is_there(), luks::tool()) {
@@ -178,9 +194,13 @@ impl Mappings {
 
     fn pass_on(&self, name: &str, on: &Path) -> Result<PathBuf> {
         let name_there = mapped(name);
-        dm::make_linear(&name_there, on)
-            .map_err(self.ctx.io(format!("making {name_there} on {}", on.display())))?;
-        self.found(name, on)?.ok_or_else(|| self.ctx.not_found(format!("the device {name_there}")))
+        let made = dm::make_linear(&name_there, on);
+        // Whatever it said: another may have been quicker.
+        if let Some(device) = self.found(name, on)? {
+            return Ok(device);
+        }
+        made.map_err(self.ctx.io(format!("making {name_there} on {}", on.display())))?;
+        Err(self.ctx.not_found(format!("the device {name_there}")))
     }
 
     fn decipher(
@@ -264,11 +284,8 @@ impl Mappings {
 
     /// Holds one if it is open.
     pub fn hold(&self, name: &str) -> Result<Option<Suspended>> {
-        if self.device(name)?.is_none() {
-            return Ok(None);
-        }
         let name = mapped(name);
-        Suspended::hold(&name).map(Some).map_err(self.ctx.io(format!("holding {name} for a snapshot")))
+        Suspended::hold(&name).map_err(self.ctx.io(format!("holding {name} for a snapshot")))
     }
 
     /// A daemon that was killed in the middle of a snapshot left what it held: its writers wait. `ours`: whether it is

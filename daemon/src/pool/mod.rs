@@ -35,6 +35,7 @@ use orlop_api::{
 
 pub use features::{Features, features};
 pub use keys::KeyRing;
+pub use mapped::let_all_go_on;
 pub use rules::{check_properties, least_size, size_unit};
 
 use crate::kernel::{Deadline, Overrun};

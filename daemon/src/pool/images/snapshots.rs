@@ -100,7 +100,7 @@ impl Images {
                 None => true,
                 Some(before) => before.is_some() && quiet()? == before,
             };
-            paused = paused.max(held.map_or(Ok(None), Held::release)?);
+            paused = paused.max(held.map_or(Ok(None), |held| held.release(Some(&self.mappings)))?);
             if one_instant {
                 break made;
             }

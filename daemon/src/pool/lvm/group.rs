@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use orlop_api::{ByteSize, Provisioning, VolumeId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::metadata::{self, Section};
 use super::report;
@@ -46,9 +46,8 @@ const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } backup { arc
 pub(super) struct Group {
     pub ctx: Context,
     lvm: Tool,
-    turn: Mutex<()>,
-    /// Whether a command may have been stopped in the middle: see [`Group::put_right`].
-    unsure: Mutex<bool>,
+    /// With whether a command may have been stopped in the middle: see [`Group::put_right`].
+    turn: Mutex<bool>,
     /// Its disks, where its metadata is read. Empty: not known yet.
     disks: Mutex<Vec<PathBuf>>,
 }
@@ -105,7 +104,7 @@ impl Group {
         let lvm = Tool::locate("lvm").map_err(|e| ctx.exec(e))?;
         // What activation calls to check a thin pool: without it the pool would not come up again.
         Tool::locate("thin_check").map_err(|e| ctx.exec(e))?;
-        Ok(Self { ctx, lvm, turn: Mutex::default(), unsure: Mutex::new(true), disks: Mutex::default() })
+        Ok(Self { ctx, lvm, turn: Mutex::new(true), disks: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -119,66 +118,119 @@ impl Group {
 
     /// Runs `lvm <command>`. Its status is for the caller to judge.
     pub fn run(&self, command: &str, args: &[&str], deadline: &Deadline) -> Result<Output> {
+        let mut unsure = self.turn(deadline)?;
         if !["lvcreate", "lvremove"].contains(&command) {
             return self.execute(command, args, deadline);
         }
-        {
-            let mut unsure = self.unsure.try_lock_for(deadline.remaining()).ok_or_else(|| self.late())?;
-            if *unsure {
-                self.put_right(deadline)?;
-                *unsure = false;
-            }
+        if *unsure {
+            self.put_right(deadline)?;
         }
+        // Until it is known to have ended well.
+        *unsure = true;
         let output = self.execute(command, args, deadline);
         if output.as_ref().is_ok_and(|o| o.code == Some(0)) {
-            return output;
+            *unsure = false;
+        } else {
+            self.let_go()?;
         }
-        *self.unsure.lock() = true;
         output
+    }
+
+    /// What a command that was stopped in the middle has begun is ended, so that the next one need not do it.
+    pub fn make_sure(&self, deadline: &Deadline) -> Result<()> {
+        let mut unsure = self.turn(deadline)?;
+        if *unsure {
+            self.put_right(deadline)?;
+            *unsure = false;
+        }
+        Ok(())
+    }
+
+    /// LVM that is killed between suspending an origin and resuming it leaves it so, and its hosts wait for ever.
+    pub fn let_go(&self) -> Result<()> {
+        let prefix = format!("{}-", escape(self.name()));
+        // A longer name of a group has another hyphen there.
+        let ours = |name: &String| name.strip_prefix(&prefix).is_some_and(|lv| !lv.starts_with('-'));
+        for name in dm::suspended(&prefix)
+            .map_err(self.ctx.io("looking for what LVM has left suspended"))?
+            .into_iter()
+            .filter(ours)
+        {
+            dm::resume(&name).map_err(self.ctx.io(format!("letting {name} go on")))?;
+            tracing::warn!(pool = %self.ctx.pool, name, "a command of LVM that was stopped had left it suspended");
+        }
+        Ok(())
     }
 
     /// What a command that was stopped in the middle has begun is ended: by a power cut, or a signal to all there is.
     ///
     /// LVM notes what it has to tell the kernel's thin pool, tells it, and takes the note away. Stopped after the
     /// second, it leaves a note of what is done, by which the next removal thinks that its own message is done too
-    /// (read in the source of 2.03.31, and met). The device of that removal then lives on in the
-    /// pool under a number that a new volume gets, and with it what was in it. Making a volume has LVM look at its
-    /// notes first, if the pool is active.
+    /// (read in the source of 2.03.31, and met). The device of that removal then lives on in the pool under a number
+    /// that a new volume gets, and with it what was in it. Making a volume has LVM look at its notes first, if the pool
+    /// is active. A note of what is not done yet is as it should be: the next command does it too.
     fn put_right(&self, deadline: &Deadline) -> Result<()> {
-        let noted = match self.metadata(deadline) {
-            Ok(group) => has_notes(&group),
-            // One that is to be made.
-            Err(PoolError::NotFound { .. }) => false,
-            Err(e) => return Err(e),
-        };
-        if !noted {
+        self.let_go()?;
+        if !self.has_stale_notes(deadline)? {
             return Ok(());
         }
         tracing::warn!(pool = %self.ctx.pool, "a command of LVM was stopped in the middle, and is brought to its end");
-        let must = |command: &str, args: &[&str]| {
-            let output = self.execute(command, args, deadline)?;
-            output.success().map_err(|e| self.ctx.exec(e))
-        };
         let (thin, scratch) = (self.path(THIN), VolumeId::mint().to_string());
-        must("lvchange", &["-q", "-ay", "-K", &thin])?;
-        // It has the name and the tag of what is half made: if it stays, it goes with that.
+        // It has the name and the tag of what is half made: if it stays, it goes with that. In a full pool it is not
+        // made, and what counts is done before that is found out.
         let size = format!("{}b", EXTENT.bytes());
         let make = ["-q", "-y", "--type", "thin", "-an", "-kn", "-V", &size, "-n", &scratch, "--addtag", NEW];
-        must("lvcreate", &[&make[..], &["--thinpool", &thin]].concat())?;
-        must("lvremove", &["-q", "-y", &self.path(&scratch)])?;
-        if has_notes(&self.metadata(deadline)?) {
+        let made = self.execute("lvcreate", &[&make[..], &["--thinpool", &thin]].concat(), deadline)?;
+        if made.code == Some(0) {
+            self.execute("lvremove", &["-q", "-y", &self.path(&scratch)], deadline)?;
+        }
+        if self.has_stale_notes(deadline)? {
             let detail = "still has messages for the kernel of a command that was stopped: look at it with vgcfgbackup";
             return Err(self.ctx.precondition(format!("volume group {} {detail}", self.name())));
         }
         Ok(())
     }
 
-    fn late(&self) -> PoolError {
-        self.ctx.late("waiting for LVM", crate::kernel::Overrun)
+    /// Whether there is a note of what the kernel has been told already.
+    fn has_stale_notes(&self, deadline: &Deadline) -> Result<bool> {
+        let group = match self.metadata_with(|| self.find_disks_now(deadline)) {
+            Ok(group) => group,
+            // One that is to be made.
+            Err(PoolError::NotFound { .. }) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let Some(noted) = noted_transaction(&group) else { return Ok(false) };
+        let status = match self.thin_status()? {
+            None => {
+                let thin = self.path(THIN);
+                let up = self.execute("lvchange", &["-q", "-ay", "-K", &thin], deadline)?;
+                up.success().map_err(|e| self.ctx.exec(e))?;
+                self.thin_status()?
+            }
+            found => found,
+        };
+        Ok(status.is_some_and(|s| s.transaction == noted))
     }
 
+    fn thin_status(&self) -> Result<Option<dm::ThinStatus>> {
+        let device = format!("{}-{THIN}-tpool", escape(self.name()));
+        // One in which no volume was ever made has its name without the suffix.
+        let plain = device.trim_end_matches("-tpool");
+        let ask = |name: &str| dm::thin_status(name).map_err(self.ctx.io(format!("asking {name}")));
+        match ask(&device)? {
+            None => ask(plain),
+            found => Ok(found),
+        }
+    }
+
+    /// The turn to run a command, with whether one may have been stopped in the middle.
+    fn turn(&self, deadline: &Deadline) -> Result<MutexGuard<'_, bool>> {
+        let turn = self.turn.try_lock_for(deadline.remaining());
+        turn.ok_or_else(|| self.ctx.late("waiting for LVM", crate::kernel::Overrun))
+    }
+
+    /// Runs a command in the turn that is held.
     fn execute(&self, command: &str, args: &[&str], deadline: &Deadline) -> Result<Output> {
-        let _turn = self.turn.try_lock_for(deadline.remaining()).ok_or_else(|| self.late())?;
         let args: Vec<&str> = [command, "--config", CONFIG].into_iter().chain(args.iter().copied()).collect();
         self.lvm.run(&args, deadline).map_err(|e| self.ctx.exec(e))
     }
@@ -195,20 +247,31 @@ impl Group {
 
     /// The newest state of the group's metadata on its disks.
     fn metadata(&self, deadline: &Deadline) -> Result<Section> {
+        self.metadata_with(|| self.find_disks(deadline))
+    }
+
+    fn metadata_with(&self, find_disks: impl FnOnce() -> Result<Vec<PathBuf>>) -> Result<Section> {
         let known = self.disks.lock().clone();
         if let Some(found) = self.newest(&known)? {
             return Ok(found);
         }
         // Not looked for yet, or the disks have other names now.
-        let disks = self.find_disks(deadline)?;
+        let disks = find_disks()?;
         let found = self.newest(&disks)?;
         *self.disks.lock() = disks;
         found.ok_or_else(|| self.ctx.not_found(format!("volume group {}", self.name())))
     }
 
     fn find_disks(&self, deadline: &Deadline) -> Result<Vec<PathBuf>> {
+        let _turn = self.turn(deadline)?;
+        self.find_disks_now(deadline)
+    }
+
+    /// Asks LVM for them, in the turn that is held.
+    fn find_disks_now(&self, deadline: &Deadline) -> Result<Vec<PathBuf>> {
         let args = ["--reportformat", "json", "-o", "pv_name,vg_name"];
-        let devices = report::devices(&self.ctx, &self.must("pvs", &args, deadline)?)?;
+        let output = self.execute("pvs", &args, deadline)?.success().map_err(|e| self.ctx.exec(e))?;
+        let devices = report::devices(&self.ctx, &output)?;
         Ok(devices.into_iter().filter(|d| d.vg_name == self.name()).map(|d| d.pv_name.into()).collect())
     }
 
@@ -240,25 +303,15 @@ impl Group {
         let thin = group.section("logical_volumes").and_then(|l| l.section(THIN));
         let chunk = thin.and_then(|t| t.section("segment1")).and_then(|s| s.number("chunk_size"));
         let Some(chunk) = chunk else { return Err(self.ctx.not_found("its thin pool")) };
-        let device = format!("{}-{THIN}-tpool", escape(self.name()));
-        // One in which no volume was ever made has its name without the suffix.
-        let plain = device.trim_end_matches("-tpool");
-        let status = || -> Result<Option<dm::ThinStatus>> {
-            let ask = |name: &str| dm::thin_status(name).map_err(self.ctx.io(format!("asking {name}")));
-            Ok(match ask(&device)? {
-                None => ask(plain)?,
-                found => found,
-            })
-        };
-        let status = match status()? {
+        let status = match self.thin_status()? {
             Some(status) => Some(status),
             // Nothing has been opened since the machine started.
             None => {
                 self.must("lvchange", &["-q", "-ay", "-K", &self.path(THIN)], deadline)?;
-                status()?
+                self.thin_status()?
             }
         };
-        let Some(status) = status else { return Err(self.ctx.not_found(format!("device {device}"))) };
+        let Some(status) = status else { return Err(self.ctx.not_found("the device of its thin pool")) };
         let bytes = |blocks: u64| blocks.saturating_mul(chunk).saturating_mul(512);
         let total = bytes(status.data.1);
         // Rounded up to whole extents, so that what is said to be available is.
@@ -495,11 +548,12 @@ fn is_among(path: &Path, devices: &[PathBuf]) -> bool {
     number.is_some() && devices.iter().any(|d| block::number(d).ok() == number)
 }
 
-/// Whether LVM has noted something that it has to tell the kernel's thin pool (`message1` and so on in its segment).
-fn has_notes(group: &Section) -> bool {
-    let thin = group.section("logical_volumes").and_then(|l| l.section(THIN));
-    let segments = thin.into_iter().flat_map(Section::sections);
-    segments.flat_map(|(_, s)| s.sections()).any(|(name, _)| name.starts_with("message"))
+/// The number of the change that LVM has noted for the kernel's thin pool (`message1` and so on in its segment), if it has
+/// noted one.
+fn noted_transaction(group: &Section) -> Option<u64> {
+    let segment = group.section("logical_volumes")?.section(THIN)?.section("segment1")?;
+    let noted = segment.sections().any(|(name, _)| name.starts_with("message"));
+    noted.then(|| segment.number("transaction_id"))?
 }
 
 /// A name as it is part of a device mapper's name.
@@ -617,12 +671,13 @@ mod tests {
                     thin {{ segment1 {{ extent_count = 950 type = "thin-pool" transaction_id = 7 {more} }} }}
                     x {{ segment1 {{ extent_count = 500 type = "thin" device_id = 1 }} }} }} }}"#
             );
-            has_notes(metadata::parse(&text).unwrap().section("g").unwrap())
+            noted_transaction(metadata::parse(&text).unwrap().section("g").unwrap())
         };
-        assert!(!group(""));
-        assert!(group("message1 { delete = 3 }"));
-        assert!(group("message1 { create = \"x\" } message2 { delete = 3 }"));
-        assert!(!has_notes(metadata::parse("g { extent_size = 2048 }").unwrap().section("g").unwrap()));
+        assert_eq!(group(""), None);
+        assert_eq!(group("message1 { delete = 3 }"), Some(7));
+        assert_eq!(group("message1 { create = \"x\" } message2 { delete = 3 }"), Some(7));
+        let none = metadata::parse("g { extent_size = 2048 }").unwrap();
+        assert_eq!(noted_transaction(none.section("g").unwrap()), None);
     }
 
     #[test]

@@ -157,8 +157,11 @@ impl LvmPool {
 
     /// What a daemon that was killed held for a snapshot goes on.
     fn recall(&self, deadline: &Deadline) -> Result<()> {
-        self.mounts.recall()?;
-        self.mappings.recall(|lv| Ok(self.group.rows(deadline)?.iter().any(|r| r.lv_name == lv)))
+        let mounted = self.mounts.recall();
+        let origins = self.group.let_go();
+        let mapped =
+            self.mappings.recall(|lv| Ok(self.group.rows(deadline)?.iter().any(|r| r.lv_name == lv)));
+        mounted.and(origins).and(mapped)
     }
 
     /// More disks, or another array of them: what is in the pool stays where it is.

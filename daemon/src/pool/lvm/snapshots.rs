@@ -20,6 +20,8 @@ impl LvmPool {
         // One alone is of one instant by itself: LVM sees to that.
         let mappings = group.then_some(&self.mappings);
         let ids = labels.iter().map(|l| l.key.volume);
+        // Nobody is to wait for what can be done before.
+        self.group.make_sure(deadline)?;
         let held = Held::hold(&self.ctx, ids, &self.mounts, mappings, deadline)?;
         for label in labels {
             self.ctx.check(held.until(), "taking snapshots")?;
@@ -27,9 +29,10 @@ impl LvmPool {
             if group {
                 spelled.push(NEW.into());
             }
-            self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, held.until())?;
+            // Not to be ended when writers have waited too long: LVM that is killed leaves the origin suspended.
+            self.thin_snapshot(&label.key.volume.lv(), &label.key.lv(), &spelled, deadline)?;
         }
-        let waited = held.release()?;
+        let waited = held.release(mappings)?;
         for label in labels.iter().filter(|_| group) {
             let path = self.group.path(&label.key.lv());
             self.group.must("lvchange", &["-q", "--deltag", NEW, &path], deadline)?;
