@@ -21,7 +21,7 @@ use super::events::Events;
 use super::gate::Gate;
 use super::intent::Intent;
 use super::labels::DirtyLabels;
-use super::lane::{Lane, Late};
+use super::lane::{Lane, LaneError, Late};
 use super::locks::Locks;
 use super::space::FillLimits;
 use super::view::View;
@@ -219,15 +219,19 @@ pub(super) struct Core {
 /// Threads that open and close backings in one pool.
 const OPENERS: usize = 2;
 
+/// After what time another thread stands in for one that opens a backing, or that changes how a volume is served: what
+/// they wait for then is a disk that does not answer. Longer than either takes where disks do.
+pub(super) const SLOW: Duration = Duration::from_secs(1);
+
 impl Core {
     /// Gives an opened pool its lanes.
     pub(super) fn start_lanes(&self, name: PoolName, pool: Box<dyn Pool>) -> Result<Arc<OpenPool>> {
         let s = &self.settings;
-        let lane = |what: &str, threads| {
-            Lane::start(&format!("{what} {name}"), threads, s.lane_depth)
+        let lane = |what: &str, threads, slow| {
+            Lane::start(&format!("{what} {name}"), threads, s.lane_depth, slow)
                 .map_err(|e| Error::Unavailable(format!("no threads for pool {name}: {e}")))
         };
-        let (make, open) = (lane("make", s.pool_threads)?, lane("open", OPENERS)?);
+        let (make, open) = (lane("make", s.pool_threads, None)?, lane("open", OPENERS, Some(SLOW))?);
         Ok(Arc::new(OpenPool { name, pool: pool.into(), make, open }))
     }
 
@@ -264,7 +268,13 @@ impl Core {
     /// Brings the kernel target to `desired` within `scope`, and verifies it.
     pub(super) async fn converge(&self, scope: Scope, desired: Desired, until: Instant) -> Outcome<Report> {
         let target = self.settings.target.clone();
-        run(&self.target_lane, until, move |deadline| target.converge(scope, &desired, deadline)).await
+        let converge = move |deadline: &Deadline| target.converge(scope, &desired, deadline);
+        let within = until.saturating_duration_since(Instant::now());
+        // All volumes take as long as they take, and nothing is changed beside that.
+        answer(match scope.volume() {
+            Some(_) => self.target_lane.run(within, converge).await,
+            None => self.target_lane.run_long(within, converge).await,
+        })
     }
 
     /// Tells connected hosts that a volume has grown.
@@ -381,7 +391,13 @@ pub(super) async fn run<T: Send + 'static, E: Into<Error> + Send + 'static>(
     until: Instant,
     f: impl FnOnce(&Deadline) -> std::result::Result<T, E> + Send + 'static,
 ) -> Outcome<T> {
-    match lane.run(until.saturating_duration_since(Instant::now()), f).await {
+    answer(lane.run(until.saturating_duration_since(Instant::now()), f).await)
+}
+
+fn answer<T, E: Into<Error>>(
+    result: std::result::Result<std::result::Result<T, E>, (LaneError, Option<Late>)>,
+) -> Outcome<T> {
+    match result {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(e.into().into()),
         Err((error, late)) => Err(Failure { error: error.into(), late }),

@@ -3,7 +3,8 @@
 //!
 //! Every job has a deadline. One that has not started by then never starts. One that has started and
 //! overruns is given up: its thread is replaced at once, so that a hung disk stalls only its own volume
-//! (R12), and its late end is handed to whoever wants to clean up behind it.
+//! (R12), and its late end is handed to whoever wants to clean up behind it. In a lane that is told to, another
+//! thread stands in for one that is slow, long before that: what waits behind it goes on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -66,7 +67,9 @@ pub type Late = oneshot::Receiver<()>;
 const QUEUED: u8 = 0;
 const RUNNING: u8 = 1;
 const DONE: u8 = 2;
-const GIVEN_UP: u8 = 3;
+/// Another thread stands in for its own.
+const SLOW: u8 = 3;
+const GIVEN_UP: u8 = 4;
 
 struct Job {
     state: Arc<AtomicU8>,
@@ -79,6 +82,8 @@ struct Shared {
     hung: AtomicUsize,
     threads: AtomicUsize,
     wanted: usize,
+    /// After what time a job is slow.
+    slow: Option<Duration>,
 }
 
 /// See the module. Its threads end when it is dropped and its queue is empty.
@@ -88,8 +93,9 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Starts `threads` threads that share a queue of `depth` jobs.
-    pub fn start(name: &str, threads: usize, depth: usize) -> std::io::Result<Self> {
+    /// Starts `threads` threads that share a queue of `depth` jobs. Another thread stands in for one whose job takes
+    /// longer than `slow`: such jobs must not mind another beside them.
+    pub fn start(name: &str, threads: usize, depth: usize, slow: Option<Duration>) -> std::io::Result<Self> {
         let (queue, jobs) = bounded(depth);
         let shared = Arc::new(Shared {
             name: name.to_string(),
@@ -97,6 +103,7 @@ impl Lane {
             hung: AtomicUsize::new(0),
             threads: AtomicUsize::new(0),
             wanted: threads,
+            slow,
         });
         for _ in 0..threads {
             spawn_worker(&shared)?;
@@ -109,6 +116,24 @@ impl Lane {
     pub async fn run<T: Send + 'static>(
         &self,
         within: Duration,
+        f: impl FnOnce(&Deadline) -> T + Send + 'static,
+    ) -> Result<T, (LaneError, Option<Late>)> {
+        self.job(within, self.shared.slow, f).await
+    }
+
+    /// The same for a job that may take long by its nature: no other thread stands in for it before it overruns.
+    pub async fn run_long<T: Send + 'static>(
+        &self,
+        within: Duration,
+        f: impl FnOnce(&Deadline) -> T + Send + 'static,
+    ) -> Result<T, (LaneError, Option<Late>)> {
+        self.job(within, None, f).await
+    }
+
+    async fn job<T: Send + 'static>(
+        &self,
+        within: Duration,
+        slow: Option<Duration>,
         f: impl FnOnce(&Deadline) -> T + Send + 'static,
     ) -> Result<T, (LaneError, Option<Late>)> {
         let lane = || self.shared.name.clone();
@@ -134,25 +159,40 @@ impl Lane {
             }
         }
         // A moment more than the job has: one that checks its deadline ends with a better error.
-        let patience = within + Duration::from_millis(200);
-        match tokio::time::timeout(patience, &mut answered).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(_)) => Err((LaneError::Died { lane: lane() }, None)),
-            Err(_) => {
-                deadline.abandon();
-                match state.swap(GIVEN_UP, Ordering::AcqRel) {
-                    QUEUED => Err((LaneError::Expired { lane: lane() }, None)),
-                    RUNNING => {
-                        self.shared.hung.fetch_add(1, Ordering::AcqRel);
-                        if let Err(e) = spawn_worker(&self.shared) {
-                            tracing::error!(lane = %self.shared.name, error = %e, "no thread in place of a hung one");
-                        }
-                        Err((LaneError::Overrun { lane: lane() }, Some(late)))
+        let patience = Instant::now() + within + Duration::from_millis(200);
+        loop {
+            let left = patience.saturating_duration_since(Instant::now());
+            let next = slow.map_or(left, |slow| slow.min(left));
+            match tokio::time::timeout(next, &mut answered).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(_)) => return Err((LaneError::Died { lane: lane() }, None)),
+                Err(_) if next == left => break,
+                Err(_) => {
+                    let slow = state.compare_exchange(RUNNING, SLOW, Ordering::AcqRel, Ordering::Acquire);
+                    if slow.is_ok() {
+                        self.stand_in();
                     }
-                    // It ended in the very moment.
-                    _ => answered.try_recv().map_err(|_| (LaneError::Died { lane: lane() }, None)),
                 }
             }
+        }
+        deadline.abandon();
+        match state.swap(GIVEN_UP, Ordering::AcqRel) {
+            QUEUED => Err((LaneError::Expired { lane: lane() }, None)),
+            RUNNING => {
+                self.stand_in();
+                Err((LaneError::Overrun { lane: lane() }, Some(late)))
+            }
+            SLOW => Err((LaneError::Overrun { lane: lane() }, Some(late))),
+            // It ended in the very moment.
+            _ => answered.try_recv().map_err(|_| (LaneError::Died { lane: lane() }, None)),
+        }
+    }
+
+    /// Another thread in the place of one that hangs or is slow.
+    fn stand_in(&self) {
+        self.shared.hung.fetch_add(1, Ordering::AcqRel);
+        if let Err(e) = spawn_worker(&self.shared) {
+            tracing::error!(lane = %self.shared.name, error = %e, "no thread in place of a hung one");
         }
     }
 
@@ -161,7 +201,7 @@ impl Lane {
         self.queue.len()
     }
 
-    /// Threads that hang.
+    /// Threads that hang, or are so slow that others stand in for them.
     pub fn hung(&self) -> usize {
         self.shared.hung.load(Ordering::Acquire)
     }
@@ -189,9 +229,14 @@ fn work(lane: &Shared) {
         }
         let started = Instant::now();
         (job.run)();
-        if job.state.swap(DONE, Ordering::AcqRel) == GIVEN_UP {
+        let was = job.state.swap(DONE, Ordering::AcqRel);
+        if was == GIVEN_UP || was == SLOW {
             lane.hung.fetch_sub(1, Ordering::AcqRel);
-            tracing::warn!(lane = %lane.name, seconds = started.elapsed().as_secs_f64(), "a job that was given up has ended");
+            let seconds = started.elapsed().as_secs_f64();
+            match was {
+                SLOW => tracing::info!(lane = %lane.name, seconds, "a slow job has ended"),
+                _ => tracing::warn!(lane = %lane.name, seconds, "a job that was given up has ended"),
+            }
             return;
         }
     }
@@ -207,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn jobs_run_in_order_on_one_thread() {
-        let lane = Lane::start("one", 1, 16).unwrap();
+        let lane = Lane::start("one", 1, 16, None).unwrap();
         let a = lane.run(LONG, |_| std::thread::current().id()).await.unwrap();
         let b = lane.run(LONG, |_| std::thread::current().id()).await.unwrap();
         assert_eq!(a, b);
@@ -215,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hung_job_is_replaced_and_its_end_is_told() {
-        let lane = Lane::start("hang", 1, 16).unwrap();
+        let lane = Lane::start("hang", 1, 16, None).unwrap();
         let (release, wait) = bounded::<()>(0);
         let hung = lane.run(SHORT, move |d| (wait.recv(), d.check().is_err())).await;
         let Err((LaneError::Overrun { .. }, Some(late))) = hung else { panic!("{hung:?}") };
@@ -235,8 +280,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_waits_behind_a_slow_job_goes_on_and_the_slow_one_is_answered() {
+        let lane = Arc::new(Lane::start("slow", 1, 16, Some(SHORT)).unwrap());
+        let (release, wait) = bounded::<()>(0);
+        let slow = lane.clone();
+        let slow = tokio::spawn(async move { slow.run(LONG, move |_| wait.recv().is_ok()).await });
+        tokio::time::sleep(SHORT / 3).await;
+        assert_eq!(lane.run(LONG, |_| 7).await.unwrap(), 7);
+        assert!(lane.is_alive() && lane.hung() == 1);
+        release.send(()).unwrap();
+        assert!(slow.await.unwrap().unwrap());
+        for _ in 0..100 {
+            if lane.hung() == 0 && lane.shared.threads.load(Ordering::Acquire) == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!((lane.hung(), lane.shared.threads.load(Ordering::Acquire)), (0, 1));
+        // One that is slow and then overruns is given up like any other.
+        let (release, wait) = bounded::<()>(0);
+        let hung = lane.run(SHORT * 3, move |_| wait.recv().is_ok()).await;
+        let Err((LaneError::Overrun { .. }, Some(late))) = hung else { panic!("{hung:?}") };
+        assert_eq!((lane.hung(), lane.run(LONG, |_| 7).await.unwrap()), (1, 7));
+        release.send(()).unwrap();
+        late.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_job_that_never_got_its_turn_does_nothing() {
-        let lane = Arc::new(Lane::start("turn", 1, 16).unwrap());
+        let lane = Arc::new(Lane::start("turn", 1, 16, None).unwrap());
         let (release, wait) = bounded::<()>(0);
         let first = tokio::spawn({
             let lane = lane.clone();
@@ -252,7 +324,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_lane_says_so_at_once() {
-        let lane = Arc::new(Lane::start("full", 1, 1).unwrap());
+        let lane = Arc::new(Lane::start("full", 1, 1, None).unwrap());
         let (release, wait) = bounded::<()>(0);
         let first = lane.clone();
         let first = tokio::spawn(async move { first.run(LONG, move |_| wait.recv().is_ok()).await });
@@ -268,7 +340,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_and_the_thread_lives() {
-        let lane = Lane::start("panic", 1, 16).unwrap();
+        let lane = Lane::start("panic", 1, 16, None).unwrap();
         assert!(matches!(
             lane.run(LONG, |_| -> () { panic!("on purpose") }).await,
             Err((LaneError::Died { .. }, None))

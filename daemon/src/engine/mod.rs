@@ -56,7 +56,7 @@ pub use events::Events;
 pub use space::FillLimits;
 pub use view::View;
 
-use self::core::Core;
+use self::core::{Core, SLOW};
 use self::lane::Lane;
 use self::recovery::Recorded;
 use crate::journal::{Batch, Journal, Table};
@@ -96,8 +96,8 @@ impl Engine {
             .find(|(k, _)| k == "id")
             .map(|(_, id)| id);
         let new_id = id.is_none();
-        let lane = |name: &str, threads| {
-            Lane::start(name, threads, settings.lane_depth)
+        let lane = |name: &str, threads, slow| {
+            Lane::start(name, threads, settings.lane_depth, slow)
                 .map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))
         };
         let core = Arc::new(Core {
@@ -111,9 +111,9 @@ impl Engine {
             state: RwLock::new(SystemState::Starting),
             pools: Default::default(),
             opened: Default::default(),
-            target_lane: lane("target", 1)?,
-            setup_lane: lane("setup", SETUP_THREADS)?,
-            disk_lane: lane("smart", disks::ASKED_AT_ONCE)?,
+            target_lane: lane("target", 1, Some(SLOW))?,
+            setup_lane: lane("setup", SETUP_THREADS, None)?,
+            disk_lane: lane("smart", disks::ASKED_AT_ONCE, None)?,
             disk_readings: Default::default(),
             tokens: Default::default(),
             token_names: Default::default(),

@@ -95,11 +95,6 @@ impl Nvmet {
                 let result = gone(tree.unlink(&path));
                 (path, result)
             }
-            Change::Disable { nsid } => {
-                let path = at(&format!("namespaces/{nsid}/enable"));
-                let result = tree.write(&path, "0");
-                (path, result)
-            }
             Change::RemoveNamespace { nsid } => {
                 let path = at(&format!("namespaces/{nsid}"));
                 let result = gone(tree.remove_dir(&path));

@@ -8,7 +8,7 @@
 //! Kernel truths that the parts rely on: a change to an allowed host list does not disconnect anyone;
 //! `device_path` and the ids are fixed while the namespace is enabled, a port's address while anything
 //! is linked to it; disabling a namespace waits for its I/O and, like enabling, holds one lock of the
-//! whole module, which every connect needs.
+//! whole module, which every connect needs; removing one that is enabled waits too, and without that lock.
 
 mod apply;
 mod observe;

@@ -2,7 +2,7 @@
 //!
 //! Closing comes first, for all volumes; then ports; then building. Two orders carry the security:
 //!
-//! - *Teardown*: unlink from ports, disable and remove the namespace, and only then remove the allowed
+//! - *Teardown*: unlink from ports, remove the namespace, and only then remove the allowed
 //!   hosts and the subsystem. The links say who may have a controller, so they go last: whoever finds a
 //!   half torn down subsystem after a crash can tell who had access.
 //! - *Build*: subsystem, closed; identity; namespace; hosts; ports. Nobody gets in before all is there.
@@ -232,10 +232,9 @@ impl Volume<'_> {
         for (port, entry) in &is.links {
             self.step(Change::Unlink { port: port.clone(), entry: entry.clone() });
         }
-        for (nsid, namespace) in &is.namespaces {
-            if namespace.enabled {
-                self.step(Change::Disable { nsid: nsid.clone() });
-            }
+        // Not disabled first: that waits for what is in flight as well, but under the lock of the whole module, and a disk
+        // that does not answer would keep every host from connecting to anything.
+        for nsid in is.namespaces.keys() {
             self.step(Change::RemoveNamespace { nsid: nsid.clone() });
         }
         for entry in is.hosts.keys() {

@@ -111,12 +111,7 @@ pub enum Change {
         /// The link's name.
         entry: String,
     },
-    /// Disable a namespace: waits for all I/O in flight.
-    Disable {
-        /// Its directory.
-        nsid: String,
-    },
-    /// Remove a namespace.
+    /// Remove a namespace: waits for all I/O in flight.
     RemoveNamespace {
         /// Its directory.
         nsid: String,
@@ -213,7 +208,6 @@ impl fmt::Display for Step {
             Self::Volume { nqn, change, .. } => match change {
                 Change::Close => write!(f, "close {nqn} to unnamed hosts"),
                 Change::Unlink { port, .. } => write!(f, "unlink {nqn} from port {port}"),
-                Change::Disable { nsid } => write!(f, "disable namespace {nsid} of {nqn}"),
                 Change::RemoveNamespace { nsid } => write!(f, "remove namespace {nsid} of {nqn}"),
                 Change::Disallow { entry } => write!(f, "no longer allow {entry} at {nqn}"),
                 Change::DropControllers { .. } => write!(f, "drop the controllers of {nqn}"),
