@@ -115,7 +115,8 @@ pub enum EventKind {
     Attached,
     /// A host can no longer use a volume.
     Detached,
-    /// Somebody else changed how the kernel serves a volume, and that was put back: `detail` says by what steps.
+    /// The kernel did not serve a volume as it should, mostly because somebody changed that by hand, and it was put back:
+    /// `detail` says by what steps.
     Drift,
 }
 

@@ -49,9 +49,13 @@ impl Core {
         };
         let open = self.open_pool(&pool)?;
 
-        // All that could refuse this has been asked: what follows is done or left to be settled.
+        if !others.is_empty() {
+            // All that could refuse this is asked before anybody is cut off, and it stays open for who comes: a key that
+            // is brought by hand may be gone when it is closed.
+            self.open_backing(&open, id, until).await.map_err(|f| f.error)?;
+        }
         for other in others {
-            guards = self.cut_off(id, &other, guards).await?;
+            guards = self.cut_off(id, &other, true, guards).await?;
         }
         // An attachment that exists is verified all the same: "attached" means that the kernel says so.
         if already {
@@ -94,7 +98,7 @@ impl Core {
             return Err(Error::NotFound(format!("attachment of volume {volume} to host {host}")));
         }
 
-        let _guards = self.cut_off(id, &host, guards).await?;
+        let _guards = self.cut_off(id, &host, false, guards).await?;
         Ok(Outcome::Gone)
     }
 
@@ -122,15 +126,25 @@ impl Core {
         }
     }
 
-    /// Cuts an attached host off, under the locks that are held.
-    async fn cut_off(self: &Arc<Self>, id: VolumeId, host: &HostName, guards: Guards) -> Result<Guards> {
+    /// Cuts an attached host off, under the locks that are held. `stays_open`: the backing is needed afterwards.
+    async fn cut_off(
+        self: &Arc<Self>,
+        id: VolumeId,
+        host: &HostName,
+        stays_open: bool,
+        guards: Guards,
+    ) -> Result<Guards> {
         // The journal first: once it is durable that the host has no access, no crash brings it back.
         let mut batch = Batch::default();
         batch.remove(Table::Attachments, &attachment_key(id, host));
         let act = async {
             self.view.write().detach(id, host);
             self.dirty.mark(id);
-            self.converge_volume(id, None, true).await?;
+            if stays_open {
+                self.converge_open(id, None, true).await?;
+            } else {
+                self.converge_volume(id, None, true).await?;
+            }
             Ok(((), Batch::default()))
         };
         let intent = Intent::Detach { volume: id, host: host.clone() };

@@ -38,6 +38,8 @@ use crate::telemetry::Metrics;
 /// Where pools come from: the real kinds, or in tests some that fail and hang on request. All of it
 /// blocks.
 pub trait Pools: Send + Sync {
+    /// Lets go on what a daemon that was killed held, before anything is opened.
+    fn let_all_go_on(&self);
     /// Makes a pool, or adopts a directory that holds it already.
     fn create(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>>;
     /// Opens a pool that was made before: imports or mounts it.
@@ -66,6 +68,12 @@ pub trait Pools: Send + Sync {
 }
 
 impl Pools for PoolEnv {
+    fn let_all_go_on(&self) {
+        if !self.simulated {
+            crate::pool::let_all_go_on();
+        }
+    }
+
     fn create(&self, spec: &PoolSpec, deadline: &Deadline) -> crate::pool::Result<Box<dyn Pool>> {
         crate::pool::create(spec, self, deadline)
     }
@@ -214,6 +222,8 @@ pub(super) struct Core {
     pub(super) reading: Mutex<std::collections::BTreeSet<PoolName>>,
     /// What goes on behind answers: labels, capacities, settling. Ends with the engine.
     pub(super) tasks: Mutex<JoinSet<()>>,
+    /// Volumes that could not be served, while they are tried again.
+    pub(super) retried: Mutex<std::collections::BTreeSet<VolumeId>>,
 }
 
 /// Threads that open and close backings in one pool.
@@ -292,6 +302,20 @@ impl Core {
         extra: Option<&HostName>,
         fence: bool,
     ) -> Outcome<Report> {
+        let (report, is_served) = self.converge_open(id, extra, fence).await?;
+        if !is_served {
+            self.close_backing(id).await?;
+        }
+        Ok(report)
+    }
+
+    /// The same, and leaves the backing open. Whether anybody is served.
+    pub(super) async fn converge_open(
+        &self,
+        id: VolumeId,
+        extra: Option<&HostName>,
+        fence: bool,
+    ) -> Outcome<(Report, bool)> {
         let until = Instant::now() + self.settings.target_deadline;
         let export = self.export_of(id, extra);
         let serve = export.is_some();
@@ -302,10 +326,7 @@ impl Core {
             tracing::info!(volume = %id, steps = report.steps.join("; "), "the target was changed");
         }
         self.note_portals(&report);
-        if !serve {
-            self.close_backing(id).await?;
-        }
-        Ok(report)
+        Ok((report, serve))
     }
 
     /// How a volume should be served: to the hosts in the view and `extra`. `None` if to nobody, or if

@@ -43,9 +43,7 @@ impl Core {
             }
         }
         for id in ids {
-            if let Err(f) = self.put_back(id).await {
-                self.retry_export(id, f.error.chain());
-            }
+            self.put_back(id).await;
         }
     }
 
@@ -55,24 +53,42 @@ impl Core {
         run(&self.target_lane, until, move |deadline| target.served(deadline)).await
     }
 
-    async fn put_back(self: &Arc<Self>, id: VolumeId) -> Outcome<()> {
+    async fn put_back(self: &Arc<Self>, id: VolumeId) {
         // Whoever has it converges it.
         let wants = vec![(Key::Volume(id), Mode::ExclusiveNow)];
-        let Ok(_guards) = self.locks.acquire(wants, Instant::now()).await else { return Ok(()) };
+        let Ok(guards) = self.locks.acquire(wants, Instant::now()).await else { return };
         let attached = self.view.read().hosts_of(id).next().is_some();
-        // Its operation is being settled, or it is tried again to open it.
+        // Its operation is being settled, or it is tried again to serve it.
         if self.check_settled(|intent| intent.touches_access(id)).is_err()
+            || self.retried.lock().contains(&id)
             || (attached && !self.opened.lock().contains_key(&id))
         {
-            return Ok(());
+            return;
         }
-        let report = self.converge_volume(id, None, false).await?;
-        if !report.steps.is_empty() {
-            tracing::warn!(volume = %id, "the target was changed by somebody else, and is put back");
-            let detail = Some(report.steps.join("; "));
-            let subject = Subject { volume: Some(id), detail, ..Subject::default() };
-            self.events.publish(EventKind::Drift, subject);
+        match self.converge_volume(id, None, false).await {
+            Ok(report) if report.steps.is_empty() => {}
+            Ok(report) => {
+                tracing::warn!(volume = %id, "the target was not as it should be, and is put back");
+                let detail = Some(report.steps.join("; "));
+                let subject = Subject { volume: Some(id), detail, ..Subject::default() };
+                self.events.publish(EventKind::Drift, subject);
+            }
+            Err(failure) => {
+                let reason = failure.error.chain();
+                tracing::warn!(volume = %id, error = reason, "the target is not as it should be");
+                let core = self.clone();
+                self.background(async move {
+                    // Nobody else changes it before what is under way has ended.
+                    if let Some(late) = failure.late {
+                        let _ = late.await;
+                    }
+                    drop(guards);
+                    // What nobody is attached to is looked at again with the next round.
+                    if attached {
+                        core.retry_export(id, reason);
+                    }
+                });
+            }
         }
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use orlop_api::{AuthenticationPut, EventKind, HostName, HostPut};
 use tokio::time::Instant;
 
 use super::action::Outcome;
-use super::core::Core;
+use super::core::{Core, run};
 use super::error::{Error, Result};
 use super::events::Subject;
 use super::locks::{Key, Mode};
@@ -107,44 +107,50 @@ impl Core {
             let reason = "is the host's: who knows one must not know the other".into();
             return Err(Error::Invalid { field: "controller_key", reason });
         }
-        // No host is attached or detached meanwhile. The first volume is what the target is told by: it keeps
-        // what it asks of a host in one place for all.
-        let _host = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
+        // No host is attached or detached meanwhile.
+        let guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
         let missing = || Error::NotFound(format!("host {name}"));
         let (old, volumes) = {
             let view = self.view.read();
             let old = view.host_record(&name).cloned().ok_or_else(missing)?;
             (old, view.volumes_of(&name).collect::<Vec<_>>())
         };
-        let served = volumes.iter().copied().find(|id| self.opened.lock().contains_key(id));
-        let wants = served.map(|id| (Key::Volume(id), Mode::Exclusive));
-        let _volume = self.locks.acquire(wants.into_iter().collect(), until).await?;
         let record = HostRecord { secrets: secrets.map(HostSecrets::Known), ..old.clone() };
         // The journal first: once it is durable what the host must prove, no crash lets it in without.
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
-        match self.ask_for(&record) {
-            true => {}
+        if !self.ask_for(&record) {
             // It had to before, as far as is known; what the kernel may still ask is taken back.
-            false => self.settings.host_keys.put(&record.nqn, Proof::Nothing),
+            self.settings.host_keys.put(&record.nqn, Proof::Nothing);
         }
-        let changed = record != old;
+        let (changed, nqn) = (record != old, record.nqn.clone());
         {
             let mut view = self.view.write();
             view.put_host(name.clone(), record);
             view.clear(&alarm_of(&name));
         }
-        if let Some(id) = served {
-            self.converge_volume(id, None, false).await.map_err(|f| f.error)?;
-        }
         for id in volumes {
             self.dirty.mark(id);
             // It was kept out while its secret was lost.
-            if !old.is_admissible() && Some(id) != served {
+            if !old.is_admissible() {
                 let core = self.clone();
                 self.background(async move { core.serve_again(id).await });
             }
+        }
+        // The kernel keeps what it asks of a host in one place for all volumes, whether they can be opened now or not.
+        let target = self.settings.target.clone();
+        let until = Instant::now() + self.settings.target_deadline;
+        let proved = run(&self.target_lane, until, move |deadline| target.prove(&nqn, deadline)).await;
+        if let Err(failure) = proved {
+            if let Some(late) = failure.late {
+                // Nothing else is asked of it before that has ended.
+                self.background(async move {
+                    let _ = late.await;
+                    drop(guards);
+                });
+            }
+            return Err(failure.error);
         }
         if changed {
             self.events.publish(EventKind::HostPut, about(&name));

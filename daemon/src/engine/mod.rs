@@ -120,6 +120,7 @@ impl Engine {
             unsettled: Default::default(),
             next_op: AtomicU64::new(recorded.next_op()),
             dirty: Default::default(),
+            retried: Default::default(),
             copies: Default::default(),
             spent_bell: Default::default(),
             disks_bell: Default::default(),

@@ -13,7 +13,7 @@ use orlop_api::{EventKind, HostName, SystemState, VolumeId, VolumeState};
 use tokio::time::Instant;
 
 use super::attachments::attachment_key;
-use super::core::{Core, OpenPool, Outcome as CoreOutcome};
+use super::core::{Core, OpenPool, Outcome as CoreOutcome, run};
 use super::error::{Error, Result};
 use super::events::Subject;
 use super::intent::{Intent, Known};
@@ -94,6 +94,12 @@ impl Core {
                     orlop_api::ByteSize::MIB,
                 ));
             }
+        }
+        let pools = self.settings.pools.clone();
+        let until = Instant::now() + self.settings.settle_deadline;
+        let let_go = run(&self.setup_lane, until, move |_| Ok::<_, Error>(pools.let_all_go_on())).await;
+        if let Err(f) = let_go {
+            tracing::error!(error = f.error.chain(), "whether something is still held is not known");
         }
         let leftovers = self.open_pools(recorded.pools).await;
         let opened = started.elapsed();
@@ -236,7 +242,9 @@ impl Core {
                 }
                 None => view.raise(
                     format!("host/{name}"),
-                    "the labels know it under several NQNs: it stays cut off until it is put again".into(),
+                    "the labels know it under several NQNs: it stays cut off until it is put again, and given its secret if \
+                     it had one"
+                        .into(),
                 ),
             }
         }
@@ -346,31 +354,46 @@ impl Core {
     pub(super) fn retry_export(self: &Arc<Self>, id: VolumeId, reason: String) {
         tracing::error!(volume = %id, error = reason, "a volume is not served");
         self.set_state(id, VolumeState::Stuck, Some(reason));
+        if !self.retried.lock().insert(id) {
+            return;
+        }
         let core = self.clone();
         self.background(async move {
-            let mut pause = Duration::from_secs(1);
-            loop {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(60));
-                let until = Instant::now() + core.settings.settle_deadline;
-                let lock = core.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await;
-                let Ok(_guards) = lock else { continue };
-                match core.restore_export(id).await {
-                    Ok(()) => {
-                        core.view.write().clear("target");
-                        return core.set_state(id, VolumeState::Ready, None);
-                    }
-                    // It is served when somebody brings the key.
-                    Err(f) if f.error.is_locked() => return core.set_state(id, VolumeState::Ready, None),
-                    Err(f) => {
-                        core.set_state(id, VolumeState::Stuck, Some(f.error.chain()));
-                        if let Some(late) = f.late {
-                            let _ = late.await;
-                        }
+            core.retry_until_served(id).await;
+            core.retried.lock().remove(&id);
+        });
+    }
+
+    async fn retry_until_served(self: &Arc<Self>, id: VolumeId) {
+        let mut pause = Duration::from_secs(1);
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(60));
+            let until = Instant::now() + self.settings.settle_deadline;
+            let lock = self.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await;
+            let Ok(_guards) = lock else { continue };
+            match self.restore_export(id).await {
+                Ok(()) => {
+                    self.view.write().clear("target");
+                    return self.is_served(id);
+                }
+                // It is served when somebody brings the key.
+                Err(f) if f.error.is_locked() => return self.is_served(id),
+                Err(f) => {
+                    self.set_state(id, VolumeState::Stuck, Some(f.error.chain()));
+                    if let Some(late) = f.late {
+                        let _ = late.await;
                     }
                 }
             }
-        });
+        }
+    }
+
+    /// What a volume could not be served for is over; what it is stuck in is not.
+    fn is_served(&self, id: VolumeId) {
+        if self.check_settled(|intent| intent.touches(id)).is_ok() {
+            self.set_state(id, VolumeState::Ready, None);
+        }
     }
 
     /// A volume is back whose attachments are still there.
@@ -390,10 +413,7 @@ impl Core {
         match served {
             Ok(()) => {
                 self.view.write().clear(&format!("volume/{id}"));
-                // What it could not be served for is over; what it is stuck in is not.
-                if self.check_settled(|intent| intent.touches(id)).is_ok() {
-                    self.set_state(id, VolumeState::Ready, None);
-                }
+                self.is_served(id);
             }
             Err(reason) => self.retry_export(id, reason),
         }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Nqn, Portal, VolumeId};
 
 use super::{Desired, Export, Protocol, Report, Result, Scope, Target, TargetError};
 use crate::kernel::{Deadline, Overrun};
@@ -150,6 +150,10 @@ impl<P: Protocol> Target for P {
 
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()> {
         Protocol::announce_size(self, export, deadline)
+    }
+
+    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()> {
+        Protocol::prove(self, host, deadline)
     }
 
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {

@@ -181,6 +181,10 @@ pub trait Protocol: Send + Sync {
     /// Tells connected hosts that a volume has grown.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
 
+    /// Has a host that may be let in already prove what it should from its next connection on. Where that can't be had,
+    /// it is let in nowhere any more, which is an error.
+    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()>;
+
     /// The volumes that the kernel has something of, served or half built.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
 
@@ -204,6 +208,10 @@ pub trait Target: Send + Sync {
 
     /// Tells connected hosts that a volume has grown. The backing has grown already.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
+
+    /// Has a host that may be let in already prove what it should from its next connection on. Where that can't be had,
+    /// it is let in nowhere any more, which is an error.
+    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()>;
 
     /// The volumes that the kernel has something of, under our names.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use orlop_api::VolumeRef;
+use orlop_api::{VolumeRef, VolumeState};
 use orlop_tests::wait_for;
 
 use crate::world::{World, XFS, ZFS};
@@ -133,7 +133,7 @@ pub fn put_back_by_itself(w: &mut World) -> Result<()> {
     })?;
     ensure!(w.lab.on_appliance(&state)?.contains(THEIRS), "what is not ours is gone");
     let log = w.lab.on_appliance("journalctl -u orlopd -b --no-pager -o cat")?;
-    let told = log.matches("the target was changed by somebody else").count();
+    let told = log.matches("the target was not as it should be, and is put back").count();
     ensure!(told == 2, "told {told} times");
     w.lab.on_appliance(&format!("rmdir {root}/subsystems/{THEIRS}"))?;
     let a = w.attach(&two, 1)?;
@@ -141,4 +141,69 @@ pub fn put_back_by_itself(w: &mut World) -> Result<()> {
     w.lab.initiator.disconnect(&a)?;
     w.remove(&one)?;
     w.remove(&two)
+}
+
+/// Writers and fences of a volume whose device hangs wait for it, and nobody else does.
+pub fn hung_volume_stalls_itself_alone(w: &mut World) -> Result<()> {
+    let (hung, other) = (w.volume("hung", XFS, 64)?, w.volume("beside", ZFS, 64)?);
+    let a = w.attach(&hung, 1)?;
+    let path = w.lab.initiator.connect(&a, 1, 1)?;
+    w.lab.initiator.start_stream("hung", &path, 0, 10_000)?;
+    let around = |w: &mut World| -> Result<Duration> {
+        let before = Instant::now();
+        w.attach(&other, 2)?;
+        w.detach(&other, 2)?;
+        Ok(before.elapsed())
+    };
+    around(w)?;
+    let usual = around(w)?;
+    w.lab.on_appliance(&format!("dmsetup suspend --noflush --nolockfs orlop-{}", hung.id))?;
+    // Not by this test's own client, which would wait for its answer.
+    let host = w.host(1)?;
+    w.lab.on_appliance(&format!(
+        "systemd-run --quiet --unit=hung-detach -p RemainAfterExit=yes orlop detach {} {host}; sleep 2",
+        hung.id
+    ))?;
+    let mut longest = Duration::ZERO;
+    for _ in 0..4 {
+        longest = longest.max(around(w)?);
+    }
+    let theirs = w.attach(&other, 2)?;
+    let second = w.lab.others.first_mut().context("a second initiator")?;
+    let before = Instant::now();
+    second.connect(&theirs, 2, 1)?;
+    let connected = before.elapsed();
+    second.disconnect(&theirs)?;
+    w.detach(&other, 2)?;
+    println!(
+        "     beside it attach and detach took {:.2} s at most, {:.2} s before; a connect {:.2} s",
+        longest.as_secs_f64(),
+        usual.as_secs_f64(),
+        connected.as_secs_f64()
+    );
+    let still = w.lab.on_appliance("systemctl show hung-detach -p SubState --value")?;
+    ensure!(still.trim() == "running", "the fence of a hung volume was answered: {still}");
+    // A first attach may find the lane busy for as long as a slow job is waited for.
+    ensure!(longest < usual * 4 + Duration::from_secs(2), "others waited {longest:?}, {usual:?} before");
+    wait_for("the fence to be given up", Duration::from_secs(60), || {
+        Ok(w.api(w.lab.api.volume(&VolumeRef::Id(hung.id)))?.state == VolumeState::Stuck)
+    })?;
+    let told = w
+        .lab
+        .on_appliance("journalctl -u hung-detach --no-pager -o cat; systemctl stop hung-detach; true")?;
+    ensure!(told.contains("orlop:"), "its caller heard nothing: {told}");
+
+    // When the device answers again, the fence is carried out.
+    w.lab.on_appliance(&format!("dmsetup resume orlop-{}", hung.id))?;
+    wait_for("the fence to be carried out", Duration::from_secs(60), || {
+        let volume = w.api(w.lab.api.volume(&VolumeRef::Id(hung.id)))?;
+        Ok(volume.state == VolumeState::Ready && volume.hosts.is_empty())
+    })?;
+    let stopped = w.lab.initiator.acknowledged("hung")?;
+    w.lab.initiator.run("sleep 3")?;
+    ensure!(w.lab.initiator.acknowledged("hung")? == stopped, "the fenced host goes on writing");
+    w.lab.initiator.stop_stream("hung")?;
+    w.lab.initiator.forget(&a)?;
+    w.remove(&hung)?;
+    w.remove(&other)
 }

@@ -45,6 +45,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_stranger_is_refused", access::stranger_is_refused),
     ("a_fenced_writer_is_cut_off", access::fenced_writer_is_cut_off),
     ("a_fence_spares_the_other_host", access::fence_spares_the_other_host),
+    ("a_hung_volume_stalls_itself_alone", access::hung_volume_stalls_itself_alone),
     ("what_was_changed_by_hand_is_put_back", access::put_back_by_itself),
     ("bad_input_changes_nothing", bad_input::changes_nothing),
     ("a_full_pool_is_exhausted", bad_input::full_pool_is_exhausted),

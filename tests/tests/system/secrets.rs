@@ -8,6 +8,9 @@ use orlop_tests::wait_for;
 
 use crate::world::{World, ZFS, refused};
 
+/// The host, which no other scenario plays: what is left of it is this one's.
+const HOST: u8 = 7;
+
 /// A secret of nvme-cli's own making.
 fn secret(w: &mut World, hmac: u8) -> Result<String> {
     let text = w.lab.initiator.run(&format!("nvme gen-dhchap-key --hmac={hmac} 2>/dev/null"))?;
@@ -47,22 +50,22 @@ fn gets_in(w: &mut World, a: &Attachment, host: u8, key: &str, controller: &str)
 pub fn host_proves_its_secret(w: &mut World) -> Result<()> {
     let volume = w.volume("secret", ZFS, 256)?;
     let (key, other, theirs) = (secret(w, 1)?, secret(w, 3)?, secret(w, 2)?);
-    let host = w.host(1)?;
+    let host = w.host(HOST)?;
     let api = |w: &World, ask: AuthenticationPut| w.api(w.lab.api.authenticate_host(&host, &ask));
     let shown = api(w, ask(&key, None)?)?;
     ensure!(
         matches!(shown.authentication, Some(Authentication::Required { mutual: false, .. })),
         "{shown:?}"
     );
-    let a = w.attach(&volume, 1)?;
-    ensure!(!gets_in(w, &a, 1, "", "")?, "without a secret");
-    ensure!(!gets_in(w, &a, 1, &other, "")?, "with a wrong secret");
-    ensure!(gets_in(w, &a, 1, &key, "")?, "not with its secret");
+    let a = w.attach(&volume, HOST)?;
+    ensure!(!gets_in(w, &a, HOST, "", "")?, "without a secret");
+    ensure!(!gets_in(w, &a, HOST, &other, "")?, "with a wrong secret");
+    ensure!(gets_in(w, &a, HOST, &key, "")?, "not with its secret");
 
     // Both ways.
     api(w, ask(&key, Some(&theirs))?)?;
-    ensure!(!gets_in(w, &a, 1, &key, &other)?, "the appliance proved a secret that it does not have");
-    ensure!(gets_in(w, &a, 1, &key, &theirs)?, "not with both secrets");
+    ensure!(!gets_in(w, &a, HOST, &key, &other)?, "the appliance proved a secret that it does not have");
+    ensure!(gets_in(w, &a, HOST, &key, &theirs)?, "not with both secrets");
 
     // Another secret while it and another host write: nobody notices, and the old one is worth nothing.
     let second = w.attach(&volume, 2)?;
@@ -71,7 +74,7 @@ pub fn host_proves_its_secret(w: &mut World) -> Result<()> {
     other_host.start_stream("second", &two, 128 << 20, 20_000)?;
     let portal = a.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
     let more = format!(" --dhchap-secret={key} --dhchap-ctrl-secret={theirs}");
-    w.lab.initiator.connect_with(a.nqn.as_str(), &portal.address, portal.port, 1, &more)?;
+    w.lab.initiator.connect_with(a.nqn.as_str(), &portal.address, portal.port, HOST, &more)?;
     let one = orlop_tests::Path { device: w.lab.initiator.device(a.uuid, Duration::from_secs(20))? };
     w.lab.initiator.start_stream("first", &one, 0, 20_000)?;
     api(w, ask(&other, Some(&theirs))?)?;
@@ -92,14 +95,14 @@ pub fn host_proves_its_secret(w: &mut World) -> Result<()> {
     other_host.stop_stream("second")?;
     other_host.disconnect(&second)?;
     w.detach(&volume, 2)?;
-    ensure!(!gets_in(w, &a, 1, &key, &theirs)?, "with the secret of before");
-    ensure!(gets_in(w, &a, 1, &other, &theirs)?, "not with the new secret");
+    ensure!(!gets_in(w, &a, HOST, &key, &theirs)?, "with the secret of before");
+    ensure!(gets_in(w, &a, HOST, &other, &theirs)?, "not with the new secret");
 
     shown_to_nobody(w, &host, &[&key, &other, &theirs])?;
     stays(w, &a, &host, &other, &theirs)?;
 
     w.api(w.lab.api.trust_host(&host))?;
-    ensure!(gets_in(w, &a, 1, "", "")?, "not without a secret, where none is asked any more");
+    ensure!(gets_in(w, &a, HOST, "", "")?, "not without a secret, where none is asked any more");
     w.remove(&volume)?;
     let left = w.lab.on_appliance("ls /sys/kernel/config/nvmet/hosts")?;
     ensure!(!left.contains(a.host_nqn.as_str()), "left in the kernel: {left}");
@@ -137,10 +140,10 @@ fn stays(w: &mut World, a: &Attachment, host: &HostName, key: &str, theirs: &str
     w.lab.wait_api()?;
     let log = w.lab.on_appliance("journalctl -u orlopd -I --no-pager -o cat")?;
     ensure!(!log.contains("the target was restored"), "a restart had something to do:\n{log}");
-    ensure!(!gets_in(w, a, 1, "", "")?, "without a secret after a restart");
+    ensure!(!gets_in(w, a, HOST, "", "")?, "without a secret after a restart");
     w.lab.power_cycle(|_| {})?;
-    ensure!(!gets_in(w, a, 1, "", "")?, "without a secret after a power cut");
-    ensure!(gets_in(w, a, 1, key, theirs)?, "not with its secret after a power cut");
+    ensure!(!gets_in(w, a, HOST, "", "")?, "without a secret after a power cut");
+    ensure!(gets_in(w, a, HOST, key, theirs)?, "not with its secret after a power cut");
 
     let label = format!("zfs get -H -o value dev.orlop:label tank/orlop/{}", a.volume);
     wait_for("the label to know its host", Duration::from_secs(20), || {
@@ -149,14 +152,14 @@ fn stays(w: &mut World, a: &Attachment, host: &HostName, key: &str, theirs: &str
     w.lab.on_appliance("systemctl stop orlopd && rm -rf /var/lib/orlop/journal && systemctl start orlopd")?;
     w.lab.wait_api()?;
     for (key, theirs) in [("", ""), (key, theirs)] {
-        ensure!(!gets_in(w, a, 1, key, theirs)?, "it got in though nobody knows its secret");
+        ensure!(!gets_in(w, a, HOST, key, theirs)?, "it got in though nobody knows its secret");
     }
     ensure!(w.api(w.lab.api.host(host))?.authentication == Some(Authentication::Lost));
     let alarms = w.api(w.lab.api.system())?.alarms;
     ensure!(alarms.iter().any(|a| a.subject == format!("host/{host}/secret")), "{alarms:?}");
     refused(w.api(w.lab.api.attach(&VolumeRef::Id(a.volume), host)), ErrorKind::Precondition)?;
     w.api(w.lab.api.authenticate_host(host, &ask(key, Some(theirs))?))?;
-    wait_for("it to be served again", Duration::from_secs(30), || gets_in(w, a, 1, key, theirs))?;
-    ensure!(!gets_in(w, a, 1, "", "")?, "without a secret when it was given again");
+    wait_for("it to be served again", Duration::from_secs(30), || gets_in(w, a, HOST, key, theirs))?;
+    ensure!(!gets_in(w, a, HOST, "", "")?, "without a secret when it was given again");
     Ok(())
 }

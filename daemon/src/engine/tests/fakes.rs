@@ -296,6 +296,8 @@ fn same_content(s: &mut State, from: impl ToString, to: impl ToString) {
 pub struct FakePools(pub Arc<Platter>);
 
 impl Pools for FakePools {
+    fn let_all_go_on(&self) {}
+
     fn create(&self, spec: &PoolSpec, _: &Deadline) -> Result<Box<dyn Pool>> {
         self.0.state.lock().made = true;
         Ok(Box::new(FakePool { spec: spec.clone(), platter: self.0.clone() }))
@@ -769,6 +771,13 @@ impl Target for FakeTarget {
             e.size = export.size;
         }
         Ok(())
+    }
+
+    fn prove(&self, host: &Nqn, _: &Deadline) -> std::result::Result<(), TargetError> {
+        match *self.fail.lock() {
+            true => Err(TargetError::Unsupported(format!("a proof of {host}"))),
+            false => Ok(()),
+        }
     }
 
     fn served(&self, _: &Deadline) -> std::result::Result<BTreeSet<VolumeId>, TargetError> {

@@ -46,8 +46,8 @@ impl Nvmet {
                     }
                 }
                 Change::MakeSubsystem => return self.make_subsystem(step, nqn, deadline),
-                Change::Authenticate { host } => return self.ask_as_it_should(host),
-                Change::Allow { host } => return self.allow(step, nqn, host),
+                Change::Authenticate { host } => return self.have_proved(host, deadline),
+                Change::Allow { host } => return self.allow(step, nqn, host, deadline),
                 Change::Link { port, portal } => {
                     let path = format!("ports/{port}/subsystems/{nqn}");
                     match self.tree.link(&format!("subsystems/{nqn}"), &path) {
@@ -165,10 +165,10 @@ impl Nvmet {
 
     /// Lets a host in. What it must prove comes first, every time: another volume's step may have removed the
     /// directory since it was seen, and a new one asks nothing.
-    fn allow(&self, step: &Step, nqn: &Nqn, host: &str) -> Result<()> {
+    fn allow(&self, step: &Step, nqn: &Nqn, host: &str, deadline: &Deadline) -> Result<()> {
         let (from, path) = (format!("hosts/{host}"), format!("subsystems/{nqn}/allowed_hosts/{host}"));
         there(self.tree.make_dir(&from)).map_err(|e| failed(step, from.clone(), e))?;
-        self.ask_as_it_should(host)?;
+        self.ask_as_it_should(host, deadline)?;
         self.tree.link(&from, &path).map_err(|e| failed(step, path, e))
     }
 

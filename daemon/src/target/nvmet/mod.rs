@@ -26,7 +26,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Nqn, Portal, VolumeId};
 
 pub use plan::{FIRST_PORT, PORT_COUNT};
 pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
@@ -158,6 +158,10 @@ impl Protocol for Nvmet {
 
     fn announce_size(&self, export: &Export, _deadline: &Deadline) -> Result<()> {
         self.announce(export)
+    }
+
+    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()> {
+        self.have_proved(host.as_str(), deadline)
     }
 
     fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {

@@ -6,6 +6,7 @@
 use std::io;
 
 use super::{ConfigTree, Nvmet};
+use crate::kernel::Deadline;
 use crate::target::keys::Proof;
 use crate::target::{Result, TargetError};
 
@@ -58,8 +59,27 @@ impl Nvmet {
         Ok(true)
     }
 
+    /// The same of a host that is let in already, perhaps: where the kernel can't ask it, it is let in no more. What it
+    /// has connected stays.
+    pub(super) fn have_proved(&self, host: &str, deadline: &Deadline) -> Result<()> {
+        if self.tree.list(&format!("hosts/{host}")).is_err() {
+            return Ok(());
+        }
+        let Err(error) = self.ask_as_it_should(host, deadline) else { return Ok(()) };
+        for volume in self.ours()? {
+            let nqn = self.config.prefix.subsystem(volume);
+            match self.tree.unlink(&format!("subsystems/{nqn}/allowed_hosts/{host}")) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::error!(%nqn, host, error = %e, "a host that can't be authenticated is still let in");
+                }
+                _ => {}
+            }
+        }
+        Err(error)
+    }
+
     /// Has the kernel ask of a host what it should, as far as that is ours to say.
-    pub(super) fn ask_as_it_should(&self, host: &str) -> Result<()> {
+    pub(super) fn ask_as_it_should(&self, host: &str, deadline: &Deadline) -> Result<()> {
         if self.asks_as_it_should(host)? {
             return Ok(());
         }
@@ -82,6 +102,7 @@ impl Nvmet {
             if value(&*self.tree, &path).map_err(failed(path.clone()))?.as_deref() == Some(&wanted) {
                 continue;
             }
+            deadline.check().map_err(|o| TargetError::Deadline(format!("having {host} authenticated"), o))?;
             let text = if wanted.is_empty() { NONE } else { &wanted };
             self.tree.write(&path, text).map_err(failed(path))?;
         }

@@ -462,6 +462,34 @@ fn a_kernel_that_can_not_authenticate_lets_nobody_in_who_should_be() {
     assert!(s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_err());
     assert!(s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT).is_ok(), "another volume");
     assert_eq!(s.complaints(&want), [""; 0]);
+
+    // One that was let in before it had a secret comes in nowhere any more, and what it has stays.
+    let s = Stand::new(SimKernel { authentication: false, ..SimKernel::default() });
+    s.converge(Scope::All, &want).unwrap();
+    let connected = s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT).unwrap();
+    let host: Nqn = HOSTS[1].parse().unwrap();
+    s.keys.put(&host, secret(2, None));
+    let error = Target::prove(&s.target, &host, &soon()).unwrap_err();
+    assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
+    for n in 0..2 {
+        assert!(s.tree.connect(HOSTS[1], &nqn(n), FIRST_PORT).is_err(), "volume {n}");
+    }
+    assert!(s.tree.io(connected).is_ok() && s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_ok());
+}
+
+#[test]
+fn a_secret_is_asked_for_without_any_volume_being_looked_at() {
+    let s = Stand::new(SimKernel::default());
+    let host: Nqn = HOSTS[0].parse().unwrap();
+    s.keys.put(&host, secret(1, None));
+    Target::prove(&s.target, &host, &soon()).unwrap();
+    assert!(s.tree.dump().is_empty(), "nothing is made for a host that is not there");
+    s.keys.remove(&host);
+    s.converge(Scope::All, &desired(&[(0, &[0])])).unwrap();
+    s.keys.put(&host, secret(1, None));
+    Target::prove(&s.target, &host, &soon()).unwrap();
+    assert!(s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_err());
+    assert!(s.tree.connect_with(HOSTS[0], &nqn(0), FIRST_PORT, &text(1)).is_ok());
 }
 
 #[test]
