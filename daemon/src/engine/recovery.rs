@@ -19,6 +19,7 @@ use super::events::Subject;
 use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
 use crate::journal::{Batch, Contents, JournalError, Table};
+use crate::kernel::Deadline;
 use crate::model::{HostRecord, HostSecrets, PoolSpec};
 use crate::pool::Leftover;
 use crate::target::{Desired, Scope};
@@ -97,7 +98,11 @@ impl Core {
         }
         let pools = self.settings.pools.clone();
         let until = Instant::now() + self.settings.settle_deadline;
-        let let_go = run(&self.setup_lane, until, move |_| Ok::<_, Error>(pools.let_all_go_on())).await;
+        let all = move |_: &Deadline| {
+            pools.let_all_go_on();
+            Ok::<(), Error>(())
+        };
+        let let_go = run(&self.setup_lane, until, all).await;
         if let Err(f) = let_go {
             tracing::error!(error = f.error.chain(), "whether something is still held is not known");
         }

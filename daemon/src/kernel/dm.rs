@@ -179,9 +179,8 @@ fn load_linear(name: &str, on: &Path) -> io::Result<()> {
         suspend(name)?;
     }
     // If the new table is refused, the device goes on with the one that it had.
-    resume(name).or_else(|e| {
+    resume(name).inspect_err(|_| {
         let _ = resume(name);
-        Err(e)
     })
 }
 

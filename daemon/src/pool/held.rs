@@ -171,7 +171,12 @@ impl Drop for Held {
 /// All of them, whatever becomes of one. Devices first: a file system may wait for a disk when it goes on.
 fn release(all: Vec<One>) -> io::Result<()> {
     let (mounted, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| matches!(one, One::Mounted(_)));
-    others.into_iter().chain(mounted).map(One::release).fold(Ok(()), |so_far, one| so_far.and(one))
+    let mut released = Ok(());
+    for one in others.into_iter().chain(mounted) {
+        let this = one.release();
+        released = released.and(this);
+    }
+    released
 }
 
 /// A thread that lets them go on after that time, unless what it gives is dropped before.

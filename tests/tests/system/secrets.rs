@@ -51,6 +51,7 @@ pub fn host_proves_its_secret(w: &mut World) -> Result<()> {
     let volume = w.volume("secret", ZFS, 256)?;
     let (key, other, theirs) = (secret(w, 1)?, secret(w, 3)?, secret(w, 2)?);
     let host = w.host(HOST)?;
+    #[allow(clippy::result_large_err, reason = "a test's")]
     let api = |w: &World, ask: AuthenticationPut| w.api(w.lab.api.authenticate_host(&host, &ask));
     let shown = api(w, ask(&key, None)?)?;
     ensure!(

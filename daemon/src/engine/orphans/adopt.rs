@@ -103,7 +103,7 @@ impl Core {
             p.get(volume, d)
         });
         let act = async { Ok(verify(&label, adopt.await?)?) };
-        let ((), _guards) = self.carry_out(intent, guards, act).await?;
+        let ((), _guards) = Box::pin(self.carry_out(intent, guards, act)).await?;
         self.show_adopted(pool, label);
         self.shown(volume, true)
     }
