@@ -1,8 +1,9 @@
 //! Volumes whose writers wait until the snapshots of all of them are taken.
 //!
-//! Called by `lvm` and `file` pools. Whatever becomes of that (a command that hangs, a disk that does not answer), they
-//! wait for [`LONGEST`] at most: a thread that does nothing else lets them go on then, and what was taken counts for
-//! nothing. What a daemon that is killed meanwhile held goes on when it opens the pool again.
+//! Called by `lvm` and `file` pools. Whatever becomes of the commands in between, they wait for [`LONGEST`] at most: a
+//! thread that does nothing else lets them go on then, and what was taken counts for nothing. Only one whose own disk does
+//! not answer waits for that, as it would anyway. What a daemon that is killed meanwhile held goes on at the next start,
+//! before any pool is opened.
 
 use std::io;
 use std::sync::Arc;
