@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::name::ParseError;
+use crate::secret::SecretText;
 
 /// A secret as NVMe writes it: `DHHC-1:01:<base64>:`, as made by `nvme gen-dhchap-key --hmac=1`.
 ///
@@ -18,21 +19,12 @@ use crate::name::ParseError;
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(value_type = String, pattern = "^DHHC-1:0[0-3]:[0-9A-Za-z+/=]+:$"))]
-pub struct DhchapKey(String);
+pub struct DhchapKey(SecretText);
 
 impl DhchapKey {
     /// Its text.
     pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Drop for DhchapKey {
-    fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.0).into_bytes();
-        bytes.fill(0);
-        // So that clearing what nobody reads again is not left out.
-        std::hint::black_box(&bytes);
+        self.0.expose()
     }
 }
 
@@ -71,7 +63,7 @@ impl FromStr for DhchapKey {
         if secret.iter().all(|b| *b == secret[0]) {
             return wrong("must not be one byte repeated");
         }
-        Ok(Self(text.to_string()))
+        Ok(Self(SecretText::new(text)))
     }
 }
 

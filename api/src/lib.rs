@@ -4,10 +4,13 @@
 //! Called by all three programs. Does no I/O beyond the client.
 
 pub mod authentication;
+pub mod chap;
 pub mod encryption;
 pub mod error;
 pub mod name;
+pub mod network;
 pub mod properties;
+mod secret;
 pub mod size;
 pub mod types;
 
@@ -15,12 +18,14 @@ pub mod types;
 pub mod client;
 
 pub use authentication::{Authentication, AuthenticationPut, DhGroup, DhchapHash, DhchapKey};
+pub use chap::{Chap, ChapCredentials, ChapPut, ChapSecret, ChapUser};
 pub use encryption::{Encryption, EncryptionCreate, EncryptionKey, Unlock, VolumeKey};
 pub use error::{ErrorKind, Problem};
 pub use name::{
-    DiskName, HostName, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef, Tenant,
-    VolumeId, VolumeName, VolumeRef,
+    DiskName, HostName, Iqn, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef,
+    Tenant, VolumeId, VolumeName, VolumeRef,
 };
+pub use network::Network;
 pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Properties, Property, SyncWrites};
 pub use size::ByteSize;
 pub use types::*;

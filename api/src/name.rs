@@ -27,7 +27,7 @@ impl ParseError {
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
         pub struct $name(Box<str>);
@@ -39,18 +39,18 @@ macro_rules! name_type {
             }
         }
 
-        impl FromStr for $name {
-            type Err = ParseError;
-            fn from_str(s: &str) -> Result<Self, ParseError> {
+        impl std::str::FromStr for $name {
+            type Err = $crate::ParseError;
+            fn from_str(s: &str) -> Result<Self, $crate::ParseError> {
                 let rule: fn(&str) -> Result<(), &'static str> = $rule;
-                rule(s).map_err(|reason| ParseError::new($what, s, reason))?;
+                rule(s).map_err(|reason| $crate::ParseError::new($what, s, reason))?;
                 Ok(Self(s.into()))
             }
         }
 
         impl TryFrom<String> for $name {
-            type Error = ParseError;
-            fn try_from(s: String) -> Result<Self, ParseError> {
+            type Error = $crate::ParseError;
+            fn try_from(s: String) -> Result<Self, $crate::ParseError> {
                 s.parse()
             }
         }
@@ -61,13 +61,14 @@ macro_rules! name_type {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
     };
 }
+pub(crate) use name_type;
 
 name_type!(
     /// The caller's name for a volume and the idempotency key of its creation; unique within a tenant.
@@ -104,6 +105,11 @@ name_type!(
     /// characters, because the kernel makes a directory of that name.
     Nqn, "NQN", nqn
 );
+name_type!(
+    /// An iSCSI initiator's or target's name (RFC 7143, 4.2.7): `iqn.yyyy-mm.reverse.domain[:unique]`, at most 223
+    /// bytes of `a-z 0-9 . : -`; or `eui.` and 16, or `naa.` and 16 or 32 hexadecimal digits.
+    Iqn, "iSCSI name", iqn
+);
 
 name_type!(
     /// What an orphan is called as long as it is there: 16 hexadecimal digits, and after a dot the pool
@@ -132,7 +138,7 @@ fn orphan_id(s: &str) -> Result<(), &'static str> {
     if hex && pool.is_none_or(|p| pool_name(p).is_ok()) { Ok(()) } else { Err(RULE) }
 }
 
-fn plain_name(s: &str, max: usize, extra: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn plain_name(s: &str, max: usize, extra: &[u8]) -> Result<(), &'static str> {
     if s.is_empty() {
         return Err("must not be empty");
     }
@@ -174,22 +180,54 @@ fn nqn(s: &str) -> Result<(), &'static str> {
         return Err("has a character that is not allowed");
     }
     let rest = s.strip_prefix("nqn.").ok_or("must start with 'nqn.'")?;
-    let b = rest.as_bytes();
-    let digits = |r: std::ops::Range<usize>| b.get(r).is_some_and(|d| d.iter().all(u8::is_ascii_digit));
-    if !(digits(0..4) && b.get(4) == Some(&b'-') && digits(5..7) && b.get(7) == Some(&b'.')) {
-        return Err("must carry a date 'yyyy-mm.' after 'nqn.'");
-    }
-    if !matches!(
-        &rest[5..7],
-        "01" | "02" | "03" | "04" | "05" | "06" | "07" | "08" | "09" | "10" | "11" | "12"
-    ) {
-        return Err("has a month that is not 01 to 12");
-    }
-    let (domain, unique) = rest[8..].split_once(':').ok_or("must have ':' after the domain")?;
+    let domain = after_date(rest).ok_or("must carry a date 'yyyy-mm.' after 'nqn.'")?;
+    let (domain, unique) = domain.split_once(':').ok_or("must have ':' after the domain")?;
     if domain.is_empty() || unique.is_empty() {
         return Err("has an empty domain or an empty unique part");
     }
     Ok(())
+}
+
+fn iqn(s: &str) -> Result<(), &'static str> {
+    if s.len() > 223 {
+        return Err("is longer than 223 bytes");
+    }
+    if s.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err("must be in lower case");
+    }
+    if !s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".:-".contains(&b)) {
+        return Err("has a character that is not allowed");
+    }
+    let hex = |digits: &str, lengths: &[usize]| {
+        let all = digits.bytes().all(|b| b.is_ascii_hexdigit());
+        if all && lengths.contains(&digits.len()) {
+            Ok(())
+        } else {
+            Err("has not as many hexadecimal digits as it must")
+        }
+    };
+    if let Some(digits) = s.strip_prefix("eui.") {
+        return hex(digits, &[16]);
+    }
+    if let Some(digits) = s.strip_prefix("naa.") {
+        return hex(digits, &[16, 32]);
+    }
+    let rest = s.strip_prefix("iqn.").ok_or("must start with 'iqn.', 'eui.' or 'naa.'")?;
+    let domain = after_date(rest).ok_or("must carry a date 'yyyy-mm.' after 'iqn.'")?;
+    let (domain, unique) = domain.split_once(':').map_or((domain, None), |(d, u)| (d, Some(u)));
+    if domain.is_empty() || unique == Some("") {
+        return Err("has an empty domain or an empty unique part");
+    }
+    Ok(())
+}
+
+/// What follows `yyyy-mm.`, of a month that there is.
+fn after_date(s: &str) -> Option<&str> {
+    let b = s.as_bytes();
+    let digits = |r: std::ops::Range<usize>| b.get(r).is_some_and(|d| d.iter().all(u8::is_ascii_digit));
+    let date = digits(0..4) && b.get(4) == Some(&b'-') && digits(5..7) && b.get(7) == Some(&b'.');
+    let month: u8 = s.get(5..7).filter(|_| date)?.parse().ok()?;
+    (1..=12).contains(&month).then(|| &s[8..])
 }
 
 /// Declares an identity: a UUIDv7 minted by the daemon, never used twice.
@@ -351,6 +389,39 @@ mod tests {
     }
 
     #[test]
+    fn iscsi_names() {
+        for ok in [
+            "iqn.1993-08.org.debian:01:5cc1ae5fd1a4",
+            "iqn.2026-11.dev.orlop:0190c0de-1234-7abc-8def-0123456789ab",
+            "iqn.2001-04.com.example",
+            "eui.02004567a425678d",
+            "naa.52004567ba64678d",
+            "naa.62004567ba64678d0123456789abcdef",
+        ] {
+            assert!(ok.parse::<Iqn>().is_ok(), "{ok}");
+        }
+        let long = format!("iqn.2014-08.org:{}", "x".repeat(223));
+        for bad in [
+            "",
+            "iqn",
+            "iqn.",
+            "nqn.2014-08.org:x",
+            "iqn.2014-13.org:x",
+            "iqn.2014-08.org:",
+            "iqn.2014-08.:x",
+            "iqn.2014-08.org:a/b",
+            "iqn.2014-08.org:a b",
+            "iqn.2014-08.Org:x",
+            "iqn.20é4-08.org:x",
+            "eui.0200",
+            "naa.52004567ba64678g",
+            &long,
+        ] {
+            assert!(bad.parse::<Iqn>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn pool_names_avoid_zpool_words() {
         assert!("tank".parse::<PoolName>().is_ok());
         for bad in ["Tank", "1tank", "mirror0", "raidz", "a/b", "log", &"t".repeat(33)] {
@@ -382,6 +453,7 @@ mod tests {
         fn parsers_never_panic_and_round_trip(s in ".{0,300}") {
             if let Ok(n) = s.parse::<VolumeName>() { prop_assert_eq!(n.as_str(), &s); }
             if let Ok(n) = s.parse::<Nqn>() { prop_assert_eq!(n.as_str(), &s); }
+            if let Ok(n) = s.parse::<Iqn>() { prop_assert_eq!(n.as_str(), &s); }
             if let Ok(n) = s.parse::<PoolName>() { prop_assert_eq!(n.as_str(), &s); }
             if let Ok(n) = s.parse::<VolumeId>() { prop_assert_eq!(n.to_string(), s.clone()); }
             let _ = s.parse::<crate::ByteSize>();

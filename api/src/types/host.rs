@@ -28,6 +28,31 @@ pub struct Host {
     pub volumes: Vec<VolumeId>,
 }
 
+/// NFS: by what names the users of a host go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Squash {
+    /// By their own, root too: what a host that mounts a volume for others needs.
+    #[default]
+    None,
+    /// By their own, but root is nobody.
+    Root,
+    /// All are nobody.
+    All,
+}
+
+impl Squash {
+    /// As it is spelled on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Root => "root",
+            Self::All => "all",
+        }
+    }
+}
+
 /// Where a target listens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

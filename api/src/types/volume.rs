@@ -25,9 +25,27 @@ pub enum Provisioning {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Protocol {
-    /// NVMe over TCP.
+    /// NVMe over TCP: a disk.
     #[default]
     Nvme,
+    /// iSCSI: a disk.
+    Iscsi,
+    /// NFS, version 4.2 or 3: a file system.
+    Nfs,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Nvme, Self::Iscsi, Self::Nfs];
+
+    /// As it is spelled on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nvme => "nvme",
+            Self::Iscsi => "iscsi",
+            Self::Nfs => "nfs",
+        }
+    }
 }
 
 /// What a volume is to its user.

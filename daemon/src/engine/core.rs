@@ -32,7 +32,7 @@ use crate::model::{Identity, NqnPrefix, PoolSpec};
 use crate::pool::disks::WipeError;
 use crate::pool::{KeyRing, Opened, Pool, PoolEnv, PoolError};
 use crate::target::keys::HostKeys;
-use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
+use crate::target::{Desired, Export, HostId, Report, Rights, Scope, Target, TargetError};
 use crate::telemetry::Metrics;
 
 /// Where pools come from: the real kinds, or in tests some that fail and hang on request. All of it
@@ -334,19 +334,19 @@ impl Core {
     pub(super) fn export_of(&self, id: VolumeId, extra: Option<&HostName>) -> Option<Export> {
         let opened = self.opened.lock().get(&id).cloned()?;
         let view = self.view.read();
-        let hosts: std::collections::BTreeSet<_> = view
+        let hosts: BTreeMap<_, _> = view
             .hosts_of(id)
             .chain(extra)
             .filter_map(|name| view.host_record(name))
             .filter(|h| h.is_admissible())
-            .map(|h| h.nqn.clone())
+            .map(|h| (HostId::Nqn(h.nqn.clone()), Rights::default()))
             .collect();
         if hosts.is_empty() {
             return None;
         }
         // A directory is no device, and no target here serves one.
-        let device = opened.device()?.to_owned();
-        Some(Export { identity: self.identity(id), device, size: opened.size, hosts })
+        let backing = opened.device()?.to_owned();
+        Some(Export { identity: self.identity(id), backing, size: opened.size, hosts })
     }
 
     pub(super) fn identity(&self, id: VolumeId) -> Identity {

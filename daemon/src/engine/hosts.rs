@@ -12,6 +12,7 @@ use super::events::Subject;
 use super::locks::{Key, Mode};
 use crate::journal::{Batch, Table};
 use crate::model::{HostRecord, HostSecrets};
+use crate::target::HostId;
 use crate::target::keys::Proof;
 
 impl Core {
@@ -54,7 +55,7 @@ impl Core {
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
         if let Some(old) = &old {
-            self.settings.host_keys.remove(&old.nqn);
+            self.settings.host_keys.remove(&HostId::Nqn(old.nqn.clone()));
         }
         self.ask_for(&record);
         let mut view = self.view.write();
@@ -85,7 +86,7 @@ impl Core {
         self.journal.commit(batch).await?;
         let mut view = self.view.write();
         if let Some(record) = view.host_record(&name) {
-            self.settings.host_keys.remove(&record.nqn);
+            self.settings.host_keys.remove(&HostId::Nqn(record.nqn.clone()));
         }
         view.clear(&alarm_of(&name));
         view.remove_host(&name);
@@ -122,9 +123,9 @@ impl Core {
         self.journal.commit(batch).await?;
         if !self.ask_for(&record) {
             // It had to before, as far as is known; what the kernel may still ask is taken back.
-            self.settings.host_keys.put(&record.nqn, Proof::Nothing);
+            self.settings.host_keys.put(&HostId::Nqn(record.nqn.clone()), Proof::Nothing);
         }
-        let (changed, nqn) = (record != old, record.nqn.clone());
+        let (changed, nqn) = (record != old, HostId::Nqn(record.nqn.clone()));
         {
             let mut view = self.view.write();
             view.put_host(name.clone(), record);
@@ -161,7 +162,8 @@ impl Core {
     /// Has the target ask a host for its secret, if it is known to have one. Whether it is.
     pub(super) fn ask_for(&self, record: &HostRecord) -> bool {
         let Some(HostSecrets::Known(secrets)) = &record.secrets else { return false };
-        self.settings.host_keys.put(&record.nqn, Proof::Secret(Box::new(secrets.clone())));
+        let host = HostId::Nqn(record.nqn.clone());
+        self.settings.host_keys.put(&host, Proof::Secret(Box::new(secrets.clone())));
         true
     }
 }

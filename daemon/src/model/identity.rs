@@ -2,10 +2,11 @@
 
 use std::str::FromStr;
 
-use orlop_api::{Nqn, ParseError, VolumeId};
+use orlop_api::{Iqn, Nqn, ParseError, VolumeId};
 use uuid::Uuid;
 
-/// The part of an NQN before the volume's id; `nqn.2026-11.dev.orlop` unless configured.
+/// The part of an NQN before the volume's id; `nqn.2026-11.dev.orlop` unless configured. iSCSI targets have the same
+/// with `iqn` in the place of `nqn`, so it keeps to what both may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NqnPrefix(Box<str>);
 
@@ -21,6 +22,21 @@ impl NqnPrefix {
     pub fn volume(&self, nqn: &str) -> Option<VolumeId> {
         nqn.strip_prefix(&*self.0)?.strip_prefix(':')?.parse().ok()
     }
+
+    /// The iSCSI target name of a volume.
+    pub fn target(&self, id: VolumeId) -> Iqn {
+        // As above.
+        format!("iqn.{}:{id}", self.domain()).parse().unwrap_or_else(|_| Self::default().target(id))
+    }
+
+    /// The volume that an iSCSI target name belongs to; `None` for a foreign one.
+    pub fn volume_of_target(&self, iqn: &str) -> Option<VolumeId> {
+        iqn.strip_prefix("iqn.")?.strip_prefix(self.domain())?.strip_prefix(':')?.parse().ok()
+    }
+
+    fn domain(&self) -> &str {
+        self.0.strip_prefix("nqn.").unwrap_or(&self.0)
+    }
 }
 
 impl Default for NqnPrefix {
@@ -32,7 +48,10 @@ impl Default for NqnPrefix {
 impl FromStr for NqnPrefix {
     type Err = ParseError;
     fn from_str(s: &str) -> Result<Self, ParseError> {
-        format!("{s}:{}", Uuid::nil()).parse::<Nqn>()?;
+        let id = Uuid::nil();
+        format!("{s}:{id}").parse::<Nqn>()?;
+        let domain = s.strip_prefix("nqn.").unwrap_or(s);
+        format!("iqn.{domain}:{id}").parse::<Iqn>()?;
         Ok(Self(s.into()))
     }
 }
@@ -48,6 +67,10 @@ pub struct Identity {
     pub nguid: [u8; 16],
     /// Controller serial number: 20 ASCII characters, the most that Identify Controller holds.
     pub serial: String,
+    /// iSCSI target name.
+    pub iqn: Iqn,
+    /// SCSI unit serial number: 32 hexadecimal digits.
+    pub scsi_serial: String,
 }
 
 impl Identity {
@@ -56,8 +79,22 @@ impl Identity {
         let simple = id.uuid().simple().to_string();
         // The last 20 digits hold all 74 random bits; the time before them would not tell apart two
         // volumes made in one millisecond.
-        let serial = simple[12..].to_string();
-        Self { nqn: prefix.subsystem(id), uuid: id.uuid(), nguid: *id.uuid().as_bytes(), serial }
+        let (time, random) = simple.split_at(12);
+        Self {
+            nqn: prefix.subsystem(id),
+            uuid: id.uuid(),
+            nguid: *id.uuid().as_bytes(),
+            serial: random.to_string(),
+            iqn: prefix.target(id),
+            // The WWN has its first 25 digits.
+            scsi_serial: format!("{random}{time}"),
+        }
+    }
+
+    /// The SCSI world wide name, as `/dev/disk/by-id/wwn-0x<this>` has it: LIO makes it of its own company's number
+    /// (`001405`) and the serial number.
+    pub fn wwn(&self) -> String {
+        format!("6001405{}", &self.scsi_serial[..25])
     }
 
     /// The NGUID as configfs and sysfs spell it: hyphenated like a UUID.
@@ -78,6 +115,11 @@ mod tests {
         assert_eq!(i.nqn.as_str(), "nqn.2026-11.dev.orlop:0190c0de-1234-7abc-8def-0123456789ab");
         assert_eq!(i.nguid_hyphenated(), id.to_string());
         assert_eq!(i.serial, "7abc8def0123456789ab");
+        assert_eq!(i.iqn.as_str(), "iqn.2026-11.dev.orlop:0190c0de-1234-7abc-8def-0123456789ab");
+        assert_eq!(i.scsi_serial, "7abc8def0123456789ab0190c0de1234");
+        assert_eq!(i.wwn(), "60014057abc8def0123456789ab0190c");
+        assert_eq!(NqnPrefix::default().volume_of_target(i.iqn.as_str()), Some(id));
+        assert_eq!(NqnPrefix::default().volume_of_target(i.nqn.as_str()), None);
         assert_eq!(NqnPrefix::default().volume(i.nqn.as_str()), Some(id));
         assert_eq!(NqnPrefix::default().volume("nqn.2026-11.dev.orlop:x"), None);
         assert_eq!(
@@ -90,6 +132,7 @@ mod tests {
     fn prefixes_are_checked_whole() {
         assert!("nqn.2020-01.com.example".parse::<NqnPrefix>().is_ok());
         assert!("nqn.2020-01".parse::<NqnPrefix>().is_err());
+        assert!("nqn.2020-01.com.Example".parse::<NqnPrefix>().is_err());
         assert!(format!("nqn.2020-01.{}", "x".repeat(190)).parse::<NqnPrefix>().is_err());
     }
 }

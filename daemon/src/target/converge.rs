@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use orlop_api::{Nqn, Portal, VolumeId};
+use orlop_api::{Portal, VolumeId};
 
-use super::{Desired, Export, Protocol, Report, Result, Scope, Target, TargetError};
+use super::{Desired, Export, HostId, Protocol, Report, Result, Scope, Target, TargetError};
 use crate::kernel::{Deadline, Overrun};
 
 /// Rounds after which a plan that is still not empty is an error. One builds, one verifies; two more
@@ -152,7 +152,7 @@ impl<P: Protocol> Target for P {
         Protocol::announce_size(self, export, deadline)
     }
 
-    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()> {
+    fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()> {
         Protocol::prove(self, host, deadline)
     }
 

@@ -6,14 +6,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use orlop_api::{AuthenticationPut, Nqn};
+use orlop_api::{AuthenticationPut, ChapPut};
 use parking_lot::Mutex;
+
+use super::HostId;
 
 /// What a host must prove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
-    /// That it knows this.
+    /// NVMe: that it knows this.
     Secret(Box<AuthenticationPut>),
+    /// iSCSI: that it knows this.
+    Chap(Box<ChapPut>),
     /// Nothing, and no longer what it had to before.
     Nothing,
 }
@@ -30,12 +34,12 @@ impl HostKeys {
     }
 
     /// It must prove that from now on.
-    pub fn put(&self, host: &Nqn, proof: Proof) {
+    pub fn put(&self, host: &HostId, proof: Proof) {
         self.0.lock().insert(host.to_string(), proof);
     }
 
     /// It is no host of ours any more.
-    pub fn remove(&self, host: &Nqn) {
-        self.0.lock().remove(host.as_str());
+    pub fn remove(&self, host: &HostId) {
+        self.0.lock().remove(&host.to_string());
     }
 }

@@ -9,27 +9,67 @@ mod converge;
 pub mod keys;
 pub mod nvmet;
 pub mod sim;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use orlop_api::{ByteSize, ErrorKind, Nqn, Portal, VolumeId};
+use orlop_api::{ByteSize, ErrorKind, Iqn, Network, Nqn, Portal, Squash, VolumeId};
 
 use crate::kernel::{Deadline, Overrun};
 use crate::model::Identity;
+
+pub use tree::ConfigTree;
 
 /// One volume as it should be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
     /// What initiators know it by.
     pub identity: Identity,
-    /// The opened backing.
-    pub device: PathBuf,
+    /// The opened backing: a block device, or the directory where a file system is mounted.
+    pub backing: PathBuf,
     /// Its size; what a grow announces.
     pub size: ByteSize,
-    /// The hosts that are let in. Never empty: a volume that nobody attached is not exported.
-    pub hosts: BTreeSet<Nqn>,
+    /// The hosts that are let in, and what they may do. Never empty: a volume that nobody attached is not exported.
+    pub hosts: BTreeMap<HostId, Rights>,
+}
+
+impl Export {
+    /// Its hosts by their NQNs.
+    pub fn nqns(&self) -> impl Iterator<Item = &Nqn> {
+        self.hosts.keys().filter_map(|h| if let HostId::Nqn(nqn) = h { Some(nqn) } else { None })
+    }
+}
+
+/// A host as a protocol knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostId {
+    /// NVMe.
+    Nqn(Nqn),
+    /// iSCSI.
+    Iqn(Iqn),
+    /// NFS: where it, or any of many, calls from.
+    Network(Network),
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nqn(nqn) => nqn.fmt(f),
+            Self::Iqn(iqn) => iqn.fmt(f),
+            Self::Network(network) => network.fmt(f),
+        }
+    }
+}
+
+/// What a host may do with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Rights {
+    /// It can't write.
+    pub read_only: bool,
+    /// NFS: whose names its users go by.
+    pub squash: Squash,
 }
 
 /// What should be served, within a scope.
@@ -183,7 +223,7 @@ pub trait Protocol: Send + Sync {
 
     /// Has a host that may be let in already prove what it should from its next connection on. Where that can't be had,
     /// it is let in nowhere any more, which is an error.
-    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()>;
+    fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()>;
 
     /// The volumes that the kernel has something of, served or half built.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
@@ -211,7 +251,7 @@ pub trait Target: Send + Sync {
 
     /// Has a host that may be let in already prove what it should from its next connection on. Where that can't be had,
     /// it is let in nowhere any more, which is an error.
-    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()>;
+    fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()>;
 
     /// The volumes that the kernel has something of, under our names.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;

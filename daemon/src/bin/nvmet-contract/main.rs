@@ -18,12 +18,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use orlop_api::{ByteSize, Nqn, VolumeId};
+use orlop_api::{ByteSize, VolumeId};
 use orlopd::kernel::Deadline;
 use orlopd::kernel::configfs::ConfigFs;
 use orlopd::model::{Identity, NqnPrefix};
 use orlopd::target::nvmet::{CONFIG_ROOT, FIRST_PORT, Nvmet, NvmetConfig, PortalConfig};
-use orlopd::target::{Desired, Export, Scope, Target, TargetError};
+use orlopd::target::{Desired, Export, HostId, Rights, Scope, Target, TargetError};
 
 const FOREIGN: &str = "nqn.2020-01.com.example:theirs";
 const FOREIGN_PORT: &str = "ports/7";
@@ -51,10 +51,11 @@ fn soon() -> Deadline {
 }
 
 fn export(id: VolumeId, device: &str, hosts: &[&str]) -> Result<Export> {
-    let hosts: std::result::Result<_, _> = hosts.iter().map(|h| h.parse::<Nqn>()).collect();
+    let hosts: std::result::Result<_, _> =
+        hosts.iter().map(|h| h.parse().map(|nqn| (HostId::Nqn(nqn), Rights::default()))).collect();
     Ok(Export {
         identity: Identity::of(id, &NqnPrefix::default()),
-        device: device.into(),
+        backing: device.into(),
         size: ByteSize(0),
         hosts: hosts?,
     })
@@ -265,7 +266,7 @@ impl Bench {
     fn one_fails(&mut self) -> Result<()> {
         let mut desired = self.desired([&[2], &[0]])?;
         if let Some(e) = desired.get_mut(&self.volumes[1]) {
-            e.device = "/dev/no-such-device".into();
+            e.backing = "/dev/no-such-device".into();
         }
         let report = self.target.converge(Scope::All, &desired, &soon())?;
         ensure!(report.failed.len() == 1 && report.result_for(self.volumes[0]).is_ok(), "{report:?}");

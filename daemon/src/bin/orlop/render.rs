@@ -432,6 +432,7 @@ fn connect_commands(a: &Attachment) -> Vec<String> {
                 format!("nvme connect -t tcp -a {address} -s {port} -n {} -q {}{secrets}", a.nqn, a.host_nqn)
             })
             .collect(),
+        Protocol::Iscsi | Protocol::Nfs => Vec::new(),
     }
 }
 

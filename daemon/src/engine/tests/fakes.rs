@@ -22,7 +22,7 @@ use crate::pool::{
     Capacity, Change, Features, KeyRing, Listing, Opened, Place, Pool, PoolError, Result, Snapped, Stored,
     Stray,
 };
-use crate::target::{Desired, Export, Report, Scope, Target, TargetError};
+use crate::target::{Desired, Export, HostId, Report, Rights, Scope, Target, TargetError};
 
 /// The disk under a fake pool: survives a restart of the engine.
 #[derive(Default)]
@@ -702,7 +702,7 @@ pub struct FakeTarget {
 
 impl FakeTarget {
     pub fn hosts(&self, id: VolumeId) -> BTreeSet<Nqn> {
-        self.exports.lock().get(&id).map(|e| e.hosts.clone()).unwrap_or_default()
+        self.exports.lock().get(&id).map(|e| e.nqns().cloned().collect()).unwrap_or_default()
     }
 
     pub fn exports(&self) -> usize {
@@ -720,7 +720,7 @@ impl FakeTarget {
     /// Somebody changed the kernel by hand, or a crash left it so.
     pub fn let_in(&self, id: VolumeId, host: &Nqn) {
         if let Some(e) = self.exports.lock().get_mut(&id) {
-            e.hosts.insert(host.clone());
+            e.hosts.insert(HostId::Nqn(host.clone()), Rights::default());
         }
     }
 
@@ -773,7 +773,7 @@ impl Target for FakeTarget {
         Ok(())
     }
 
-    fn prove(&self, host: &Nqn, _: &Deadline) -> std::result::Result<(), TargetError> {
+    fn prove(&self, host: &HostId, _: &Deadline) -> std::result::Result<(), TargetError> {
         match *self.fail.lock() {
             true => Err(TargetError::Unsupported(format!("a proof of {host}"))),
             false => Ok(()),

@@ -15,7 +15,6 @@ mod observe;
 mod plan;
 mod secrets;
 mod state;
-mod tree;
 
 #[cfg(test)]
 mod tests;
@@ -26,14 +25,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{Nqn, Portal, VolumeId};
+use orlop_api::{Portal, VolumeId};
 
 pub use plan::{FIRST_PORT, PORT_COUNT};
 pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
-pub use tree::ConfigTree;
 
 use super::keys::HostKeys;
-use super::{Desired, Export, Protocol, Result, Scope};
+use super::{ConfigTree, Desired, Export, HostId, Protocol, Result, Scope};
 use crate::kernel::configfs::ConfigFs;
 use crate::kernel::{Deadline, net};
 use crate::model::NqnPrefix;
@@ -160,8 +158,11 @@ impl Protocol for Nvmet {
         self.announce(export)
     }
 
-    fn prove(&self, host: &Nqn, deadline: &Deadline) -> Result<()> {
-        self.have_proved(host.as_str(), deadline)
+    fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()> {
+        match host {
+            HostId::Nqn(nqn) => self.have_proved(nqn.as_str(), deadline),
+            _ => Ok(()),
+        }
     }
 
     fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {

@@ -74,7 +74,7 @@ impl Nvmet {
             seen.subsystems.insert(volume, subsystem);
         }
         if let Some(export) = desired.get(&volume) {
-            hosts.extend(export.hosts.iter().map(ToString::to_string));
+            hosts.extend(export.nqns().map(ToString::to_string));
         }
         for host in hosts {
             if optional(tree.list(&format!("hosts/{host}"))).map_err(in_words("hosts"))?.is_some() {

@@ -149,7 +149,7 @@ fn in_the_way(export: &Export, double: &BTreeSet<String>, seen: &Observed) -> Op
 }
 
 fn device(export: &Export) -> String {
-    export.device.to_string_lossy().into_owned()
+    export.backing.to_string_lossy().into_owned()
 }
 
 /// What is done about one volume.
@@ -179,7 +179,7 @@ impl Volume<'_> {
             self.tear_down(is);
             return true;
         };
-        let keep: BTreeSet<String> = want.hosts.iter().map(ToString::to_string).collect();
+        let keep: BTreeSet<String> = want.nqns().map(ToString::to_string).collect();
         let mut left = Vec::new();
         for (entry, host) in &is.hosts {
             if !keep.contains(host) {
@@ -221,7 +221,7 @@ impl Volume<'_> {
         // Controllers can't be seen. All the access that there was must be in the links, and all of it
         // must be desired.
         let known = is.allowed();
-        let wanted = known.iter().all(|h| want.hosts.iter().any(|w| w.as_str() == *h));
+        let wanted = known.iter().all(|h| want.nqns().any(|w| w.as_str() == *h));
         // Nobody allowed: half built by us, or it was open to all and we were stopped after closing it.
         // Which of the two can't be told.
         let unknown = is.any_host || known.is_empty();
@@ -242,7 +242,7 @@ impl Volume<'_> {
         }
         self.step(Change::RemoveSubsystem);
         for host in is.allowed() {
-            if !self.want.is_some_and(|w| w.hosts.iter().any(|h| h.as_str() == host)) {
+            if !self.want.is_some_and(|w| w.nqns().any(|h| h.as_str() == host)) {
                 self.step(Change::RemoveHost { host: host.to_string() });
             }
         }
@@ -269,12 +269,12 @@ impl Volume<'_> {
             self.step(Change::Enable);
         }
         let known = is.map(Subsystem::allowed).unwrap_or_default();
-        for host in want.hosts.iter().map(Nqn::as_str) {
+        for host in want.nqns().map(Nqn::as_str) {
             if known.contains(host) && self.seen.unproven.contains(host) {
                 self.step(Change::Authenticate { host: host.to_string() });
             }
         }
-        for host in want.hosts.iter().map(Nqn::as_str).filter(|h| !known.contains(h)) {
+        for host in want.nqns().map(Nqn::as_str).filter(|h| !known.contains(h)) {
             // In the scope of all, an earlier volume's step may have made it: that is not an error.
             if !self.seen.hosts.contains(host) {
                 self.step(Change::MakeHost { host: host.to_string() });

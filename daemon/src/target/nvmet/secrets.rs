@@ -27,6 +27,8 @@ fn wanted(proof: &Proof) -> Vec<(&'static str, String)> {
             ask.controller_key.as_ref().map(|k| k.expose().to_string()).unwrap_or_default(),
             ask.key.expose().to_string(),
         ],
+        // Of a host by its IQN; none of NVMe's.
+        Proof::Chap(_) => return Vec::new(),
         Proof::Nothing => return vec![("dhchap_ctrl_key", String::new()), (KEY, String::new())],
     };
     ATTRIBUTES.into_iter().zip(values).collect()

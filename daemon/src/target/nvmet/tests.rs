@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{AuthenticationPut, ByteSize, Nqn, VolumeId};
+use orlop_api::{AuthenticationPut, ByteSize, VolumeId};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -15,7 +15,7 @@ use super::*;
 use crate::model::Identity;
 use crate::target::keys::Proof;
 use crate::target::sim::{ControllerHandle, Fault, SimKernel, SimTree};
-use crate::target::{Report, Target, TargetError};
+use crate::target::{HostId, Report, Rights, Target, TargetError};
 
 const HOSTS: [&str; 5] = [
     "nqn.2014-08.org.nvmexpress:uuid:a",
@@ -30,6 +30,11 @@ fn volume(n: usize) -> VolumeId {
     format!("0190c0de-0000-7000-8000-00000000000{n}").parse().unwrap()
 }
 
+/// A host by its number.
+fn host(h: usize) -> HostId {
+    HostId::Nqn(HOSTS[h].parse().unwrap())
+}
+
 fn nqn(n: usize) -> String {
     NqnPrefix::default().subsystem(volume(n)).to_string()
 }
@@ -37,9 +42,9 @@ fn nqn(n: usize) -> String {
 fn export(n: usize, device: &str, hosts: &[usize]) -> Export {
     Export {
         identity: Identity::of(volume(n), &NqnPrefix::default()),
-        device: device.into(),
+        backing: device.into(),
         size: ByteSize(1 << 30),
-        hosts: hosts.iter().map(|h| HOSTS[*h].parse::<Nqn>().unwrap()).collect(),
+        hosts: hosts.iter().map(|h| (host(*h), Rights::default())).collect(),
     }
 }
 
@@ -211,7 +216,7 @@ impl Stand {
 
 fn wanted(desired: &Desired, n: usize) -> BTreeSet<&'static str> {
     let hosts = desired.get(&volume(n)).map(|e| e.hosts.clone()).unwrap_or_default();
-    HOSTS.into_iter().filter(|h| hosts.iter().any(|w| w.as_str() == *h)).collect()
+    HOSTS.into_iter().filter(|h| hosts.keys().any(|w| w.to_string() == *h)).collect()
 }
 
 #[test]
@@ -398,9 +403,8 @@ fn secret(n: u8, controller: Option<u8>) -> Proof {
 #[test]
 fn a_host_with_a_secret_is_let_in_with_it_alone() {
     let s = Stand::new(SimKernel::default());
-    let nqn_of = |h: usize| HOSTS[h].parse::<Nqn>().unwrap();
     let (want, at) = (desired(&[(0, &[0, 1]), (1, &[0])]), nqn(0));
-    s.keys.put(&nqn_of(0), secret(1, Some(9)));
+    s.keys.put(&host(0), secret(1, Some(9)));
     let steps = s.converge(Scope::All, &want).unwrap().steps.join("\n");
     assert!(!steps.contains("DHHC"), "{steps}");
     let attribute = |a: &str| s.tree.read(&format!("hosts/{}/dhchap_{a}", HOSTS[0])).unwrap();
@@ -417,7 +421,7 @@ fn a_host_with_a_secret_is_let_in_with_it_alone() {
     }
 
     // Another one, without the appliance's: nobody is dropped for it.
-    s.keys.put(&nqn_of(0), secret(2, None));
+    s.keys.put(&host(0), secret(2, None));
     let steps = s.converge(Scope::Volume(volume(0)), &want).unwrap().steps;
     assert_eq!(steps, [format!("have {} authenticated as it should be", HOSTS[0])]);
     assert!(s.tree.is_live(connected) && s.tree.io(connected).is_ok());
@@ -431,10 +435,10 @@ fn a_host_with_a_secret_is_let_in_with_it_alone() {
     assert!(connect("").is_err());
 
     // No longer, and gone with its last volume.
-    s.keys.put(&nqn_of(0), Proof::Nothing);
+    s.keys.put(&host(0), Proof::Nothing);
     s.converge(Scope::Volume(volume(1)), &want).unwrap();
     assert!(connect("").is_ok());
-    s.keys.put(&nqn_of(0), secret(3, None));
+    s.keys.put(&host(0), secret(3, None));
     s.converge(Scope::All, &want).unwrap();
     s.converge(Scope::All, &Desired::new()).unwrap();
     assert_eq!(s.tree.list("hosts").unwrap(), [""; 0]);
@@ -444,7 +448,7 @@ fn a_host_with_a_secret_is_let_in_with_it_alone() {
 #[test]
 fn a_directory_that_another_step_removed_is_not_made_without_its_secret() {
     let s = Stand::new(SimKernel::default());
-    s.keys.put(&HOSTS[0].parse().unwrap(), secret(1, None));
+    s.keys.put(&host(0), secret(1, None));
     s.converge(Scope::All, &desired(&[(0, &[0])])).unwrap();
     let want = desired(&[(1, &[0])]);
     s.converge(Scope::All, &want).unwrap();
@@ -456,7 +460,7 @@ fn a_directory_that_another_step_removed_is_not_made_without_its_secret() {
 fn a_kernel_that_can_not_authenticate_lets_nobody_in_who_should_be() {
     let s = Stand::new(SimKernel { authentication: false, ..SimKernel::default() });
     let want = desired(&[(0, &[0, 1]), (1, &[1])]);
-    s.keys.put(&HOSTS[0].parse().unwrap(), secret(1, None));
+    s.keys.put(&host(0), secret(1, None));
     let report = s.converge(Scope::All, &want).unwrap();
     assert!(matches!(report.failed[&volume(0)], TargetError::Unsupported(_)), "{report:?}");
     assert!(s.tree.connect(HOSTS[0], &nqn(0), FIRST_PORT).is_err());
@@ -467,7 +471,7 @@ fn a_kernel_that_can_not_authenticate_lets_nobody_in_who_should_be() {
     let s = Stand::new(SimKernel { authentication: false, ..SimKernel::default() });
     s.converge(Scope::All, &want).unwrap();
     let connected = s.tree.connect(HOSTS[1], &nqn(1), FIRST_PORT).unwrap();
-    let host: Nqn = HOSTS[1].parse().unwrap();
+    let host = host(1);
     s.keys.put(&host, secret(2, None));
     let error = Target::prove(&s.target, &host, &soon()).unwrap_err();
     assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
@@ -480,7 +484,7 @@ fn a_kernel_that_can_not_authenticate_lets_nobody_in_who_should_be() {
 #[test]
 fn a_secret_is_asked_for_without_any_volume_being_looked_at() {
     let s = Stand::new(SimKernel::default());
-    let host: Nqn = HOSTS[0].parse().unwrap();
+    let host = host(0);
     s.keys.put(&host, secret(1, None));
     Target::prove(&s.target, &host, &soon()).unwrap();
     assert!(s.tree.dump().is_empty(), "nothing is made for a host that is not there");
@@ -656,9 +660,10 @@ fn any_kernel() -> impl Strategy<Value = SimKernel> {
 
 /// The same with fewer hosts: what a lost trace would let in again.
 fn thinned(all: &Desired, keep: u8) -> Desired {
-    let kept = |h: &Nqn| HOSTS.iter().position(|n| *n == h.as_str()).is_some_and(|n| keep >> n & 1 == 1);
+    let kept =
+        |h: &HostId| HOSTS.iter().position(|n| *n == h.to_string()).is_some_and(|n| keep >> n & 1 == 1);
     let mut thin = all.clone();
-    thin.values_mut().for_each(|e| e.hosts.retain(kept));
+    thin.values_mut().for_each(|e| e.hosts.retain(|h, _| kept(h)));
     thin.retain(|_, e| !e.hosts.is_empty());
     thin
 }
@@ -666,8 +671,8 @@ fn thinned(all: &Desired, keep: u8) -> Desired {
 /// A state of the kernel: perhaps one that we built, and then what others did.
 fn stand(kernel: SimKernel, built: Option<&Desired>, deeds: &[Deed]) -> Stand {
     let mut s = Stand::new(kernel);
-    s.keys.put(&HOSTS[1].parse().unwrap(), secret(1, None));
-    s.keys.put(&HOSTS[2].parse().unwrap(), secret(2, Some(3)));
+    s.keys.put(&host(1), secret(1, None));
+    s.keys.put(&host(2), secret(2, Some(3)));
     if let Some(built) = built {
         let _ = s.converge(Scope::All, built);
         s.connect_all();
@@ -789,7 +794,7 @@ proptest! {
         for scope in &scopes {
             complete &= s.converge(*scope, &want).is_ok_and(|r| r.is_complete());
         }
-        let devices: BTreeSet<_> = want.values().map(|e| &e.device).collect();
+        let devices: BTreeSet<_> = want.values().map(|e| &e.backing).collect();
         if devices.len() == want.len() {
             prop_assert!(complete);
         }

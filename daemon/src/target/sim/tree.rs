@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::faults::{Fault, Faults};
-use crate::target::nvmet::ConfigTree;
+use crate::target::ConfigTree;
 
 /// What the simulated kernel was built with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

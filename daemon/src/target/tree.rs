@@ -5,7 +5,7 @@ use std::io;
 use crate::kernel::configfs::ConfigFs;
 
 /// A tree of directories, attributes and links whose owner reacts to every change. Paths are relative
-/// to its root (`/sys/kernel/config/nvmet`). The kernel's own is the one real implementor; `sim` has
+/// to its root (`/sys/kernel/config/nvmet`, `/sys/kernel/config/target`). The kernel's own is the one real implementor; `sim` has
 /// one that behaves like it.
 pub trait ConfigTree: Send + Sync {
     /// Creates a directory, and with it what the owner puts inside.
