@@ -20,10 +20,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Attachment, AuthenticationPut, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName, HostPut,
-    OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem,
-    Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Volume,
-    VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When,
+    Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName,
+    HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace,
+    Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System,
+    Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -97,6 +97,15 @@ pub struct HostFilter {
     /// How many, 1 to 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u16>,
+}
+
+/// How to attach.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct AttachAs {
+    /// Cut off all other hosts of the volume first.
+    pub exclusive: bool,
+    /// The host can't write.
+    pub read_only: bool,
 }
 
 impl Client {
@@ -329,16 +338,50 @@ impl Client {
 
     /// All hosts, page by page.
     pub async fn all_hosts(&self) -> Result<Vec<Host>> {
+        self.all(&["v1", "hosts"]).await
+    }
+
+    async fn all<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Vec<T>> {
         let mut all = Vec::new();
         let mut filter = HostFilter { cursor: None, limit: Some(1000) };
         loop {
-            let page = self.hosts(&filter).await?;
+            let page: Page<T> = self.page(path, &filter).await?;
             all.extend(page.items);
             match page.next {
                 Some(next) => filter.cursor = Some(next),
                 None => return Ok(all),
             }
         }
+    }
+
+    /// All zones, page by page.
+    pub async fn all_zones(&self) -> Result<Vec<Zone>> {
+        self.all(&["v1", "zones"]).await
+    }
+
+    /// `GET /v1/zones/{zone}`
+    pub async fn zone(&self, zone: &HostName) -> Result<Zone> {
+        self.get(&["v1", "zones", zone.as_str()]).await
+    }
+
+    /// `PUT /v1/zones/{zone}`
+    pub async fn put_zone(&self, zone: &HostName, ask: &ZonePut) -> Result<Zone> {
+        self.ask(Method::PUT, &["v1", "zones", zone.as_str()], ask).await
+    }
+
+    /// `DELETE /v1/zones/{zone}`
+    pub async fn delete_zone(&self, zone: &HostName) -> Result<()> {
+        self.delete(&["v1", "zones", zone.as_str()]).await
+    }
+
+    /// `PUT /v1/hosts/{host}/chap`
+    pub async fn chap_host(&self, host: &HostName, ask: &ChapPut) -> Result<Host> {
+        self.ask(Method::PUT, &["v1", "hosts", host.as_str(), "chap"], ask).await
+    }
+
+    /// `DELETE /v1/hosts/{host}/chap`
+    pub async fn no_chap_host(&self, host: &HostName) -> Result<()> {
+        self.delete(&["v1", "hosts", host.as_str(), "chap"]).await
     }
 
     /// `GET /v1/hosts/{host}`
@@ -379,15 +422,13 @@ impl Client {
 
     /// `PUT /v1/volumes/{volume}/attachments/{host}`
     pub async fn attach(&self, volume: &VolumeRef, host: &HostName) -> Result<Attachment> {
-        let path = ["v1", "volumes", &volume.to_string(), "attachments", host.as_str()];
-        self.json(self.request(Method::PUT, &path)?).await
+        self.attach_as(volume, host, &AttachAs::default()).await
     }
 
-    /// `PUT /v1/volumes/{volume}/attachments/{host}?exclusive=true`
-    pub async fn attach_alone(&self, volume: &VolumeRef, host: &HostName) -> Result<Attachment> {
-        let mut url = self.url(&["v1", "volumes", &volume.to_string(), "attachments", host.as_str()])?;
-        url.query_pairs_mut().append_pair("exclusive", "true");
-        self.json(self.authorized(self.calls.request(Method::PUT, url)).timeout(self.timeout)).await
+    /// The same with what is to be said about it.
+    pub async fn attach_as(&self, volume: &VolumeRef, host: &HostName, how: &AttachAs) -> Result<Attachment> {
+        let path = ["v1", "volumes", &volume.to_string(), "attachments", host.as_str()];
+        self.json(self.request_with(Method::PUT, &path, how)?).await
     }
 
     /// `DELETE /v1/volumes/{volume}/attachments/{host}`
@@ -457,14 +498,18 @@ impl Client {
     }
 
     async fn page<T: DeserializeOwned>(&self, path: &[&str], filter: &impl Serialize) -> Result<T> {
+        self.json(self.request_with(Method::GET, path, filter)?).await
+    }
+
+    fn request_with(&self, method: Method, path: &[&str], query: &impl Serialize) -> Result<RequestBuilder> {
         let mut url = self.url(path)?;
-        // A flat struct of strings and numbers, so that its JSON is the list of parameters.
-        let filter = serde_json::to_value(filter).unwrap_or_default();
-        for (name, value) in filter.as_object().into_iter().flatten() {
+        // A flat struct of strings, numbers and flags, so that its JSON is the list of parameters.
+        let query = serde_json::to_value(query).unwrap_or_default();
+        for (name, value) in query.as_object().into_iter().flatten() {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             url.query_pairs_mut().append_pair(name, &text);
         }
-        self.json(self.authorized(self.calls.get(url)).timeout(self.timeout)).await
+        Ok(self.authorized(self.calls.request(method, url)).timeout(self.timeout))
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use orlop_api::Protocol;
 use orlopd::config::{self, Settings};
-use orlopd::engine::{Engine, EngineSettings, FillLimits};
+use orlopd::engine::{Engine, EngineSettings, FillLimits, Targets};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
@@ -255,11 +256,12 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
         portals: portals.map(|p| PortalConfig { address: p.ip(), port: p.port() }).collect(),
     };
     let host_keys = HostKeys::default();
-    let target: Arc<dyn Target> = if sim {
+    let nvme: Arc<dyn Target> = if sim {
         Arc::new(sim::target(nvmet, host_keys.clone(), Default::default()).0)
     } else {
         Arc::new(Nvmet::kernel(nvmet).with_keys(host_keys.clone()))
     };
+    let targets = Targets::from([(Protocol::Nvme, nvme)]);
     let keys = KeyRing::default();
     EngineSettings {
         state_dir: settings.state_dir.clone(),
@@ -267,7 +269,7 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
         host_keys,
         sim,
         prefix: settings.nvmet.nqn_prefix.clone(),
-        target,
+        targets,
         pools: Arc::new(PoolEnv {
             mounts: settings.state_dir.join("pools"),
             simulated: sim,

@@ -4,11 +4,16 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use orlop_api::{Attachment, Nqn};
+use orlop_api::{Attachment, Nqn, NvmeAccess};
 use orlop_image::Guest;
 use uuid::Uuid;
 
 use crate::lab::SHELL;
+
+/// What NVMe takes to reach a volume.
+pub fn nvme(a: &Attachment) -> Result<&NvmeAccess> {
+    a.nvme().with_context(|| format!("volume {} is not reached by NVMe: {a:?}", a.volume))
+}
 
 /// A guest that connects to targets. It can play several hosts: each connection names its own.
 pub struct Initiator {
@@ -48,15 +53,18 @@ impl Initiator {
     /// the identity that the attachment promises.
     pub fn connect(&mut self, a: &Attachment, host: u8, paths: usize) -> Result<Path> {
         for address in self.addresses.clone().into_iter().take(paths) {
-            let served = a.portals.iter().find(|p| p.address == address.to_string());
-            let portal = served
-                .with_context(|| format!("{address} is not among the portals {:?}", a.portals))?
-                .clone();
-            self.connect_to(a.nqn.as_str(), &portal.address, portal.port, host)?;
+            let served = nvme(a)?.portals.iter().find(|p| p.address == address.to_string());
+            let portal =
+                served.with_context(|| format!("{address} is not among the portals of {a:?}"))?.clone();
+            self.connect_to(nvme(a)?.nqn.as_str(), &portal.address, portal.port, host)?;
         }
-        let device = self.device(a.uuid, Duration::from_secs(20))?;
+        let device = self.device(nvme(a)?.uuid, Duration::from_secs(20))?;
         let nguid = self.run(&format!("tr -d - </sys/block/{}/nguid", device.trim_start_matches("/dev/")))?;
-        ensure!(nguid.trim() == a.nguid, "the device has NGUID {nguid:?}, the attachment says {}", a.nguid);
+        ensure!(
+            nguid.trim() == nvme(a)?.nguid,
+            "the device has NGUID {nguid:?}, the attachment says {}",
+            nvme(a)?.nguid
+        );
         Ok(Path { device })
     }
 
@@ -83,7 +91,7 @@ impl Initiator {
 
     /// Disconnects from a volume.
     pub fn disconnect(&mut self, a: &Attachment) -> Result<()> {
-        self.run(&format!("nvme disconnect -n {}", a.nqn)).map(drop)
+        self.run(&format!("nvme disconnect -n {}", nvme(a)?.nqn)).map(drop)
     }
 
     /// The device with a namespace UUID, once it is there. Not the hidden ones of single paths, which have
@@ -180,7 +188,7 @@ impl Initiator {
 
     /// Ends what is left of connections to a volume that this host was cut off from.
     pub fn forget(&mut self, a: &Attachment) -> Result<()> {
-        self.run(&format!("nvme disconnect -n {} || true", a.nqn)).map(drop)
+        self.run(&format!("nvme disconnect -n {} || true", nvme(a)?.nqn)).map(drop)
     }
 
     /// Ends the stream where it is.

@@ -13,5 +13,5 @@
 mod initiator;
 mod lab;
 
-pub use initiator::{Initiator, Path};
+pub use initiator::{Initiator, Path, nvme};
 pub use lab::{Lab, LabOptions, instrumented, wait_for};

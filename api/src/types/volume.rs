@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ByteSize, Encryption, EncryptionCreate, HostName, Nqn, PoolName, Properties, SnapshotId, SnapshotRef,
-    Tenant, VolumeId, VolumeName, VolumeRef,
+    ByteSize, Encryption, EncryptionCreate, HostName, Iqn, Nqn, PoolName, Properties, SnapshotId,
+    SnapshotRef, Tenant, VolumeId, VolumeName, VolumeRef,
 };
 
 /// How a volume's space is reserved.
@@ -37,6 +37,22 @@ pub enum Protocol {
 impl Protocol {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Nvme, Self::Iscsi, Self::Nfs];
+
+    /// What a volume of a kind is reached by unless something else was asked for.
+    pub const fn of(kind: VolumeKind) -> Self {
+        match kind {
+            VolumeKind::Block => Self::Nvme,
+            VolumeKind::Filesystem => Self::Nfs,
+        }
+    }
+
+    /// The kind of volume that it reaches.
+    pub const fn kind(self) -> VolumeKind {
+        match self {
+            Self::Nvme | Self::Iscsi => VolumeKind::Block,
+            Self::Nfs => VolumeKind::Filesystem,
+        }
+    }
 
     /// As it is spelled on the wire.
     pub const fn as_str(self) -> &'static str {
@@ -118,9 +134,9 @@ pub struct VolumeCreate {
     /// Thin unless given.
     #[serde(default)]
     pub provisioning: Provisioning,
-    /// NVMe over TCP unless given.
-    #[serde(default)]
-    pub protocol: Protocol,
+    /// How it is reached. Unless given a disk by NVMe over TCP, a file system by NFS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// What it holds at first; zeros unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<VolumeSource>,
@@ -146,7 +162,7 @@ impl VolumeCreate {
             kind: None,
             filesystem: None,
             provisioning: Provisioning::default(),
-            protocol: Protocol::default(),
+            protocol: None,
             source: None,
             properties: Properties::default(),
             encryption: None,
@@ -302,14 +318,18 @@ pub struct Volume {
     pub provisioning: Provisioning,
     /// How it is reached.
     pub protocol: Protocol,
-    /// The name that initiators know it by; the same after any reboot.
-    pub nqn: Nqn,
+    /// The name that NVMe initiators know it by; the same after any reboot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nqn: Option<Nqn>,
+    /// The name that iSCSI initiators know it by; the same after any reboot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iqn: Option<Iqn>,
     /// How it is.
     pub state: VolumeState,
     /// Why it isn't `ready`, where it isn't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The hosts that may use it.
+    /// The hosts and zones that may use it.
     pub hosts: Vec<HostName>,
     /// Where its first content came from, unless it began as zeros.
     #[serde(default, skip_serializing_if = "Option::is_none")]

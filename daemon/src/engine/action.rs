@@ -1,9 +1,9 @@
 //! Every change there is, who asks for it, and what comes of it.
 
 use orlop_api::{
-    Attachment, AuthenticationPut, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut,
+    Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut,
     OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
-    SnapshotRef, Tenant, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When,
+    SnapshotRef, Tenant, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 use crate::model::{PoolChange, PoolSpec};
@@ -45,18 +45,22 @@ pub enum Action {
     AdoptOrphan(OrphanId, OrphanAdopt),
     /// Removes an orphan. Legal when it is the daemon's own and nothing is lost with it.
     RemoveOrphan(OrphanId),
-    /// Makes a host, or changes its NQN. The latter is legal when it has no attachment.
+    /// Makes a host, or changes what it is known by. The latter is legal when it has no attachment by it.
     PutHost(HostName, HostPut),
-    /// Has a host prove that it knows a secret when it connects.
+    /// Has a host prove that it knows a secret when it connects by NVMe.
     AuthenticateHost(HostName, AuthenticationPut),
-    /// Lets a host in without a proof again.
+    /// Lets a host in by NVMe without a proof again.
     TrustHost(HostName),
+    /// Has a host prove that it knows a secret when it logs in by iSCSI; without one it need not any more.
+    ChapHost(HostName, Option<ChapPut>),
     /// Forgets a host. Legal when it has no attachment.
     DeleteHost(HostName),
-    /// Lets a host use a volume.
-    Attach(VolumeRef, HostName),
-    /// The same, once all other hosts of the volume are cut off.
-    AttachAlone(VolumeRef, HostName),
+    /// Makes a zone, or changes it, with what it is attached to.
+    PutZone(HostName, ZonePut),
+    /// Forgets a zone. Legal when it has no attachment.
+    DeleteZone(HostName),
+    /// Lets a host or a zone use a volume.
+    Attach(VolumeRef, HostName, Attach),
     /// Cuts a host off from a volume: done when it can't do I/O any more.
     Detach(VolumeRef, HostName),
 }
@@ -84,9 +88,11 @@ impl Action {
             Self::PutHost(..) => "put_host",
             Self::AuthenticateHost(..) => "authenticate_host",
             Self::TrustHost(_) => "trust_host",
+            Self::ChapHost(..) => "chap_host",
             Self::DeleteHost(_) => "delete_host",
+            Self::PutZone(..) => "put_zone",
+            Self::DeleteZone(_) => "delete_zone",
             Self::Attach(..) => "attach",
-            Self::AttachAlone(..) => "attach_alone",
             Self::Detach(..) => "detach",
         }
     }
@@ -111,12 +117,23 @@ impl Action {
             Self::PutHost(host, _)
             | Self::AuthenticateHost(host, _)
             | Self::TrustHost(host)
+            | Self::ChapHost(host, _)
             | Self::DeleteHost(host) => format!("host/{host}"),
-            Self::Attach(volume, host) | Self::AttachAlone(volume, host) | Self::Detach(volume, host) => {
+            Self::PutZone(zone, _) | Self::DeleteZone(zone) => format!("zone/{zone}"),
+            Self::Attach(volume, host, _) | Self::Detach(volume, host) => {
                 format!("volume/{volume} host/{host}")
             }
         }
     }
+}
+
+/// How a host is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attach {
+    /// All others are cut off first.
+    pub alone: bool,
+    /// It can't write.
+    pub read_only: bool,
 }
 
 /// What came of an action. `changed` is false when everything was so already.
@@ -144,6 +161,13 @@ pub enum Outcome {
     Host {
         /// The host.
         host: Host,
+        /// Whether it is new.
+        made: bool,
+    },
+    /// The zone as it is now.
+    Zone {
+        /// The zone.
+        zone: Zone,
         /// Whether it is new.
         made: bool,
     },

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use orlop_api::{Attachment, EventKind, HostName, VolumeId, VolumeKind, VolumeRef};
+use orlop_api::{
+    Access, Attachment, EventKind, HostName, IscsiAccess, NfsAccess, NvmeAccess, Protocol, Squash, VolumeId,
+    VolumeRef,
+};
 use tokio::time::Instant;
 
-use super::action::{Outcome, Principal};
+use super::action::{Attach, Outcome, Principal};
 use super::core::Core;
 use super::error::{Error, Result};
 use super::events::Subject;
@@ -13,6 +16,7 @@ use super::intent::Intent;
 use super::locks::{Guards, Key, Mode};
 use super::volumes::not_found;
 use crate::journal::{Batch, Table};
+use crate::model::{Grant, HostRecord, ZoneRules};
 
 impl Core {
     pub(super) async fn attach(
@@ -20,32 +24,32 @@ impl Core {
         who: &Principal,
         volume: VolumeRef,
         host: HostName,
-        alone: bool,
+        how: Attach,
         until: Instant,
     ) -> Result<Outcome> {
+        let grant = Grant { read_only: how.read_only };
         let id = self.find(who, &volume)?;
         self.check_settled(|intent| intent.touches_access(id))?;
-        let (mut guards, others) = self.lock_access(id, &host, alone, until).await?;
+        let (mut guards, others) = self.lock_access(id, &host, how.alone, until).await?;
         self.check_settled(|intent| intent.touches_access(id))?;
         self.check_usable(id)?;
         let (pool, size, already) = {
             let view = self.view.read();
             let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
             let record = view.host_record(&host).ok_or_else(|| Error::NotFound(format!("host {host}")))?;
-            if !record.is_admissible() {
-                return Err(Error::Precondition {
-                    object: format!("host {host}"),
-                    reason: "must prove a secret that is lost: give it again first".into(),
-                    dependants: Vec::new(),
+            let protocol = entry.label.protocol();
+            self.check_served(protocol)?;
+            check_may_use(&host, record, protocol, grant)?;
+            let had = view.grant_of(id, &host);
+            if let Some(had) = had.filter(|had| *had != grant) {
+                return Err(Error::Conflict {
+                    object: format!("attachment of volume {volume} to {} {host}", record.noun()),
+                    field: "read_only",
+                    have: had.read_only.to_string(),
+                    want: format!("{}: detach it first", grant.read_only),
                 });
             }
-            // Exports are what lets hosts in to these, and there are none yet. An attachment gives a disk.
-            if entry.label.kind == VolumeKind::Filesystem {
-                return Err(Error::Unsupported(format!(
-                    "volume {volume} is a file system: a host can be attached to a disk only"
-                )));
-            }
-            (entry.pool.clone(), entry.label.size, view.is_attached(id, &host))
+            (entry.pool.clone(), entry.label.size, had.is_some())
         };
         let open = self.open_pool(&pool)?;
 
@@ -65,18 +69,19 @@ impl Core {
         }
         let act = async {
             let opened = self.open_backing(&open, id, until).await?;
-            if opened.size != size {
+            // A file system may be a little smaller until it is next mounted (a grow that was stopped half way).
+            if opened.size != size && opened.device().is_some() {
                 let found = format!("a device of {} bytes instead of {}", opened.size.0, size.0);
                 return Err(Error::Unverified { object: format!("volume {id}"), found }.into());
             }
-            self.converge_volume(id, Some(&host), false).await?;
+            self.converge_volume(id, Some((&host, grant)), false).await?;
             let mut batch = Batch::default();
-            batch.put(Table::Attachments, &attachment_key(id, &host), &serde_json::json!({}));
+            batch.put(Table::Attachments, &attachment_key(id, &host), &grant);
             Ok(((), batch))
         };
         let intent = Intent::Attach { volume: id, host: host.clone() };
         let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
-        self.view.write().attach(id, &host);
+        self.view.write().attach(id, &host, grant);
         self.dirty.mark(id);
         self.events.publish(EventKind::Attached, about(id, &host));
         self.attached(id, &host, true)
@@ -173,27 +178,68 @@ impl Core {
     /// All that an initiator needs, if it is attached.
     pub(super) fn attachment(&self, id: VolumeId, host: &HostName) -> Option<Attachment> {
         let identity = self.identity(id);
-        let portals = self.settings.target.portals();
+        let protocol = self.view.read().entry(id)?.label.protocol();
+        let portals = self.portals(protocol);
         let view = self.view.read();
-        let entry = view.entry(id)?;
-        if !view.is_attached(id, host) {
-            return None;
-        }
-        Some(Attachment {
-            volume: id,
-            host: host.clone(),
-            protocol: entry.label.protocol,
-            nqn: identity.nqn.clone(),
-            host_nqn: view.host_record(host)?.nqn.clone(),
-            authentication: view.host_record(host)?.authentication(),
-            portals,
-            nsid: 1,
-            uuid: identity.uuid,
-            nguid: identity.uuid.simple().to_string(),
-            serial: identity.serial,
-            size: entry.label.size,
-        })
+        let (entry, record) = (view.entry(id)?, view.host_record(host)?);
+        let grant = view.grant_of(id, host)?;
+        let zone = record.zone.unwrap_or(ZoneRules { read_only: false, squash: Squash::None });
+        let access = match protocol {
+            Protocol::Nvme => Access::Nvme(NvmeAccess {
+                nqn: identity.nqn,
+                host_nqn: record.nqn.clone()?,
+                authentication: record.authentication(),
+                portals,
+                nsid: 1,
+                uuid: identity.uuid,
+                nguid: identity.uuid.simple().to_string(),
+                serial: identity.serial,
+            }),
+            Protocol::Iscsi => Access::Iscsi(IscsiAccess {
+                wwn: identity.wwn(),
+                iqn: identity.iqn,
+                host_iqn: record.iqn.clone()?,
+                chap: record.chap(),
+                portals,
+                lun: 0,
+                serial: identity.scsi_serial,
+            }),
+            Protocol::Nfs => Access::Nfs(NfsAccess {
+                portals,
+                path: identity.export_path(),
+                networks: record.networks.clone(),
+                squash: zone.squash,
+            }),
+        };
+        let read_only = grant.read_only || zone.read_only;
+        Some(Attachment { volume: id, host: host.clone(), read_only, size: entry.label.size, access })
     }
+}
+
+/// Refuses what a host can't have by a protocol.
+fn check_may_use(host: &HostName, record: &HostRecord, protocol: Protocol, grant: Grant) -> Result<()> {
+    let object = || format!("{} {host}", record.noun());
+    if record.zone.is_some() && protocol != Protocol::Nfs {
+        return Err(Error::Unsupported(format!("{}: a disk is attached to hosts, and to no zone", object())));
+    }
+    if !record.is_known_by(protocol) {
+        let what = match protocol {
+            Protocol::Nvme => "an NQN",
+            Protocol::Iscsi => "an iSCSI name",
+            Protocol::Nfs => "an address",
+        };
+        let reason = format!("has not {what}, by which {} knows it: give it one first", protocol.as_str());
+        return Err(Error::Precondition { object: object(), reason, dependants: Vec::new() });
+    }
+    if !record.is_admissible(protocol) {
+        let reason = "must prove a secret that is lost: give it again first".into();
+        return Err(Error::Precondition { object: object(), reason, dependants: Vec::new() });
+    }
+    if grant.read_only && protocol == Protocol::Nvme {
+        let why = "read_only: the kernel's NVMe target lets all hosts of a volume write that it lets in";
+        return Err(Error::Unsupported(why.into()));
+    }
+    Ok(())
 }
 
 /// The key of an attachment's record. A volume id has no slash.

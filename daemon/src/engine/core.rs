@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orlop_api::{Disk, DiskHealth, DiskName, DiskWipe, HostName, PoolName, SystemState, VolumeId};
+use orlop_api::{Disk, DiskHealth, DiskName, DiskWipe, PoolName, Protocol, SystemState, VolumeId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -24,6 +24,7 @@ use super::labels::DirtyLabels;
 use super::lane::{Lane, LaneError, Late};
 use super::locks::Locks;
 use super::space::FillLimits;
+use super::targets::{Server, Targets};
 use super::view::View;
 use crate::journal::Journal;
 use crate::kernel::Deadline;
@@ -32,7 +33,6 @@ use crate::model::{Identity, NqnPrefix, PoolSpec};
 use crate::pool::disks::WipeError;
 use crate::pool::{KeyRing, Opened, Pool, PoolEnv, PoolError};
 use crate::target::keys::HostKeys;
-use crate::target::{Desired, Export, HostId, Report, Rights, Scope, Target, TargetError};
 use crate::telemetry::Metrics;
 
 /// Where pools come from: the real kinds, or in tests some that fail and hang on request. All of it
@@ -130,8 +130,8 @@ pub struct EngineSettings {
     pub sim: bool,
     /// The part of subsystem names before the volume's id.
     pub prefix: NqnPrefix,
-    /// The kernel's target, or the simulated one.
-    pub target: Arc<dyn Target>,
+    /// The kernel's targets, or simulated ones.
+    pub targets: Targets,
     /// Where pools come from.
     pub pools: Arc<dyn Pools>,
     /// The keys of encrypted volumes, which pools take from there.
@@ -197,7 +197,7 @@ pub(super) struct Core {
     pub(super) pools: RwLock<BTreeMap<PoolName, Arc<OpenPool>>>,
     /// Backings that are open, so that access can be taken away without asking a pool that may hang.
     pub(super) opened: Mutex<BTreeMap<VolumeId, Opened>>,
-    pub(super) target_lane: Lane,
+    pub(super) targets: BTreeMap<Protocol, Server>,
     pub(super) setup_lane: Lane,
     /// Where disks are asked how they are.
     pub(super) disk_lane: Lane,
@@ -275,80 +275,6 @@ impl Core {
         run(lane, until, move |deadline| f(&*inner, deadline)).await
     }
 
-    /// Brings the kernel target to `desired` within `scope`, and verifies it.
-    pub(super) async fn converge(&self, scope: Scope, desired: Desired, until: Instant) -> Outcome<Report> {
-        let target = self.settings.target.clone();
-        let converge = move |deadline: &Deadline| target.converge(scope, &desired, deadline);
-        let within = until.saturating_duration_since(Instant::now());
-        // All volumes take as long as they take, and nothing is changed beside that.
-        answer(match scope.volume() {
-            Some(_) => self.target_lane.run(within, converge).await,
-            None => self.target_lane.run_long(within, converge).await,
-        })
-    }
-
-    /// Tells connected hosts that a volume has grown.
-    pub(super) async fn announce_size(&self, export: Export, until: Instant) -> Outcome<()> {
-        let target = self.settings.target.clone();
-        let until = until.min(Instant::now() + self.settings.target_deadline);
-        run(&self.target_lane, until, move |deadline| target.announce_size(&export, deadline)).await
-    }
-
-    /// Brings one volume's export to what the view says, plus or minus nothing, cutting off everybody
-    /// else; then closes the backing if nobody is left.
-    pub(super) async fn converge_volume(
-        &self,
-        id: VolumeId,
-        extra: Option<&HostName>,
-        fence: bool,
-    ) -> Outcome<Report> {
-        let (report, is_served) = self.converge_open(id, extra, fence).await?;
-        if !is_served {
-            self.close_backing(id).await?;
-        }
-        Ok(report)
-    }
-
-    /// The same, and leaves the backing open. Whether anybody is served.
-    pub(super) async fn converge_open(
-        &self,
-        id: VolumeId,
-        extra: Option<&HostName>,
-        fence: bool,
-    ) -> Outcome<(Report, bool)> {
-        let until = Instant::now() + self.settings.target_deadline;
-        let export = self.export_of(id, extra);
-        let serve = export.is_some();
-        let desired = export.into_iter().map(|e| (id, e)).collect();
-        let scope = if fence { Scope::Fence(id) } else { Scope::Volume(id) };
-        let report = self.converge(scope, desired, until).await?;
-        if !report.steps.is_empty() {
-            tracing::info!(volume = %id, steps = report.steps.join("; "), "the target was changed");
-        }
-        self.note_portals(&report);
-        Ok((report, serve))
-    }
-
-    /// How a volume should be served: to the hosts in the view and `extra`. `None` if to nobody, or if
-    /// its backing is not open.
-    pub(super) fn export_of(&self, id: VolumeId, extra: Option<&HostName>) -> Option<Export> {
-        let opened = self.opened.lock().get(&id).cloned()?;
-        let view = self.view.read();
-        let hosts: BTreeMap<_, _> = view
-            .hosts_of(id)
-            .chain(extra)
-            .filter_map(|name| view.host_record(name))
-            .filter(|h| h.is_admissible())
-            .map(|h| (HostId::Nqn(h.nqn.clone()), Rights::default()))
-            .collect();
-        if hosts.is_empty() {
-            return None;
-        }
-        // A directory is no device, and no target here serves one.
-        let backing = opened.device()?.to_owned();
-        Some(Export { identity: self.identity(id), backing, size: opened.size, hosts })
-    }
-
     pub(super) fn identity(&self, id: VolumeId) -> Identity {
         Identity::of(id, &self.settings.prefix)
     }
@@ -370,7 +296,7 @@ impl Core {
         Ok(opened)
     }
 
-    async fn close_backing(&self, id: VolumeId) -> Outcome<()> {
+    pub(super) async fn close_backing(&self, id: VolumeId) -> Outcome<()> {
         if self.opened.lock().remove(&id).is_none() {
             return Ok(());
         }
@@ -379,18 +305,6 @@ impl Core {
         let Some(pool) = pool.and_then(|name| self.pools.read().get(&name).cloned()) else { return Ok(()) };
         let until = Instant::now() + self.settings.settle_deadline;
         self.on_pool(&pool, On::Open, until, move |p, d| p.close(id, d)).await
-    }
-
-    /// Raises or clears the alarm about portals that could not be opened.
-    pub(super) fn note_portals(&self, report: &Report) {
-        let down: Vec<String> =
-            report.portals_down.iter().map(|e: &TargetError| super::error::chain(e)).collect();
-        let mut view = self.view.write();
-        if down.is_empty() {
-            view.clear("portals");
-        } else {
-            view.raise("portals".into(), format!("not all portals are served: {}", down.join("; ")));
-        }
     }
 
     /// Starts something that goes on behind the answers.
@@ -415,7 +329,7 @@ pub(super) async fn run<T: Send + 'static, E: Into<Error> + Send + 'static>(
     answer(lane.run(until.saturating_duration_since(Instant::now()), f).await)
 }
 
-fn answer<T, E: Into<Error>>(
+pub(super) fn answer<T, E: Into<Error>>(
     result: std::result::Result<std::result::Result<T, E>, (LaneError, Option<Late>)>,
 ) -> Outcome<T> {
     match result {

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{EventKind, SystemState, VolumeId};
+use orlop_api::{EventKind, Protocol, SystemState, VolumeId};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::core::{Core, Outcome, run};
+use super::core::Core;
 use super::events::Subject;
 use super::locks::{Key, Mode};
 
@@ -35,25 +35,22 @@ impl Core {
     /// Looks at all that should be served, and at all that is served under our names.
     pub(super) async fn look_for_drift_once(self: &Arc<Self>) {
         let mut ids: BTreeSet<VolumeId> = self.opened.lock().keys().copied().collect();
-        match self.served().await {
-            Ok(served) => ids.extend(served),
+        let served = match self.served().await {
+            Ok(served) => served,
             Err(f) => {
                 tracing::warn!(error = f.error.chain(), "what the kernel serves can't be read");
                 return;
             }
-        }
+        };
+        ids.extend(served.iter().map(|(_, id)| *id));
         for id in ids {
-            self.put_back(id).await;
+            let by = served.iter().filter(|(_, of)| *of == id).map(|(protocol, _)| *protocol);
+            self.put_back(id, &by.collect::<Vec<_>>()).await;
         }
     }
 
-    async fn served(&self) -> Outcome<BTreeSet<VolumeId>> {
-        let target = self.settings.target.clone();
-        let until = Instant::now() + self.settings.settle_deadline;
-        run(&self.target_lane, until, move |deadline| target.served(deadline)).await
-    }
-
-    async fn put_back(self: &Arc<Self>, id: VolumeId) {
+    /// `by`: the protocols that serve something of it.
+    async fn put_back(self: &Arc<Self>, id: VolumeId, by: &[Protocol]) {
         // Whoever has it converges it.
         let wants = vec![(Key::Volume(id), Mode::ExclusiveNow)];
         let Ok(guards) = self.locks.acquire(wants, Instant::now()).await else { return };
@@ -65,11 +62,21 @@ impl Core {
         {
             return;
         }
-        match self.converge_volume(id, None, false).await {
-            Ok(report) if report.steps.is_empty() => {}
-            Ok(report) => {
+        let mut steps = Vec::new();
+        for protocol in by {
+            match self.converge_away(*protocol, id).await {
+                Ok(more) => steps.extend(more),
+                Err(f) => {
+                    tracing::warn!(volume = %id, error = f.error.chain(), "what should not be served is")
+                }
+            }
+        }
+        let converged = self.converge_volume(id, None, false).await;
+        match converged.map(|more| steps.into_iter().chain(more).collect::<Vec<_>>()) {
+            Ok(steps) if steps.is_empty() => {}
+            Ok(steps) => {
                 tracing::warn!(volume = %id, "the target was not as it should be, and is put back");
-                let detail = Some(report.steps.join("; "));
+                let detail = Some(steps.join("; "));
                 let subject = Subject { volume: Some(id), detail, ..Subject::default() };
                 self.events.publish(EventKind::Drift, subject);
             }

@@ -1,19 +1,29 @@
-//! Hosts: make, change, forget.
+//! Hosts and zones: make, change, forget; and what hosts must prove.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use orlop_api::{AuthenticationPut, EventKind, HostName, HostPut};
+use orlop_api::{
+    AuthenticationPut, ChapPut, EventKind, HostName, HostPut, Network, Protocol, VolumeId, ZonePut,
+};
 use tokio::time::Instant;
 
 use super::action::Outcome;
-use super::core::{Core, run};
+use super::core::{Core, Failure};
 use super::error::{Error, Result};
 use super::events::Subject;
-use super::locks::{Key, Mode};
+use super::locks::{Guards, Key, Mode};
 use crate::journal::{Batch, Table};
-use crate::model::{HostRecord, HostSecrets};
+use crate::model::{HostRecord, Secret};
 use crate::target::HostId;
 use crate::target::keys::Proof;
+
+/// The most addresses of a host.
+const MOST_ADDRESSES: usize = 16;
+
+/// The most networks of a zone.
+const MOST_NETWORKS: usize = 64;
 
 impl Core {
     pub(super) async fn put_host(
@@ -22,128 +32,257 @@ impl Core {
         ask: HostPut,
         until: Instant,
     ) -> Result<Outcome> {
-        // The NQN too: two hosts that ask for one NQN at the same time must not both get it.
-        let wants =
-            vec![(Key::Host(name.clone()), Mode::Exclusive), (Key::Nqn(ask.nqn.clone()), Mode::Exclusive)];
+        check_host(&ask)?;
+        let mut record = HostRecord::host(ask);
+        // What it is known by too: two hosts that ask for one NQN at the same time must not both get it.
+        let ids = ids_of(&record);
+        let wants = ids.iter().map(|(_, id)| (Key::HostId(id.clone()), Mode::Exclusive));
+        let wants = wants.chain([(Key::Host(name.clone()), Mode::Exclusive)]).collect();
         let _guards = self.locks.acquire(wants, until).await?;
-        {
+        let (old, volumes) = {
             let view = self.view.read();
-            if let Some(other) = view.host_by_nqn(&ask.nqn) {
-                if *other == name {
-                    return shown(&view, &name, false);
+            let old = self.check_noun(&name, &record)?;
+            for (other, theirs) in
+                view.host_records().filter(|(other, r)| **other != name && r.zone.is_none())
+            {
+                let theirs: Vec<_> = ids_of(theirs).into_iter().map(|(_, id)| id).collect();
+                if let Some((field, id)) = ids.iter().find(|(_, id)| theirs.contains(id)) {
+                    return Err(Error::Conflict {
+                        object: format!("host {other}"),
+                        field,
+                        have: format!("{id} already"),
+                        want: format!("it for host {name} too"),
+                    });
                 }
-                return Err(Error::Conflict {
-                    object: format!("host {other}"),
-                    field: "nqn",
-                    have: format!("{} already", ask.nqn),
-                    want: format!("it for host {name} too"),
-                });
             }
-            let volumes: Vec<_> = view.volumes_of(&name).map(|id| id.to_string()).collect();
-            if !volumes.is_empty() {
-                return Err(Error::Precondition {
-                    object: format!("host {name}"),
-                    reason: "is attached under another NQN: detach it from these volumes first".into(),
-                    dependants: volumes,
-                });
+            if let Some(old) = &old {
+                // Its secrets are the host's, whatever it is called.
+                (record.secrets, record.chap) = (old.secrets.clone(), old.chap.clone());
+                let known = |id: &VolumeId| view.entry(*id).map(|v| v.label.protocol());
+                let changed = |p: Protocol| !record.is_same_to(p, old);
+                // One that is in no pool now is served again when its pool is back.
+                let by = |id: &VolumeId| known(id).map_or(record != *old, changed);
+                let volumes: Vec<_> = view.volumes_of(&name).filter(by).map(|id| id.to_string()).collect();
+                if !volumes.is_empty() {
+                    return Err(Error::Precondition {
+                        object: format!("host {name}"),
+                        reason: "is attached by what it was known by: detach it from these volumes first"
+                            .into(),
+                        dependants: volumes,
+                    });
+                }
             }
+            (old, view.volumes_of(&name).collect::<Vec<_>>())
+        };
+        if old.as_ref() == Some(&record) {
+            return self.shown_host(&name, false);
         }
-        let old = self.view.read().host_record(&name).cloned();
-        // Its secrets are the host's, whatever it is called.
-        let record = HostRecord { nqn: ask.nqn, secrets: old.as_ref().and_then(|old| old.secrets.clone()) };
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
-        if let Some(old) = &old {
-            self.settings.host_keys.remove(&HostId::Nqn(old.nqn.clone()));
-        }
+        self.forget_proofs(old.as_ref());
         self.ask_for(&record);
-        let mut view = self.view.write();
-        let made = old.is_none();
-        view.put_host(name.clone(), record);
+        self.view.write().put_host(name.clone(), record);
+        volumes.into_iter().for_each(|id| self.dirty.mark(id));
         self.events.publish(EventKind::HostPut, about(&name));
-        shown(&view, &name, made)
+        self.shown_host(&name, old.is_none())
     }
 
-    pub(super) async fn delete_host(self: &Arc<Self>, name: HostName, until: Instant) -> Result<Outcome> {
-        let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
-        {
-            let view = self.view.read();
-            if view.host_record(&name).is_none() {
-                return Err(Error::NotFound(format!("host {name}")));
+    /// Makes a zone or changes it. Where it is attached the targets follow before the answer.
+    pub(super) async fn put_zone(
+        self: &Arc<Self>,
+        name: HostName,
+        ask: ZonePut,
+        until: Instant,
+    ) -> Result<Outcome> {
+        check_zone(&ask)?;
+        let record = HostRecord::zone(ask);
+        let (_guards, volumes) = self.lock_with_volumes(&name, until).await?;
+        let old = self.check_noun(&name, &record)?;
+        if old.as_ref() == Some(&record) {
+            return self.shown_host(&name, false);
+        }
+        for id in &volumes {
+            self.check_settled(|intent| intent.touches_access(*id))?;
+        }
+        // The journal first: once it is durable who is in it no crash brings back who is not.
+        let mut batch = Batch::default();
+        batch.put(Table::Hosts, name.as_str(), &record);
+        self.journal.commit(batch).await?;
+        self.view.write().put_host(name.clone(), record);
+        self.events.publish(EventKind::HostPut, about(&name));
+        let mut failed = None;
+        for id in volumes {
+            self.dirty.mark(id);
+            // One that is not open, its pool being away or its key, is served as it should be when it is.
+            if !self.opened.lock().contains_key(&id) {
+                continue;
             }
+            if let Err(Failure { error, .. }) = self.converge_volume(id, None, true).await {
+                self.retry_export(id, error.chain());
+                failed = failed.or(Some(error));
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => self.shown_host(&name, old.is_none()),
+        }
+    }
+
+    /// Locks a host or a zone, and the access of every volume that it is attached to.
+    async fn lock_with_volumes(&self, name: &HostName, until: Instant) -> Result<(Guards, Vec<VolumeId>)> {
+        let attached = || -> Vec<VolumeId> { self.view.read().volumes_of(name).collect() };
+        loop {
+            let known = attached();
+            let wants = known.iter().map(|id| (Key::Volume(*id), Mode::Exclusive));
+            let wants = wants.chain([(Key::Host(name.clone()), Mode::Exclusive)]).collect();
+            let guards = self.locks.acquire(wants, until).await?;
+            if attached() == known {
+                return Ok((guards, known));
+            }
+            // It was attached or detached while the locks were waited for.
+        }
+    }
+
+    /// What a name stands for now; refuses to make a zone of a host, or a host of a zone.
+    fn check_noun(&self, name: &HostName, wanted: &HostRecord) -> Result<Option<HostRecord>> {
+        let old = self.view.read().host_record(name).cloned();
+        match old {
+            Some(old) if old.zone.is_some() != wanted.zone.is_some() => Err(Error::Conflict {
+                object: name.to_string(),
+                field: "name",
+                have: format!("a {}", old.noun()),
+                want: format!("a {}", wanted.noun()),
+            }),
+            old => Ok(old),
+        }
+    }
+
+    /// Forgets a host or a zone.
+    pub(super) async fn forget(
+        self: &Arc<Self>,
+        name: HostName,
+        noun: &'static str,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
+        let old = {
+            let view = self.view.read();
+            let old = view.host_record(&name).filter(|r| r.noun() == noun).cloned();
+            let old = old.ok_or_else(|| Error::NotFound(format!("{noun} {name}")))?;
             let volumes: Vec<_> = view.volumes_of(&name).map(|id| id.to_string()).collect();
             if !volumes.is_empty() {
                 return Err(Error::Precondition {
-                    object: format!("host {name}"),
+                    object: format!("{noun} {name}"),
                     reason: "is attached: detach it from these volumes first".into(),
                     dependants: volumes,
                 });
             }
-        }
+            old
+        };
         let mut batch = Batch::default();
         batch.remove(Table::Hosts, name.as_str());
         self.journal.commit(batch).await?;
-        let mut view = self.view.write();
-        if let Some(record) = view.host_record(&name) {
-            self.settings.host_keys.remove(&HostId::Nqn(record.nqn.clone()));
+        self.forget_proofs(Some(&old));
+        {
+            let mut view = self.view.write();
+            view.clear(&alarm_of(&name));
+            view.remove_host(&name);
         }
-        view.clear(&alarm_of(&name));
-        view.remove_host(&name);
-        drop(view);
         self.events.publish(EventKind::HostDeleted, about(&name));
         Ok(Outcome::Gone)
+    }
+
+    /// The host or zone as it is now.
+    fn shown_host(&self, name: &HostName, made: bool) -> Result<Outcome> {
+        let view = self.view.read();
+        let zone = view.zone(name).map(|zone| Outcome::Zone { zone, made });
+        let host = || view.host(name).map(|host| Outcome::Host { host, made });
+        zone.or_else(host).ok_or_else(|| Error::NotFound(format!("host {name}")))
     }
 }
 
 impl Core {
-    /// Has a host prove a secret from its next connection on, or nothing any more. Connections that it has stay.
-    pub(super) async fn set_secrets(
+    /// Has a host prove a secret to NVMe from its next connection on, or nothing any more.
+    pub(super) async fn set_dhchap(
         self: &Arc<Self>,
         name: HostName,
         secrets: Option<AuthenticationPut>,
         until: Instant,
     ) -> Result<Outcome> {
         if secrets.as_ref().is_some_and(|s| s.controller_key.as_ref() == Some(&s.key)) {
-            let reason = "is the host's: who knows one must not know the other".into();
-            return Err(Error::Invalid { field: "controller_key", reason });
+            return Err(same_secret("controller_key"));
         }
+        let set = |record: &mut HostRecord| record.secrets = secrets.map(Secret::Known);
+        self.set_secret(name, Protocol::Nvme, set, until).await
+    }
+
+    /// The same to iSCSI.
+    pub(super) async fn set_chap(
+        self: &Arc<Self>,
+        name: HostName,
+        secrets: Option<ChapPut>,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let same = |s: &ChapPut| s.target.as_ref().is_some_and(|t| t.secret == s.host.secret);
+        if secrets.as_ref().is_some_and(same) {
+            return Err(same_secret("target.secret"));
+        }
+        let set = |record: &mut HostRecord| record.chap = secrets.map(Secret::Known);
+        self.set_secret(name, Protocol::Iscsi, set, until).await
+    }
+
+    /// Connections that a host has stay.
+    async fn set_secret(
+        self: &Arc<Self>,
+        name: HostName,
+        protocol: Protocol,
+        set: impl FnOnce(&mut HostRecord),
+        until: Instant,
+    ) -> Result<Outcome> {
         // No host is attached or detached meanwhile.
         let guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
-        let missing = || Error::NotFound(format!("host {name}"));
         let (old, volumes) = {
             let view = self.view.read();
-            let old = view.host_record(&name).cloned().ok_or_else(missing)?;
+            let old = view.host_record(&name).filter(|r| r.zone.is_none()).cloned();
+            let old = old.ok_or_else(|| Error::NotFound(format!("host {name}")))?;
             (old, view.volumes_of(&name).collect::<Vec<_>>())
         };
-        let record = HostRecord { secrets: secrets.map(HostSecrets::Known), ..old.clone() };
+        let id = ids_of(&old).into_iter().map(|(_, id)| id).find(|id| id.protocol() == protocol);
+        let id = id.ok_or_else(|| Error::Precondition {
+            object: format!("host {name}"),
+            reason: format!("is not known by {}: give it what it is known by first", protocol.as_str()),
+            dependants: Vec::new(),
+        })?;
+        let mut record = old.clone();
+        set(&mut record);
         // The journal first: once it is durable what the host must prove, no crash lets it in without.
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
-        if !self.ask_for(&record) {
+        if proofs_of(&record).into_iter().all(|(of, _)| of != id) {
             // It had to before, as far as is known; what the kernel may still ask is taken back.
-            self.settings.host_keys.put(&HostId::Nqn(record.nqn.clone()), Proof::Nothing);
+            self.settings.host_keys.put(&id, Proof::Nothing);
         }
-        let (changed, nqn) = (record != old, HostId::Nqn(record.nqn.clone()));
+        self.ask_for(&record);
+        let changed = record != old;
         {
             let mut view = self.view.write();
+            if !record.has_lost_a_secret() {
+                view.clear(&alarm_of(&name));
+            }
             view.put_host(name.clone(), record);
-            view.clear(&alarm_of(&name));
         }
         for id in volumes {
             self.dirty.mark(id);
             // It was kept out while its secret was lost.
-            if !old.is_admissible() {
+            if !old.is_admissible(protocol) {
                 let core = self.clone();
                 self.background(async move { core.serve_again(id).await });
             }
         }
-        // The kernel keeps what it asks of a host in one place for all volumes, whether they can be opened now or not.
-        let target = self.settings.target.clone();
-        let until = Instant::now() + self.settings.target_deadline;
-        let proved = run(&self.target_lane, until, move |deadline| target.prove(&nqn, deadline)).await;
-        if let Err(failure) = proved {
+        // The kernel may keep what it asks of a host in one place for all volumes, whether they can be opened now or not.
+        if let Err(failure) = self.prove(protocol, id).await {
             if let Some(late) = failure.late {
                 // Nothing else is asked of it before that has ended.
                 self.background(async move {
@@ -156,26 +295,84 @@ impl Core {
         if changed {
             self.events.publish(EventKind::HostPut, about(&name));
         }
-        shown(&self.view.read(), &name, false)
+        self.shown_host(&name, false)
     }
 
-    /// Has the target ask a host for its secret, if it is known to have one. Whether it is.
-    pub(super) fn ask_for(&self, record: &HostRecord) -> bool {
-        let Some(HostSecrets::Known(secrets)) = &record.secrets else { return false };
-        let host = HostId::Nqn(record.nqn.clone());
-        self.settings.host_keys.put(&host, Proof::Secret(Box::new(secrets.clone())));
-        true
+    /// Has the targets ask a host for its secrets, those that are known.
+    pub(super) fn ask_for(&self, record: &HostRecord) {
+        for (id, proof) in proofs_of(record) {
+            self.settings.host_keys.put(&id, proof);
+        }
     }
+
+    fn forget_proofs(&self, record: Option<&HostRecord>) {
+        for (_, id) in record.into_iter().flat_map(ids_of) {
+            self.settings.host_keys.remove(&id);
+        }
+    }
+}
+
+/// What a host is known by, each with the field that says so. Not a zone: networks may be in many.
+fn ids_of(record: &HostRecord) -> Vec<(&'static str, HostId)> {
+    let nqn = record.nqn.iter().map(|n| ("nqn", HostId::Nqn(n.clone())));
+    let iqn = record.iqn.iter().map(|n| ("iqn", HostId::Iqn(n.clone())));
+    let networks = record.networks.iter().filter(|_| record.zone.is_none());
+    nqn.chain(iqn).chain(networks.map(|n| ("addresses", HostId::Network(*n)))).collect()
+}
+
+/// The secrets that are known.
+fn proofs_of(record: &HostRecord) -> Vec<(HostId, Proof)> {
+    let nvme = record.secrets.as_ref().and_then(Secret::known).cloned().map(Box::new).map(Proof::Secret);
+    let iscsi = record.chap.as_ref().and_then(Secret::known).cloned().map(Box::new).map(Proof::Chap);
+    let nvme = record.nqn.clone().map(HostId::Nqn).zip(nvme);
+    nvme.into_iter().chain(record.iqn.clone().map(HostId::Iqn).zip(iscsi)).collect()
+}
+
+fn check_host(ask: &HostPut) -> Result<()> {
+    let invalid = |field, reason: String| Err(Error::Invalid { field, reason });
+    if ask.nqn.is_none() && ask.iqn.is_none() && ask.addresses.is_empty() {
+        return invalid("nqn", "or iqn or addresses must be given: by something a host must be known".into());
+    }
+    if ask.addresses.len() > MOST_ADDRESSES {
+        return invalid("addresses", format!("are more than {MOST_ADDRESSES}"));
+    }
+    for (n, address) in ask.addresses.iter().enumerate() {
+        // What no network may be no host may be either.
+        if let Err(e) = address.to_string().parse::<Network>() {
+            return invalid("addresses", e.to_string());
+        }
+        if ask.addresses[..n].contains(address) {
+            return invalid("addresses", format!("have {address} twice"));
+        }
+        if matches!(address, IpAddr::V4(v4) if v4.is_loopback()) {
+            return invalid("addresses", format!("have {address}, which is everybody's own"));
+        }
+    }
+    Ok(())
+}
+
+fn check_zone(ask: &ZonePut) -> Result<()> {
+    let invalid = |reason: String| Err(Error::Invalid { field: "networks", reason });
+    if ask.networks.is_empty() || ask.networks.len() > MOST_NETWORKS {
+        return invalid(format!("must be 1 to {MOST_NETWORKS}"));
+    }
+    let mut seen = BTreeSet::new();
+    for network in &ask.networks {
+        if let Some(other) = seen.iter().find(|other| network.overlaps(other)) {
+            return invalid(format!("{network} and {other} have addresses in common"));
+        }
+        seen.insert(*network);
+    }
+    Ok(())
+}
+
+fn same_secret(field: &'static str) -> Error {
+    Error::Invalid { field, reason: "is the host's: who knows one must not know the other".into() }
 }
 
 /// The alarm about a host whose secret is lost.
 pub(super) fn alarm_of(name: &HostName) -> String {
     format!("host/{name}/secret")
-}
-
-fn shown(view: &super::View, name: &HostName, made: bool) -> Result<Outcome> {
-    let host = view.host(name).ok_or_else(|| Error::NotFound(format!("host {name}")))?;
-    Ok(Outcome::Host { host, made })
 }
 
 fn about(name: &HostName) -> Subject {

@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use orlop_api::{HostName, Nqn, OrphanId, PoolName, SnapshotId, SnapshotName, Tenant, VolumeId, VolumeName};
+use orlop_api::{HostName, OrphanId, PoolName, SnapshotId, SnapshotName, Tenant, VolumeId, VolumeName};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::Instant;
 
 use super::error::{Error, Result};
+use crate::target::HostId;
 
 /// What can be locked. The order of variants and values is the order of locking, so that two actions
 /// never wait for each other.
@@ -30,8 +31,8 @@ pub enum Key {
     SnapshotName(Tenant, SnapshotName),
     /// A host: shared by attachments, exclusive for changing it.
     Host(HostName),
-    /// An NQN that is being given to a host.
-    Nqn(Nqn),
+    /// What a host is known by, while it is given to one.
+    HostId(HostId),
     /// A volume: its access and its size.
     Volume(VolumeId),
     /// A volume's backing, where its label is written. Apart from the volume, so that a label written
@@ -52,7 +53,7 @@ impl std::fmt::Display for Key {
             Self::SnapshotName(_, name) => write!(f, "snapshot {name}"),
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
             Self::Host(name) => write!(f, "host {name}"),
-            Self::Nqn(nqn) => write!(f, "NQN {nqn}"),
+            Self::HostId(id) => id.fmt(f),
             Self::Volume(id) | Self::Backing(id) => write!(f, "volume {id}"),
         }
     }

@@ -31,6 +31,7 @@ mod pools;
 mod recovery;
 mod snapshots;
 mod space;
+mod targets;
 mod tokens;
 mod update;
 mod view;
@@ -50,13 +51,14 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 
 pub use self::core::{EngineSettings, Pools};
-pub use action::{Action, Outcome, Principal, Role};
+pub use action::{Action, Attach, Outcome, Principal, Role};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use space::FillLimits;
+pub use targets::Targets;
 pub use view::View;
 
-use self::core::{Core, SLOW};
+use self::core::Core;
 use self::lane::Lane;
 use self::recovery::Recorded;
 use crate::journal::{Batch, Journal, Table};
@@ -111,7 +113,7 @@ impl Engine {
             state: RwLock::new(SystemState::Starting),
             pools: Default::default(),
             opened: Default::default(),
-            target_lane: lane("target", 1, Some(SLOW))?,
+            targets: targets::start(&settings.targets, settings.lane_depth)?,
             setup_lane: lane("setup", SETUP_THREADS, None)?,
             disk_lane: lane("smart", disks::ASKED_AT_ONCE, None)?,
             disk_readings: Default::default(),
@@ -325,7 +327,7 @@ impl Engine {
 
     /// For the watchdog: the threads that changes need are alive.
     pub fn alive(&self) -> bool {
-        self.core.target_lane.is_alive() && self.core.setup_lane.is_alive()
+        self.core.targets.values().all(targets::Server::is_alive) && self.core.setup_lane.is_alive()
     }
 }
 
@@ -349,11 +351,13 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::AdoptOrphan(orphan, ask) => core.adopt_orphan(who, orphan, ask, until).await,
         Action::RemoveOrphan(orphan) => core.remove_orphan(who, orphan, until).await,
         Action::PutHost(name, ask) => core.put_host(name, ask, until).await,
-        Action::AuthenticateHost(name, ask) => core.set_secrets(name, Some(ask), until).await,
-        Action::TrustHost(name) => core.set_secrets(name, None, until).await,
-        Action::DeleteHost(name) => core.delete_host(name, until).await,
-        Action::Attach(volume, host) => core.attach(who, volume, host, false, until).await,
-        Action::AttachAlone(volume, host) => core.attach(who, volume, host, true, until).await,
+        Action::AuthenticateHost(name, ask) => core.set_dhchap(name, Some(ask), until).await,
+        Action::TrustHost(name) => core.set_dhchap(name, None, until).await,
+        Action::ChapHost(name, ask) => core.set_chap(name, ask, until).await,
+        Action::DeleteHost(name) => core.forget(name, "host", until).await,
+        Action::PutZone(name, ask) => core.put_zone(name, ask, until).await,
+        Action::DeleteZone(name) => core.forget(name, "zone", until).await,
+        Action::Attach(volume, host, how) => core.attach(who, volume, host, how, until).await,
         Action::Detach(volume, host) => core.detach(who, volume, host, until).await,
     }
 }

@@ -20,9 +20,9 @@ use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
 use crate::journal::{Batch, Contents, JournalError, Table};
 use crate::kernel::Deadline;
-use crate::model::{HostRecord, HostSecrets, PoolSpec};
+use crate::model::{Grant, HostRecord, PoolSpec};
 use crate::pool::Leftover;
-use crate::target::{Desired, Scope};
+use crate::target::Scope;
 
 /// Backings that are opened at a time. The lanes bound it further.
 const PARALLEL: usize = 64;
@@ -31,7 +31,7 @@ const PARALLEL: usize = 64;
 pub(super) struct Recorded {
     pools: Vec<PoolSpec>,
     hosts: Vec<(HostName, HostRecord)>,
-    attachments: Vec<(VolumeId, HostName)>,
+    attachments: Vec<(VolumeId, HostName, Grant)>,
     intents: BTreeMap<u64, Intent>,
 }
 
@@ -49,11 +49,12 @@ impl Recorded {
             hosts.push((key.parse().map_err(|e| bad(Table::Hosts, &key, &e))?, record));
         }
         let mut attachments = Vec::new();
-        for (key, _) in contents.records::<serde_json::Value>(Table::Attachments)? {
+        for (key, grant) in contents.records::<Grant>(Table::Attachments)? {
             let (id, host) =
                 key.split_once('/').ok_or_else(|| bad(Table::Attachments, &key, &"has no slash"))?;
             let id = id.parse().map_err(|e| bad(Table::Attachments, &key, &e))?;
-            attachments.push((id, host.parse().map_err(|e| bad(Table::Attachments, &key, &e))?));
+            let host = host.parse().map_err(|e| bad(Table::Attachments, &key, &e))?;
+            attachments.push((id, host, grant));
         }
         let mut intents = BTreeMap::new();
         for (key, intent) in contents.records::<Intent>(Table::Intents)? {
@@ -83,8 +84,8 @@ impl Core {
                 note_lost_secret(&mut view, &name, &record);
                 view.put_host(name, record);
             }
-            for (id, host) in &recorded.attachments {
-                view.attach(*id, host);
+            for (id, host, grant) in &recorded.attachments {
+                view.attach(*id, host, *grant);
             }
             for spec in &recorded.pools {
                 // Shown at once, so that nothing is "not found" while it is being opened.
@@ -207,15 +208,10 @@ impl Core {
             let view = self.view.read();
             for label in view.labels() {
                 for host in &label.hosts {
-                    let secrets = host.authenticated.then_some(HostSecrets::Lost);
-                    let record = HostRecord { nqn: host.nqn.clone(), secrets };
+                    let record = host.record();
                     let known = hosts.entry(host.name.clone()).or_insert_with(|| Some(record.clone()));
-                    match known {
-                        // One label may be a moment older than another: who had a secret on one of them needs it.
-                        Some(k) if k.nqn == record.nqn => k.secrets = k.secrets.take().or(record.secrets),
-                        _ => *known = None,
-                    }
-                    attachments.push((label.id, host.name.clone()));
+                    *known = known.take().and_then(|known| together(known, record));
+                    attachments.push((label.id, host.name.clone(), host.grant));
                 }
             }
         }
@@ -225,7 +221,7 @@ impl Core {
         }
         let attachments: Vec<_> = attachments
             .into_iter()
-            .filter(|(_, host)| hosts.get(host).is_some_and(Option::is_some))
+            .filter(|(_, host, _)| hosts.get(host).is_some_and(Option::is_some))
             .collect();
         let mut batch = Batch::default();
         for spec in &specs {
@@ -234,8 +230,8 @@ impl Core {
         for (name, record) in hosts.iter().filter_map(|(name, record)| Some((name, record.as_ref()?))) {
             batch.put(Table::Hosts, name.as_str(), record);
         }
-        for (id, host) in &attachments {
-            batch.put(Table::Attachments, &attachment_key(*id, host), &serde_json::json!({}));
+        for (id, host, grant) in &attachments {
+            batch.put(Table::Attachments, &attachment_key(*id, host), grant);
         }
         self.journal.commit(batch).await?;
         let mut view = self.view.write();
@@ -247,14 +243,14 @@ impl Core {
                 }
                 None => view.raise(
                     format!("host/{name}"),
-                    "the labels know it under several NQNs: it stays cut off until it is put again, and given its secret if \
+                    "the labels know it under several names: it stays cut off until it is put again, and given its secret if \
                      it had one"
                         .into(),
                 ),
             }
         }
-        for (id, host) in &attachments {
-            view.attach(*id, host);
+        for (id, host, grant) in &attachments {
+            view.attach(*id, host, *grant);
         }
         view.raise(
             "journal".into(),
@@ -268,9 +264,6 @@ impl Core {
     async fn restore_exports(self: &Arc<Self>) {
         let ids = self.view.read().attached_volumes();
         let failed = self.open_backings(ids).await;
-        let ids: Vec<_> = self.opened.lock().keys().copied().collect();
-        let desired: Desired =
-            ids.into_iter().filter_map(|id| Some((id, self.export_of(id, None)?))).collect();
         let unknown = {
             let view = self.view.read();
             !failed.is_empty() || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
@@ -278,33 +271,48 @@ impl Core {
         // What the kernel may still serve of those that can't be opened now, to hosts that are attached, goes on: the
         // daemon was only restarted, and its trouble is not theirs. All others are served at one time all the same.
         let scope = if unknown { Scope::Desired } else { Scope::All };
-        let per_volume = Duration::from_millis(500) * u32::try_from(desired.len()).unwrap_or(u32::MAX);
-        let until = Instant::now() + self.settings.target_deadline + per_volume;
-        match self.converge(scope, desired, until).await {
-            Ok(report) => {
-                if !report.steps.is_empty() {
-                    tracing::info!(steps = report.steps.len(), "the target was restored");
+        let mut broken: BTreeSet<VolumeId> = failed.iter().map(|(id, _)| *id).collect();
+        for (protocol, converged) in self.converge_all(scope).await {
+            let protocol = protocol.as_str();
+            match converged {
+                Ok(report) => {
+                    if !report.steps.is_empty() {
+                        tracing::info!(protocol, steps = report.steps.len(), "the target was restored");
+                    }
+                    for (id, error) in report.failed {
+                        self.retry_export(id, super::error::chain(&error));
+                        broken.insert(id);
+                    }
                 }
-                self.note_portals(&report);
-                for (id, error) in &report.failed {
-                    self.retry_export(*id, super::error::chain(error));
-                }
-                let broken: BTreeSet<_> =
-                    failed.iter().map(|(id, _)| *id).chain(report.failed.into_keys()).collect();
-                self.forget_access_intents(|id| !broken.contains(&id)).await;
-                for (id, reason) in failed {
-                    self.retry_export(id, reason);
+                Err(f) => {
+                    let reason = f.error.chain();
+                    tracing::error!(protocol, error = reason, "the target could not be restored");
+                    let text = format!("it could not be restored: {reason}");
+                    self.view.write().raise(format!("target/{protocol}"), text);
+                    let of = |view: &super::View, id: VolumeId| {
+                        view.entry(id).is_none_or(|v| v.label.protocol().as_str() == protocol)
+                    };
+                    let attached: Vec<_> = {
+                        let view = self.view.read();
+                        view.attached_volumes().into_iter().filter(|id| of(&view, *id)).collect()
+                    };
+                    // Also what nobody is attached to any more: whether it is still served is not known.
+                    let unknown: Vec<_> = {
+                        let view = self.view.read();
+                        let unsettled = self.unsettled.lock();
+                        let ids = unsettled.values().filter_map(|(i, _)| i.volume().filter(|_| is_access(i)));
+                        ids.filter(|id| of(&view, *id)).collect()
+                    };
+                    for id in &attached {
+                        self.retry_export(*id, reason.clone());
+                    }
+                    broken.extend(attached.into_iter().chain(unknown));
                 }
             }
-            Err(f) => {
-                let reason = f.error.chain();
-                tracing::error!(error = reason, "the target could not be restored");
-                self.view.write().raise("target".into(), format!("it could not be restored: {reason}"));
-                let attached = self.view.read().attached_volumes();
-                for id in attached {
-                    self.retry_export(id, reason.clone());
-                }
-            }
+        }
+        self.forget_access_intents(|id| !broken.contains(&id)).await;
+        for (id, reason) in failed {
+            self.retry_export(id, reason);
         }
         self.settle_access_later();
     }
@@ -379,7 +387,9 @@ impl Core {
             let Ok(_guards) = lock else { continue };
             match self.restore_export(id).await {
                 Ok(()) => {
-                    self.view.write().clear("target");
+                    if let Some(entry) = self.view.read().entry(id).map(|v| v.label.protocol()) {
+                        self.view.write().clear(&format!("target/{}", entry.as_str()));
+                    }
                     return self.is_served(id);
                 }
                 // It is served when somebody brings the key.
@@ -466,15 +476,35 @@ impl Core {
     }
 }
 
+/// What two labels know of a host. One label may be a moment older than another: who had a secret on one of them needs
+/// it, and what one does not know yet the other does. `None`: they don't agree who it is.
+fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
+    fn one<T: PartialEq>(a: Option<T>, b: Option<T>) -> Option<Option<T>> {
+        match (a, b) {
+            (Some(a), Some(b)) if a != b => None,
+            (a, b) => Some(a.or(b)),
+        }
+    }
+    let known = |r: &HostRecord| (!r.networks.is_empty()).then(|| r.networks.clone());
+    Some(HostRecord {
+        networks: one(known(&a), known(&b))?.unwrap_or_default(),
+        nqn: one(a.nqn, b.nqn)?,
+        iqn: one(a.iqn, b.iqn)?,
+        zone: one(a.zone, b.zone)?,
+        secrets: a.secrets.or(b.secrets),
+        chap: a.chap.or(b.chap),
+    })
+}
+
 fn is_access(intent: &Intent) -> bool {
     matches!(intent, Intent::Attach { .. } | Intent::Detach { .. })
 }
 
 /// A host that was authenticated and whose secret is lost is kept out, which somebody must hear of.
 fn note_lost_secret(view: &mut super::View, name: &HostName, record: &HostRecord) {
-    if !record.is_admissible() {
+    if record.has_lost_a_secret() {
         let text = "its secret was lost with the journal: it is kept out until that is given again \
-                    (orlop host authenticate)";
+                    (orlop host authenticate, orlop host chap)";
         view.raise(super::hosts::alarm_of(name), text.into());
     }
 }

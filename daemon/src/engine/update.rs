@@ -152,9 +152,7 @@ impl Core {
     ) -> CoreOutcome<()> {
         if self.opened.lock().contains_key(&id) {
             self.open_backing(pool, id, until).await?;
-            if let Some(export) = self.export_of(id, None) {
-                self.announce_size(export, until).await?;
-            }
+            self.announce_size(id, until).await?;
         }
         Ok(())
     }

@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use orlop_api::{
     Alarm, ByteSize, Encryption, Host, HostName, Page, Pool, PoolFill, PoolHealth, PoolName, PoolState,
-    Progress, Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState, SourceMode,
-    Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
+    Progress, Protocol, Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState,
+    SourceMode, Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
+    Zone,
 };
 
 use super::space::FillLimits;
-use crate::model::{HostRecord, Identity, Label, LabelHost, NqnPrefix, PoolSpec, SnapshotKey, SnapshotLabel};
+use crate::model::{
+    Grant, HostRecord, Identity, Label, LabelHost, NqnPrefix, PoolSpec, SnapshotKey, SnapshotLabel, ZoneRules,
+};
 use crate::pool::{Capacity, Features};
 
 /// A volume as the view holds it.
@@ -111,7 +114,7 @@ pub struct View {
     doomed_snapshots: BTreeSet<SnapshotId>,
     pools: BTreeMap<PoolName, PoolEntry>,
     hosts: BTreeMap<HostName, HostRecord>,
-    attached: BTreeMap<VolumeId, BTreeSet<HostName>>,
+    attached: BTreeMap<VolumeId, BTreeMap<HostName, Grant>>,
     attached_by_host: BTreeMap<HostName, BTreeSet<VolumeId>>,
     attachments: u64,
     alarms: BTreeMap<String, Alarm>,
@@ -158,8 +161,9 @@ impl View {
             kind: v.label.kind,
             filesystem: v.label.filesystem,
             provisioning: v.label.provisioning,
-            protocol: v.label.protocol,
-            nqn: self.prefix.subsystem(id),
+            protocol: v.label.protocol(),
+            nqn: (v.label.protocol() == Protocol::Nvme).then(|| self.prefix.subsystem(id)),
+            iqn: (v.label.protocol() == Protocol::Iscsi).then(|| self.prefix.target(id)),
             state: self.state_of(v),
             reason: match self.state_of(v) {
                 VolumeState::Locked => Some(LOCKED.into()),
@@ -385,20 +389,42 @@ impl View {
     pub fn hosts_page(&self, cursor: Option<&HostName>, limit: usize) -> Page<Host> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = cursor.map_or(Unbounded, Excluded);
-        let hosts = self.hosts.range::<HostName, _>((from, Unbounded));
+        let hosts = self.hosts.range::<HostName, _>((from, Unbounded)).filter(|(_, h)| h.zone.is_none());
         page(hosts.map(|(name, h)| self.show_host(name, h)), limit, |h| h.name.to_string())
     }
 
     /// A host as it is shown.
     pub fn host(&self, name: &HostName) -> Option<Host> {
-        self.hosts.get(name).map(|h| self.show_host(name, h))
+        self.hosts.get(name).filter(|h| h.zone.is_none()).map(|h| self.show_host(name, h))
+    }
+
+    /// A page of zones after `cursor`, in the order of their names.
+    pub fn zones_page(&self, cursor: Option<&HostName>, limit: usize) -> Page<Zone> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = cursor.map_or(Unbounded, Excluded);
+        let zones = self.hosts.range::<HostName, _>((from, Unbounded));
+        page(zones.filter_map(|(name, z)| self.show_zone(name, z)), limit, |z| z.name.to_string())
+    }
+
+    /// A zone as it is shown.
+    pub fn zone(&self, name: &HostName) -> Option<Zone> {
+        self.hosts.get(name).and_then(|z| self.show_zone(name, z))
+    }
+
+    fn show_zone(&self, name: &HostName, zone: &HostRecord) -> Option<Zone> {
+        let ZoneRules { read_only, squash } = zone.zone?;
+        let (networks, volumes) = (zone.networks.clone(), self.volumes_of(name).collect());
+        Some(Zone { name: name.clone(), networks, read_only, squash, volumes })
     }
 
     fn show_host(&self, name: &HostName, host: &HostRecord) -> Host {
         Host {
             name: name.clone(),
             nqn: host.nqn.clone(),
+            iqn: host.iqn.clone(),
+            addresses: host.addresses(),
             authentication: host.authentication(),
+            chap: host.chap(),
             volumes: self.volumes_of(name).collect(),
         }
     }
@@ -408,9 +434,9 @@ impl View {
         self.hosts.get(name)
     }
 
-    /// The host that has an NQN.
-    pub fn host_by_nqn(&self, nqn: &orlop_api::Nqn) -> Option<&HostName> {
-        self.hosts.iter().find(|(_, h)| h.nqn == *nqn).map(|(name, _)| name)
+    /// All hosts and zones as the engine needs them.
+    pub fn host_records(&self) -> impl Iterator<Item = (&HostName, &HostRecord)> {
+        self.hosts.iter()
     }
 
     /// All pools.
@@ -474,9 +500,9 @@ impl View {
         busy.map(|v| v.label.name.to_string()).take(limit).collect()
     }
 
-    /// The hosts attached to a volume.
+    /// The hosts and zones attached to a volume.
     pub fn hosts_of(&self, id: VolumeId) -> impl Iterator<Item = &HostName> {
-        self.attached.get(&id).into_iter().flatten()
+        self.attached.get(&id).into_iter().flat_map(BTreeMap::keys)
     }
 
     /// The volumes attached to a host.
@@ -486,7 +512,12 @@ impl View {
 
     /// Whether a host is attached to a volume.
     pub fn is_attached(&self, id: VolumeId, host: &HostName) -> bool {
-        self.attached.get(&id).is_some_and(|hosts| hosts.contains(host))
+        self.grant_of(id, host).is_some()
+    }
+
+    /// How a host may use a volume, if it is attached.
+    pub fn grant_of(&self, id: VolumeId, host: &HostName) -> Option<Grant> {
+        self.attached.get(&id)?.get(host).copied()
     }
 
     /// Every volume that some host is attached to.
@@ -496,13 +527,10 @@ impl View {
 
     /// A volume's hosts as its label remembers them.
     pub fn label_hosts(&self, id: VolumeId) -> Vec<LabelHost> {
-        let hosts = self.hosts_of(id).filter_map(|name| Some((name, self.hosts.get(name)?)));
-        let label = |(name, h): (&HostName, &HostRecord)| LabelHost {
-            name: name.clone(),
-            nqn: h.nqn.clone(),
-            authenticated: h.secrets.is_some(),
-        };
-        hosts.map(label).collect()
+        let attached = self.attached.get(&id).into_iter().flatten();
+        attached
+            .filter_map(|(name, grant)| Some(LabelHost::of(name, self.hosts.get(name)?, *grant)))
+            .collect()
     }
 
     /// What initiators know a volume by.
@@ -708,8 +736,8 @@ impl View {
         self.hosts.remove(name);
     }
 
-    pub(super) fn attach(&mut self, id: VolumeId, host: &HostName) {
-        if self.attached.entry(id).or_default().insert(host.clone()) {
+    pub(super) fn attach(&mut self, id: VolumeId, host: &HostName, grant: Grant) {
+        if self.attached.entry(id).or_default().insert(host.clone(), grant).is_none() {
             self.attachments += 1;
         }
         self.attached_by_host.entry(host.clone()).or_default().insert(id);
@@ -717,7 +745,7 @@ impl View {
 
     pub(super) fn detach(&mut self, id: VolumeId, host: &HostName) {
         if let Some(hosts) = self.attached.get_mut(&id) {
-            if hosts.remove(host) {
+            if hosts.remove(host).is_some() {
                 self.attachments -= 1;
             }
             if hosts.is_empty() {

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use orlop_api::{
-    BlockSize, ByteSize, Encryption, EventKind, FilesystemKind, PoolName, Properties, Property, Provisioning,
-    SnapshotId, SourceMode, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin, VolumeRef, VolumeSource,
-    VolumeState, When,
+    BlockSize, ByteSize, Encryption, EventKind, FilesystemKind, PoolName, Properties, Property, Protocol,
+    Provisioning, SnapshotId, SourceMode, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin, VolumeRef,
+    VolumeSource, VolumeState, When,
 };
 use tokio::time::Instant;
 
@@ -64,6 +64,9 @@ impl Core {
             // What its source is, as soon as that is known.
             Some(_) => (VolumeKind::Block, None),
         };
+        if ask.source.is_none() {
+            self.check_protocol(ask.protocol, label.kind)?;
+        }
         let mut key = self.new_key(&ask, label.id)?;
         label.encryption = key.as_ref().map(|(encryption, _)| *encryption);
         pool::check_properties(&pool.name, pool.pool.features(), None, &label)?;
@@ -99,6 +102,8 @@ impl Core {
             label.copied = (wanted.mode == SourceMode::Copied).then_some(ByteSize(0));
             label.filesystem = source.filesystem;
             label.kind = if source.filesystem.is_some() { VolumeKind::Filesystem } else { VolumeKind::Block };
+            self.check_protocol(ask.protocol, label.kind)?;
+            label.protocol = ask.protocol.unwrap_or(Protocol::of(label.kind));
             // Where a copy goes may not have it.
             pool::check_properties(&pool.name, pool.pool.features(), None, &label)?;
         }
@@ -136,6 +141,17 @@ impl Core {
         self.start_copy(id);
         self.spent_bell.notify_one();
         shown
+    }
+
+    /// Refuses what can't be served so, before it is made. What was not asked for need not be.
+    fn check_protocol(&self, ask: Option<Protocol>, kind: VolumeKind) -> Result<()> {
+        let Some(protocol) = ask else { return Ok(()) };
+        if protocol.kind() != kind {
+            let reason =
+                format!("is {}, which serves no volume of kind {}", protocol.as_str(), kind.as_str());
+            return Err(Error::Invalid { field: "protocol", reason });
+        }
+        self.check_served(protocol)
     }
 
     /// What a source is, if volumes can be made from it now.
@@ -254,7 +270,7 @@ impl Core {
             ("pool", volume.pool.to_string(), ask.pool.to_string()),
             ("size", volume.size.0.to_string(), ask.size.0.to_string()),
             ("provisioning", word(&volume.provisioning), word(&ask.provisioning)),
-            ("protocol", word(&volume.protocol), word(&ask.protocol)),
+            ("protocol", word(&volume.protocol), word(&ask.protocol.unwrap_or(volume.protocol))),
             ("encryption", have_unlock, want_unlock),
             ("source", shown_origin(have), view.shown_source(&who.tenant, ask.source.as_ref(), have)),
         ];

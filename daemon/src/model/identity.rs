@@ -91,6 +91,11 @@ impl Identity {
         }
     }
 
+    /// What NFS hosts mount.
+    pub fn export_path(&self) -> String {
+        format!("/volumes/{}", self.uuid)
+    }
+
     /// The SCSI world wide name, as `/dev/disk/by-id/wwn-0x<this>` has it: LIO makes it of its own company's number
     /// (`001405`) and the serial number.
     pub fn wwn(&self) -> String {

@@ -9,10 +9,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use orlop_api::{
-    ByteSize, Encryption, FilesystemKind, HostName, Nqn, OrphanId, ParseError, Properties, Protocol,
-    Provisioning, SnapshotId, SnapshotName, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeKind,
+    ByteSize, Encryption, FilesystemKind, HostName, Iqn, Network, Nqn, OrphanId, ParseError, Properties,
+    Protocol, Provisioning, SnapshotId, SnapshotName, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeKind,
     VolumeName,
 };
+
+use super::host::{Grant, HostRecord, Proven, Secret, ZoneRules};
 
 /// A host as a label remembers it: enough to restore its access without the journal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,10 +22,55 @@ pub struct LabelHost {
     /// Its name.
     pub name: HostName,
     /// Its NQN.
-    pub nqn: Nqn,
-    /// It must prove to know a secret: without that it is not let in, whatever else is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nqn: Option<Nqn>,
+    /// It must prove to NVMe to know a secret: without that it is not let in, whatever else is lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub authenticated: bool,
+    /// Its iSCSI name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iqn: Option<Iqn>,
+    /// The same to iSCSI.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chap: bool,
+    /// Where it calls from by NFS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Network>,
+    /// It is a zone, with these rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<ZoneRules>,
+    /// How it may use the volume.
+    #[serde(flatten)]
+    pub grant: Grant,
+}
+
+impl LabelHost {
+    /// What a label is to remember of a host.
+    pub fn of(name: &HostName, record: &HostRecord, grant: Grant) -> Self {
+        let Proven { nvme, iscsi } = record.proven();
+        Self {
+            name: name.clone(),
+            nqn: record.nqn.clone(),
+            authenticated: nvme,
+            iqn: record.iqn.clone(),
+            chap: iscsi,
+            networks: record.networks.clone(),
+            zone: record.zone,
+            grant,
+        }
+    }
+
+    /// What is known again of the host by it: that it had secrets, not which.
+    pub fn record(&self) -> HostRecord {
+        HostRecord {
+            nqn: self.nqn.clone(),
+            iqn: self.iqn.clone(),
+            networks: self.networks.clone(),
+            zone: self.zone,
+            secrets: self.authenticated.then_some(Secret::Lost),
+            chap: self.chap.then_some(Secret::Lost),
+        }
+    }
 }
 
 /// A snapshot and the volume that it is of: enough to find it in any kind of pool.
@@ -79,7 +126,7 @@ pub struct Label {
     pub size: ByteSize,
     /// Thin or thick.
     pub provisioning: Provisioning,
-    /// How it is reached.
+    /// How it is reached, as it was written: [`protocol`](Label::protocol) knows better.
     pub protocol: Protocol,
     /// When it was made.
     pub created: Timestamp,
@@ -152,16 +199,17 @@ pub enum LabelError {
 impl Label {
     /// A new volume's label.
     pub fn new(id: VolumeId, tenant: Tenant, ask: &VolumeCreate) -> Self {
+        let kind = ask.kind.unwrap_or_default();
         Self {
             v: <Self as Document>::VERSION,
             id,
             name: ask.name.clone(),
             tenant,
-            kind: ask.kind.unwrap_or_default(),
+            kind,
             filesystem: ask.filesystem,
             size: ask.size,
             provisioning: ask.provisioning,
-            protocol: ask.protocol,
+            protocol: ask.protocol.unwrap_or(Protocol::of(kind)),
             created: now(),
             hosts: Vec::new(),
             source: None,
@@ -171,6 +219,13 @@ impl Label {
             adopted: None,
             encryption: None,
         }
+    }
+}
+
+impl Label {
+    /// How it is reached. File systems that were made before there was NFS are labelled with NVMe.
+    pub fn protocol(&self) -> Protocol {
+        if self.protocol.kind() == self.kind { self.protocol } else { Protocol::of(self.kind) }
     }
 }
 

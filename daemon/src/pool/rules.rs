@@ -169,7 +169,7 @@ pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()
             format!("it exists with another {field}: it has {have}, not {wanted}"),
         ))
     };
-    let Label { v: _, id, name, tenant, kind, filesystem, size, provisioning, protocol, .. } = have;
+    let Label { v: _, id, name, tenant, kind, filesystem, size, provisioning, .. } = have;
     let Label { source, properties, encryption, .. } = have;
     if *id != want.id {
         return differs("id", id.to_string(), want.id.to_string());
@@ -193,8 +193,8 @@ pub(super) fn check_same(ctx: &Context, have: &Label, want: &Label) -> Result<()
     if *provisioning != want.provisioning {
         return differs("provisioning", format!("{provisioning:?}"), format!("{:?}", want.provisioning));
     }
-    if *protocol != want.protocol {
-        return differs("protocol", format!("{protocol:?}"), format!("{:?}", want.protocol));
+    if have.protocol() != want.protocol() {
+        return differs("protocol", have.protocol().as_str().into(), want.protocol().as_str().into());
     }
     if *source != want.source {
         return differs("source", format!("{source:?}"), format!("{:?}", want.source));

@@ -53,6 +53,17 @@ pub enum HostId {
     Network(Network),
 }
 
+impl HostId {
+    /// The protocol that knows it so.
+    pub fn protocol(&self) -> orlop_api::Protocol {
+        match self {
+            Self::Nqn(_) => orlop_api::Protocol::Nvme,
+            Self::Iqn(_) => orlop_api::Protocol::Iscsi,
+            Self::Network(_) => orlop_api::Protocol::Nfs,
+        }
+    }
+}
+
 impl fmt::Display for HostId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

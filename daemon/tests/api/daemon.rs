@@ -130,7 +130,7 @@ impl Daemon {
 
     pub async fn host(&self, name: &str) -> Host {
         let nqn = format!("nqn.2014-08.org.nvmexpress:{name}").parse().unwrap();
-        self.client().put_host(&name.parse().unwrap(), &HostPut { nqn }).await.unwrap()
+        self.client().put_host(&name.parse().unwrap(), &HostPut::nvme(nqn)).await.unwrap()
     }
 }
 

@@ -62,9 +62,10 @@ async fn what_is_used_is_not_deleted() {
     let by_name: VolumeRef = volume.name.clone().into();
     let attachment = client.attach(&by_name, &host.name).await.unwrap();
     assert_eq!(attachment.volume, volume.id);
-    assert_eq!(attachment.host_nqn, host.nqn);
-    assert_eq!(attachment.nqn, volume.nqn);
-    assert!(!attachment.portals.is_empty());
+    let nvme = attachment.nvme().unwrap();
+    assert_eq!(Some(&nvme.host_nqn), host.nqn.as_ref());
+    assert_eq!(Some(&nvme.nqn), volume.nqn.as_ref());
+    assert!(!nvme.portals.is_empty());
 
     let refused = client.delete_volume(&by_name).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Precondition);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use orlop_api::{Attachment, ByteSize, HostPut, PoolCreate, PoolKind, Volume, VolumeCreate, VolumeRef};
-use orlop_tests::{Initiator, Lab, LabOptions, instrumented, wait_for};
+use orlop_tests::{Initiator, Lab, LabOptions, instrumented, nvme, wait_for};
 
 /// How much is written with a checksum, and where the second stream of writes starts.
 const MIB: u32 = 64;
@@ -90,7 +90,7 @@ fn main() -> Result<()> {
     })?;
     let host = "worker-1".parse()?;
     s.step("make known the host `worker-1`", |_| {
-        lab.wait(lab.api.put_host(&host, &HostPut { nqn: Initiator::nqn(1)? }))?;
+        lab.wait(lab.api.put_host(&host, &HostPut::nvme(Initiator::nqn(1)?)))?;
         Ok(((), String::new()))
     })?;
 
@@ -149,7 +149,7 @@ fn main() -> Result<()> {
         s.step(&format!("`{name}`: its identity is the same"), |_| {
             let again = lab.wait(lab.api.attachment(&VolumeRef::Id(c.volume.id), &host))?;
             ensure!(again == c.attachment, "{again:?} was {:?}", c.attachment);
-            let device = lab.initiator.device(c.attachment.uuid, Duration::from_secs(10))?;
+            let device = lab.initiator.device(nvme(&c.attachment)?.uuid, Duration::from_secs(10))?;
             Ok(((), format!("NQN, UUID, NGUID, serial; {device}")))
         })?;
     }

@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use orlop_api::client::AttachAs;
 use orlop_api::{VolumeRef, VolumeState};
-use orlop_tests::wait_for;
+use orlop_tests::{nvme, wait_for};
 
-use crate::world::{World, XFS, ZFS};
+use crate::world::{World, XFS, ZFS, nqn};
 
 pub fn stranger_is_refused(w: &mut World) -> Result<()> {
     let volume = w.volume("private", ZFS, 64)?;
     let a = w.attach(&volume, 1)?;
-    let portal = a.portals.iter().find(|p| p.address.starts_with("10.77.")).cloned();
-    let portal = portal.ok_or_else(|| anyhow::anyhow!("no storage portal in {:?}", a.portals))?;
-    let stranger = w.lab.initiator.connect_to(a.nqn.as_str(), &portal.address, portal.port, 9);
+    let portal = nvme(&a)?.portals.iter().find(|p| p.address.starts_with("10.77.")).cloned();
+    let portal = portal.ok_or_else(|| anyhow::anyhow!("no storage portal in {a:?}"))?;
+    let stranger = w.lab.initiator.connect_to(nvme(&a)?.nqn.as_str(), &portal.address, portal.port, 9);
     ensure!(stranger.is_err(), "a host that is not attached was let in");
     // Nor does it see that the volume exists, where the host that is attached sees it by the same command.
     let mut discover = |host| -> Result<String> {
@@ -24,8 +25,8 @@ pub fn stranger_is_refused(w: &mut World) -> Result<()> {
         ))
     };
     let (seen, stranger) = (discover(1)?, discover(9)?);
-    ensure!(seen.contains(a.nqn.as_str()), "its own host does not see the volume:\n{seen}");
-    ensure!(!stranger.contains(a.nqn.as_str()), "a stranger sees the volume:\n{stranger}");
+    ensure!(seen.contains(nvme(&a)?.nqn.as_str()), "its own host does not see the volume:\n{seen}");
+    ensure!(!stranger.contains(nvme(&a)?.nqn.as_str()), "a stranger sees the volume:\n{stranger}");
     w.lab.initiator.connect(&a, 1, 1)?;
     w.lab.initiator.disconnect(&a)?;
     w.remove(&volume)
@@ -44,7 +45,11 @@ pub fn fenced_writer_is_cut_off(w: &mut World) -> Result<()> {
             w.detach(&volume, 1)?;
             None
         } else {
-            Some(w.api(w.lab.api.attach_alone(&VolumeRef::Id(volume.id), &next))?)
+            Some(w.api(w.lab.api.attach_as(
+                &VolumeRef::Id(volume.id),
+                &next,
+                &AttachAs { exclusive: true, ..AttachAs::default() },
+            ))?)
         };
         let took = before.elapsed();
         // From here on nothing of the old host may arrive. Another host reads what there is now, and
@@ -115,7 +120,8 @@ pub fn changed_by_hand(w: &mut World) -> Result<()> {
         "cd /sys/kernel/config/nvmet && mkdir hosts/{STRANGER} && \
          ln -s /sys/kernel/config/nvmet/hosts/{STRANGER} subsystems/{}/allowed_hosts/ && \
          rm ports/*/subsystems/{} && mkdir subsystems/{THEIRS}",
-        one.nqn, two.nqn
+        nqn(&one)?,
+        nqn(&two)?
     ))?;
     Ok(())
 }
@@ -125,11 +131,12 @@ pub fn put_back_by_itself(w: &mut World) -> Result<()> {
     let root = "/sys/kernel/config/nvmet";
     let state = format!(
         "ls {root}/subsystems/{}/allowed_hosts {root}/hosts {root}/ports/*/subsystems {root}/subsystems",
-        one.nqn
+        nqn(&one)?
     );
+    let other = nqn(&two)?;
     wait_for("the kernel to be as it should be", Duration::from_secs(90), || {
         let state = w.lab.on_appliance(&state)?;
-        Ok(!state.contains(STRANGER) && state.matches(two.nqn.as_str()).count() > 1)
+        Ok(!state.contains(STRANGER) && state.matches(other.as_str()).count() > 1)
     })?;
     ensure!(w.lab.on_appliance(&state)?.contains(THEIRS), "what is not ours is gone");
     let log = w.lab.on_appliance("journalctl -u orlopd -b --no-pager -o cat")?;

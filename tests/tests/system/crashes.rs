@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use orlop_api::{
-    Attachment, ByteSize, EncryptionCreate, EncryptionKey, ErrorKind, OrphanAdopt, Properties,
+    Attachment, ByteSize, EncryptionCreate, EncryptionKey, ErrorKind, Nqn, OrphanAdopt, Properties,
     SnapshotCreate, Unlock, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeState,
     VolumeUpdate, When,
 };
 use orlop_tests::wait_for;
 
-use crate::world::{BTRFS, World, XFS, ZFS, ask, refused};
+use crate::world::{BTRFS, World, XFS, ZFS, ask, nqn, refused};
 
 /// Both are the same text, or an error with the lines that differ.
 fn same(before: &str, after: &str) -> Result<()> {
@@ -214,7 +214,7 @@ fn kill_at(w: &mut World, pool: &str, verb: &str, stage: &str, next: &str) -> Re
     // What was in flight has been carried out or undone, whole: journal, pool and kernel agree.
     if let Ok(volume) = w.api(w.lab.api.volume(&by_name)) {
         ensure!(volume.state == VolumeState::Ready, "{volume:?}");
-        let exported = served.lines().any(|nqn| nqn == volume.nqn.as_str());
+        let exported = served.lines().any(|nqn| Some(nqn) == volume.nqn.as_ref().map(Nqn::as_str));
         ensure!(exported != volume.hosts.is_empty(), "exported: {exported}, hosts: {:?}", volume.hosts);
     }
     // The same request again ends as if nothing had happened.
@@ -343,7 +343,7 @@ fn unlock_sealed(w: &mut World, sealed: &Sealed, key: &EncryptionKey) -> Result<
     let by_id = VolumeRef::Id(sealed.volume.id);
     let now = w.api(w.lab.api.volume(&by_id))?;
     ensure!(now.state == VolumeState::Locked && now.reason.is_some(), "{now:?}");
-    let served = format!("subsystems/{}", sealed.volume.nqn);
+    let served = format!("subsystems/{}", nqn(&sealed.volume)?);
     ensure!(!w.lab.target_tree()?.contains(&served), "a locked volume is served");
     let host = w.host(2)?;
     refused(w.api(w.lab.api.attach(&by_id, &host)), ErrorKind::Precondition)?;

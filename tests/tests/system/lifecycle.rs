@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use orlop_api::{ByteSize, VolumeRef, VolumeUpdate};
-use orlop_tests::wait_for;
+use orlop_tests::{nvme, wait_for};
 
 use crate::world::{BTRFS, World, XFS, ZFS};
 
@@ -12,14 +12,15 @@ pub fn volumes_reach_the_initiator(w: &mut World) -> Result<()> {
     for (name, pool) in [("first-zvol", ZFS), ("first-xfs", XFS), ("first-btrfs", BTRFS)] {
         let volume = w.volume(name, pool, 256)?;
         let a = w.attach(&volume, 1)?;
-        ensure!(a.uuid == volume.id.uuid() && a.nqn == volume.nqn, "{a:?}");
+        let access = nvme(&a)?;
+        ensure!(access.uuid == volume.id.uuid() && Some(&access.nqn) == volume.nqn.as_ref(), "{a:?}");
         let path = w.lab.initiator.connect(&a, 1, 1)?;
         ensure!(w.lab.initiator.size(&path)? == volume.size.bytes());
         let block = path.device.trim_start_matches("/dev/").to_string();
         let serial = w.lab.initiator.run(&format!(
             "cat /sys/block/{block}/device/serial || cat /sys/block/{block}/device/nvme*/serial | head -1"
         ))?;
-        ensure!(serial.trim() == a.serial, "serial {serial:?}, promised {:?}", a.serial);
+        ensure!(serial.trim() == access.serial, "serial {serial:?}, promised {:?}", access.serial);
         let sum = w.lab.initiator.write_random(&path, 4)?;
         ensure!(w.lab.initiator.checksum(&path, 4)? == sum, "{name} does not read its own bytes back");
         w.lab.initiator.disconnect(&a)?;

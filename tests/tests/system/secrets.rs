@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use orlop_api::{Attachment, Authentication, AuthenticationPut, ErrorKind, HostName, VolumeRef};
-use orlop_tests::wait_for;
+use orlop_tests::{nvme, wait_for};
 
 use crate::world::{World, ZFS, refused};
 
@@ -33,11 +33,12 @@ fn gets_in(w: &mut World, a: &Attachment, host: u8, key: &str, controller: &str)
         if key.is_empty() { String::new() } else { format!(" --dhchap-{name}={key}") }
     };
     let more = option("secret", key) + &option("ctrl-secret", controller);
-    let portal = a.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
-    match w.lab.initiator.connect_with(a.nqn.as_str(), &portal.address, portal.port, host, &more) {
+    let portal =
+        nvme(&a)?.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
+    match w.lab.initiator.connect_with(nvme(&a)?.nqn.as_str(), &portal.address, portal.port, host, &more) {
         Err(_) => Ok(false),
         Ok(_) => {
-            let device = w.lab.initiator.device(a.uuid, Duration::from_secs(20))?;
+            let device = w.lab.initiator.device(nvme(&a)?.uuid, Duration::from_secs(20))?;
             w.lab
                 .initiator
                 .run(&format!("dd if={device} of=/dev/null bs=4k count=1 iflag=direct status=none"))?;
@@ -73,10 +74,11 @@ pub fn host_proves_its_secret(w: &mut World) -> Result<()> {
     let other_host = w.lab.others.first_mut().context("a second initiator")?;
     let two = other_host.connect(&second, 2, 1)?;
     other_host.start_stream("second", &two, 128 << 20, 20_000)?;
-    let portal = a.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
+    let portal =
+        nvme(&a)?.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
     let more = format!(" --dhchap-secret={key} --dhchap-ctrl-secret={theirs}");
-    w.lab.initiator.connect_with(a.nqn.as_str(), &portal.address, portal.port, HOST, &more)?;
-    let one = orlop_tests::Path { device: w.lab.initiator.device(a.uuid, Duration::from_secs(20))? };
+    w.lab.initiator.connect_with(nvme(&a)?.nqn.as_str(), &portal.address, portal.port, HOST, &more)?;
+    let one = orlop_tests::Path { device: w.lab.initiator.device(nvme(&a)?.uuid, Duration::from_secs(20))? };
     w.lab.initiator.start_stream("first", &one, 0, 20_000)?;
     api(w, ask(&other, Some(&theirs))?)?;
     let (first, seconds) = {
@@ -106,7 +108,7 @@ pub fn host_proves_its_secret(w: &mut World) -> Result<()> {
     ensure!(gets_in(w, &a, HOST, "", "")?, "not without a secret, where none is asked any more");
     w.remove(&volume)?;
     let left = w.lab.on_appliance("ls /sys/kernel/config/nvmet/hosts")?;
-    ensure!(!left.contains(a.host_nqn.as_str()), "left in the kernel: {left}");
+    ensure!(!left.contains(nvme(&a)?.host_nqn.as_str()), "left in the kernel: {left}");
     Ok(())
 }
 

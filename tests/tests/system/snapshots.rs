@@ -9,7 +9,7 @@ use orlop_api::{
 };
 use orlop_tests::wait_for;
 
-use crate::world::{BTRFS, LVM, World, XFS, ZFS, ask, refused};
+use crate::world::{BTRFS, LVM, World, XFS, ZFS, ask, nqn, refused};
 
 pub fn from(name: &str, pool: &str, mib: u64, source: &str, mode: SourceMode) -> Result<VolumeCreate> {
     let (snapshot, volume) = match source.strip_prefix('@') {
@@ -111,7 +111,7 @@ pub fn copy_goes_on_after_a_kill(w: &mut World) -> Result<()> {
         // Enough to take a while: on the appliance itself, where that is quick.
         let device = w.lab.on_appliance(&format!(
             "cat /sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path",
-            source.nqn
+            nqn(&source)?
         ))?;
         let payload = w.lab.appliance.mount_payload()?.to_string();
         w.lab.on_appliance(&format!("{payload}/stream fill {} {} 192", device.trim(), 32 << 20))?;
@@ -142,7 +142,7 @@ pub fn copy_goes_on_after_a_kill(w: &mut World) -> Result<()> {
 /// Attached, and so open on the appliance: its device there.
 fn open_for_reading(w: &mut World, volume: &Volume) -> Result<String> {
     w.attach(volume, 1)?;
-    let path = format!("/sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path", volume.nqn);
+    let path = format!("/sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path", nqn(&volume)?);
     Ok(w.lab.on_appliance(&format!("cat {path}"))?.trim().to_string())
 }
 

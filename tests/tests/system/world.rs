@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use orlop_api::{
-    Attachment, ByteSize, ErrorKind, Filesystem, HostName, HostPut, PoolCreate, PoolKind, Problem, Volume,
-    VolumeCreate, VolumeRef,
+    Attachment, ByteSize, ErrorKind, Filesystem, HostName, HostPut, Nqn, PoolCreate, PoolKind, Problem,
+    Volume, VolumeCreate, VolumeRef,
 };
 use orlop_tests::{Initiator, Lab, LabOptions, instrumented};
 
@@ -21,6 +21,11 @@ pub const LVM: &str = "lvm";
 pub struct World {
     pub lab: Lab,
     pub contracts: Contracts,
+}
+
+/// The subsystem of a volume.
+pub fn nqn(volume: &Volume) -> Result<&Nqn> {
+    volume.nqn.as_ref().with_context(|| format!("volume {} is not reached by NVMe", volume.name))
 }
 
 impl World {
@@ -76,7 +81,7 @@ impl World {
     /// Makes a host that the initiator can play, or finds it.
     pub fn host(&self, number: u8) -> Result<HostName> {
         let name: HostName = format!("worker-{number}").parse()?;
-        self.api(self.lab.api.put_host(&name, &HostPut { nqn: Initiator::nqn(number)? }))?;
+        self.api(self.lab.api.put_host(&name, &HostPut::nvme(Initiator::nqn(number)?)))?;
         Ok(name)
     }
 

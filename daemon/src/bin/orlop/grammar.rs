@@ -3,14 +3,16 @@
 //! Names and sizes are parsed here, into types; a wrong one is a usage error.
 
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
-    ByteSize, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName, Nqn, OrphanId, PoolCreate,
-    PoolKind, PoolLayout, PoolName, Properties, Property, Provisioning, SnapshotName, SnapshotRef,
-    SourceMode, VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
+    ByteSize, ChapUser, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName, Iqn, Network,
+    Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Protocol, Provisioning,
+    SnapshotName, SnapshotRef, SourceMode, Squash, VolumeKind, VolumeName, VolumeRef, VolumeSource,
+    VolumeUpdate, When,
 };
 
 /// One command.
@@ -36,13 +38,19 @@ pub enum Command {
     /// Hosts, which use volumes
     #[command(subcommand)]
     Host(HostCommand),
+    /// Zones: parts of the network, whose hosts use file systems
+    #[command(subcommand)]
+    Zone(ZoneCommand),
     /// Let a host use a volume, and say how it connects
     Attach {
         /// The volume's name or id
         volume: VolumeRef,
-        /// The host
+        /// The host or zone
         host: HostName,
-        /// Cut off all other hosts of the volume first
+        /// It can't write; not for NVMe
+        #[arg(long)]
+        read_only: bool,
+        /// Cut off all other hosts and zones of the volume first
         #[arg(long)]
         exclusive: bool,
     },
@@ -50,7 +58,7 @@ pub enum Command {
     Detach {
         /// The volume's name or id
         volume: VolumeRef,
-        /// The host
+        /// The host or zone
         host: HostName,
     },
     /// Print what happens, as it happens
@@ -259,6 +267,9 @@ pub struct VolumeSpec {
     /// A file system instead of a disk: ext4, xfs or zfs; the pool's own unless one is named
     #[arg(long, value_name = "KIND", num_args = 0..=1, value_parser = parse_filesystem_kind)]
     pub filesystem: Option<Option<FilesystemKind>>,
+    /// How it is reached: nvme, iscsi or nfs. Unless given a disk by NVMe over TCP, a file system by NFS
+    #[arg(long, value_name = "PROTOCOL", value_parser = one_of(Protocol::ALL, Protocol::as_str))]
+    pub protocol: Option<Protocol>,
     /// A property, like compression=zstd or block_size=16K; may be given more than once. Those that are
     /// not given are as the pool's default has them
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = OneProperty, hide_possible_values = true)]
@@ -430,13 +441,20 @@ fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
 pub enum HostCommand {
     /// List hosts
     List,
-    /// Make a host, or change its NQN
+    /// Make a host, or change what it is known by: all of it has to be said
+    #[command(group(ArgGroup::new("known").required(true).multiple(true).args(["nqn", "iqn", "address"])))]
     Put {
         /// Its name
         host: HostName,
-        /// What its /etc/nvme/hostnqn says
+        /// For NVMe: what its /etc/nvme/hostnqn says
         #[arg(long)]
-        nqn: Nqn,
+        nqn: Option<Nqn>,
+        /// For iSCSI: what its /etc/iscsi/initiatorname.iscsi says
+        #[arg(long)]
+        iqn: Option<Iqn>,
+        /// For NFS: an address that it calls from; can be given several times
+        #[arg(long)]
+        address: Vec<IpAddr>,
     },
     /// Show a host
     Get {
@@ -465,10 +483,63 @@ pub enum HostCommand {
         #[arg(long, conflicts_with = "key_file")]
         none: bool,
     },
+    /// Have a host prove that it knows a secret (CHAP) whenever it logs in by iSCSI
+    ///
+    /// Secrets have 12 to 16 characters. What is logged in stays so.
+    Chap {
+        /// Its name
+        host: HostName,
+        /// The name that the host goes by
+        #[arg(long, required_unless_present = "none")]
+        user: Option<ChapUser>,
+        /// The file with the host's secret; `-` is standard input
+        #[arg(long, value_name = "FILE", required_unless_present = "none")]
+        secret_file: Option<PathBuf>,
+        /// The name that the appliance goes by, for a host that wants that proved too
+        #[arg(long, requires = "target_secret_file")]
+        target_user: Option<ChapUser>,
+        /// The file with the appliance's secret
+        #[arg(long, value_name = "FILE", requires = "target_user")]
+        target_secret_file: Option<PathBuf>,
+        /// No secret any more: whoever has the host's iSCSI name is let in
+        #[arg(long, conflicts_with_all = ["user", "secret_file", "target_user"])]
+        none: bool,
+    },
     /// Forget a host that has no attachment
     Delete {
         /// Its name
         host: HostName,
+    },
+}
+
+/// `orlop zone`
+#[derive(Debug, Clone, Subcommand)]
+pub enum ZoneCommand {
+    /// List zones
+    List,
+    /// Make a zone, or change it: all of it has to be said
+    Put {
+        /// Its name
+        zone: HostName,
+        /// A network that its hosts call from, ADDRESS/PREFIX or an address; can be given several times
+        #[arg(long, required = true)]
+        network: Vec<Network>,
+        /// Its hosts can't write
+        #[arg(long)]
+        read_only: bool,
+        /// Whose users are nobody: none, root or all
+        #[arg(long, value_name = "WHOSE", default_value = "root", value_parser = one_of(Squash::ALL, Squash::as_str))]
+        squash: Squash,
+    },
+    /// Show a zone
+    Get {
+        /// Its name
+        zone: HostName,
+    },
+    /// Forget a zone that has no attachment
+    Delete {
+        /// Its name
+        zone: HostName,
     },
 }
 

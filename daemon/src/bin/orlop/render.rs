@@ -5,10 +5,10 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
-    Attachment, Authentication, Disk, DiskHealthState, DiskUsage, Event, Host, Orphan, OrphanAction,
-    OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState,
-    PoolState, Problem, Property, Protocol, Provisioning, Snapshot, SnapshotState, SourceMode, System,
-    SystemState, Volume, VolumeKey, VolumeState,
+    Access, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host, IscsiAccess,
+    Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth, PoolHealthState,
+    PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning, Snapshot, SnapshotState,
+    SourceMode, System, SystemState, Volume, VolumeId, VolumeKey, VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -37,6 +37,8 @@ pub enum Answer {
     Orphans(Orphans),
     Hosts(Vec<Host>),
     Host(Host),
+    Zones(Vec<Zone>),
+    Zone(Zone),
     Attachment(Attachment),
     /// Nothing but that it is done.
     Done(String),
@@ -67,6 +69,8 @@ fn as_json(answer: &Answer) -> String {
         Answer::Orphans(a) => json(a),
         Answer::Hosts(a) => page(a),
         Answer::Host(a) => json(a),
+        Answer::Zones(a) => page(a),
+        Answer::Zone(a) => json(a),
         Answer::Attachment(a) => json(a),
         Answer::Done(_) => String::new(),
     }
@@ -88,7 +92,8 @@ fn as_table(answer: &Answer) -> String {
         Answer::Volumes(a) => list(VOLUME, a.iter().map(volume)),
         Answer::Volume(a) => {
             one(VOLUME, volume(a))
-                + &field("NQN", a.nqn.as_str())
+                + &a.nqn.as_ref().map(|n| field("NQN", n.as_str())).unwrap_or_default()
+                + &a.iqn.as_ref().map(|n| field("IQN", n.as_str())).unwrap_or_default()
                 + &origin(a)
                 + &encryption(a)
                 + &properties(a)
@@ -98,7 +103,9 @@ fn as_table(answer: &Answer) -> String {
         Answer::Snapshot(a) => one(SNAPSHOT, snapshot(a)) + &dependants(a),
         Answer::Orphans(a) => list(ORPHAN, a.items.iter().map(orphan)) + &unanswered(a),
         Answer::Hosts(a) => list(HOST, a.iter().map(host)),
-        Answer::Host(a) => one(HOST, host(a)) + &volumes_of(a),
+        Answer::Host(a) => one(HOST, host(a)) + &known_by(a) + &volumes_of(&a.volumes),
+        Answer::Zones(a) => list(ZONE, a.iter().map(zone)),
+        Answer::Zone(a) => one(ZONE, zone(a)) + &volumes_of(&a.volumes),
         Answer::Attachment(a) => attachment(a),
         Answer::Done(text) => clean(text) + "\n",
     }
@@ -384,28 +391,70 @@ fn dependants(s: &Snapshot) -> String {
     paused.into_iter().chain(volumes).collect()
 }
 
-const HOST: [&str; 4] = ["NAME", "NQN", "SECRET", "VOLUMES"];
+const HOST: [&str; 4] = ["NAME", "KNOWN BY", "SECRET", "VOLUMES"];
+const ZONE: [&str; 5] = ["NAME", "NETWORKS", "ACCESS", "SQUASH", "VOLUMES"];
 
 fn host(h: &Host) -> [String; 4] {
-    let secret = match h.authentication {
-        None => "none",
-        Some(Authentication::Required { mutual: false, .. }) => "one-way",
-        Some(Authentication::Required { mutual: true, .. }) => "mutual",
-        Some(Authentication::Lost) => "lost",
-    };
-    [h.name.to_string(), h.nqn.to_string(), secret.into(), h.volumes.len().to_string()]
+    // The whole names are too long for a line; they are shown with the one host.
+    let by = [(h.nqn.is_some(), "nvme"), (h.iqn.is_some(), "iscsi"), (!h.addresses.is_empty(), "nfs")];
+    let by: Vec<&str> = by.into_iter().filter(|(known, _)| *known).map(|(_, name)| name).collect();
+    let nvme = h.authentication.map(|a| match a {
+        Authentication::Required { mutual: false, .. } => "nvme",
+        Authentication::Required { mutual: true, .. } => "nvme mutual",
+        Authentication::Lost => "nvme lost",
+    });
+    let iscsi = h.chap.as_ref().map(|c| match c {
+        Chap::Required { target_user: None, .. } => "iscsi",
+        Chap::Required { target_user: Some(_), .. } => "iscsi mutual",
+        Chap::Lost => "iscsi lost",
+    });
+    let secrets: Vec<&str> = nvme.into_iter().chain(iscsi).collect();
+    let secret = if secrets.is_empty() { "none".into() } else { secrets.join(", ") };
+    [h.name.to_string(), by.join(", "), secret, h.volumes.len().to_string()]
 }
 
-fn volumes_of(h: &Host) -> String {
-    h.volumes.iter().map(|id| field("volume", &id.to_string())).collect()
+fn known_by(h: &Host) -> String {
+    let nqn = h.nqn.iter().map(|n| field("NQN", n.as_str()));
+    let iqn = h.iqn.iter().map(|n| field("IQN", n.as_str()));
+    nqn.chain(iqn).chain(h.addresses.iter().map(|a| field("address", &a.to_string()))).collect()
+}
+
+fn zone(z: &Zone) -> [String; 5] {
+    let networks: Vec<String> = z.networks.iter().map(ToString::to_string).collect();
+    let access = if z.read_only { "read only" } else { "read, write" };
+    let (squash, volumes) = (z.squash.as_str().into(), z.volumes.len().to_string());
+    [z.name.to_string(), networks.join(", "), access.into(), squash, volumes]
+}
+
+fn volumes_of(volumes: &[VolumeId]) -> String {
+    volumes.iter().map(|id| field("volume", &id.to_string())).collect()
 }
 
 fn attachment(a: &Attachment) -> String {
     let mut text = field("volume", &a.volume.to_string()) + &field("host", a.host.as_str());
-    text += &field("nqn", a.nqn.as_str());
-    text += &field("host nqn", a.host_nqn.as_str());
-    text += &field("namespace", &a.nsid.to_string());
-    text += &field("uuid", &a.uuid.to_string());
+    let fields = match &a.access {
+        Access::Nvme(n) => vec![
+            ("nqn", n.nqn.to_string()),
+            ("host nqn", n.host_nqn.to_string()),
+            ("namespace", n.nsid.to_string()),
+            ("uuid", n.uuid.to_string()),
+        ],
+        Access::Iscsi(i) => vec![
+            ("iqn", i.iqn.to_string()),
+            ("host iqn", i.host_iqn.to_string()),
+            ("lun", i.lun.to_string()),
+            ("wwn", i.wwn.clone()),
+        ],
+        Access::Nfs(n) => {
+            let networks: Vec<String> = n.networks.iter().map(ToString::to_string).collect();
+            let squash = n.squash.as_str().to_string();
+            vec![("path", n.path.clone()), ("let in", networks.join(", ")), ("squash", squash)]
+        }
+    };
+    text.extend(fields.iter().map(|(name, value)| field(name, value)));
+    if a.read_only {
+        text += &field("access", "read only");
+    }
     text += &field("size", &a.size.to_string());
     text.push_str("\nOn the host:\n");
     for command in connect_commands(a) {
@@ -414,26 +463,58 @@ fn attachment(a: &Attachment) -> String {
     text
 }
 
-/// nvme-cli's command for each portal, ready to be pasted.
+/// The standard tools' commands for each portal, ready to be pasted.
 fn connect_commands(a: &Attachment) -> Vec<String> {
-    match a.protocol {
-        Protocol::Nvme => a
-            .portals
-            .iter()
-            .map(|p| {
+    match &a.access {
+        Access::Nvme(n) => {
+            let secrets = match n.authentication {
+                Some(Authentication::Required { mutual: true, .. }) => {
+                    " --dhchap-secret=<the host's> --dhchap-ctrl-secret=<the appliance's>"
+                }
+                Some(Authentication::Required { mutual: false, .. }) => " --dhchap-secret=<the host's>",
+                Some(Authentication::Lost) | None => "",
+            };
+            let connect = |p: &Portal| {
                 let (address, port) = (&p.address, p.port);
-                let secrets = match a.authentication {
-                    Some(Authentication::Required { mutual: true, .. }) => {
-                        " --dhchap-secret=<the host's> --dhchap-ctrl-secret=<the appliance's>"
-                    }
-                    Some(Authentication::Required { mutual: false, .. }) => " --dhchap-secret=<the host's>",
-                    Some(Authentication::Lost) | None => "",
-                };
-                format!("nvme connect -t tcp -a {address} -s {port} -n {} -q {}{secrets}", a.nqn, a.host_nqn)
-            })
-            .collect(),
-        Protocol::Iscsi | Protocol::Nfs => Vec::new(),
+                format!("nvme connect -t tcp -a {address} -s {port} -n {} -q {}{secrets}", n.nqn, n.host_nqn)
+            };
+            n.portals.iter().map(connect).collect()
+        }
+        Access::Iscsi(i) => i.portals.iter().flat_map(|p| log_in_commands(i, p)).collect(),
+        Access::Nfs(n) => {
+            let mode = if a.read_only { " -o ro" } else { "" };
+            let mount = |p: &Portal| {
+                let address = bracketed(&p.address);
+                format!("mount -t nfs4{mode} {address}:{} /mnt", n.path)
+            };
+            n.portals.iter().map(mount).collect()
+        }
     }
+}
+
+/// iscsiadm's for one portal: make the record, give it the secrets, log in.
+fn log_in_commands(i: &IscsiAccess, p: &Portal) -> Vec<String> {
+    let node = format!("iscsiadm -m node -T {} -p {}:{}", i.iqn, bracketed(&p.address), p.port);
+    let mut commands = vec![format!("{node} -o new")];
+    let mut set = |name: &str, value: &str| {
+        commands.push(format!("{node} -o update -n node.session.auth.{name} -v {value}"));
+    };
+    if let Some(Chap::Required { user, target_user }) = &i.chap {
+        set("authmethod", "CHAP");
+        set("username", user.as_str());
+        set("password", "<the host's>");
+        if let Some(target) = target_user {
+            set("username_in", target.as_str());
+            set("password_in", "<the appliance's>");
+        }
+    }
+    commands.push(format!("{node} -l"));
+    commands
+}
+
+/// IPv6 addresses are bracketed where a colon follows.
+fn bracketed(address: &str) -> String {
+    if address.contains(':') { format!("[{address}]") } else { address.to_string() }
 }
 
 /// An event as a line.
@@ -472,23 +553,25 @@ pub fn problem(p: &Problem) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use orlop_api::{ErrorKind, Portal};
+    use orlop_api::{ErrorKind, NvmeAccess};
 
     #[test]
     fn an_attachment_tells_how_to_connect() {
         let a = Attachment {
             volume: "0190c0de-1234-7abc-8def-0123456789ab".parse().unwrap(),
             host: "worker-1".parse().unwrap(),
-            protocol: Protocol::Nvme,
-            nqn: "nqn.2026-11.dev.orlop:x".parse().unwrap(),
-            host_nqn: "nqn.2014-08.org.nvmexpress:uuid:y".parse().unwrap(),
-            authentication: None,
-            portals: vec![Portal { address: "192.0.2.1".into(), port: 4420 }],
-            nsid: 1,
-            uuid: uuid::Uuid::nil(),
-            nguid: "0".repeat(32),
-            serial: "s".into(),
+            read_only: false,
             size: orlop_api::ByteSize(1 << 30),
+            access: Access::Nvme(NvmeAccess {
+                nqn: "nqn.2026-11.dev.orlop:x".parse().unwrap(),
+                host_nqn: "nqn.2014-08.org.nvmexpress:uuid:y".parse().unwrap(),
+                authentication: None,
+                portals: vec![Portal { address: "192.0.2.1".into(), port: 4420 }],
+                nsid: 1,
+                uuid: uuid::Uuid::nil(),
+                nguid: "0".repeat(32),
+                serial: "s".into(),
+            }),
         };
         let text = answer(&Answer::Attachment(a), Format::Table);
         assert!(text.ends_with(
@@ -547,7 +630,10 @@ mod tests {
 
     #[test]
     fn an_empty_list_is_its_header() {
-        assert_eq!(answer(&Answer::Hosts(vec![]), Format::Table).trim_end(), "NAME  NQN  SECRET  VOLUMES");
+        assert_eq!(
+            answer(&Answer::Hosts(vec![]), Format::Table).trim_end(),
+            "NAME  KNOWN BY  SECRET  VOLUMES"
+        );
         assert_eq!(answer(&Answer::Hosts(vec![]), Format::Json), "{\n  \"items\": []\n}\n");
     }
 }

@@ -7,16 +7,16 @@ use std::path::Path;
 use std::pin::pin;
 
 use futures_util::StreamExt;
-use orlop_api::client::{Client, Result, SnapshotFilter, VolumeFilter};
+use orlop_api::client::{AttachAs, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
-    AuthenticationPut, DiskWipe, EncryptionCreate, ErrorKind, HostPut, OrphanAdopt, ParseError, PoolCreate,
-    PoolExpand, PoolReplace, Problem, Protocol, Provisioning, SnapshotCreate, SnapshotGroupCreate, Unlock,
-    Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate,
+    AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind, HostPut,
+    OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem, Provisioning, SnapshotCreate,
+    SnapshotGroupCreate, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
 };
 
 use crate::grammar::{
     Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand, VolumeCommand,
-    VolumeSpec, together, when,
+    VolumeSpec, ZoneCommand, together, when,
 };
 use crate::render::{self, Answer, Format};
 
@@ -40,11 +40,9 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
         Command::Snapshot(command) => snapshot(client, command).await?,
         Command::Orphan(command) => orphan(client, command).await?,
         Command::Host(command) => host(client, command).await?,
-        Command::Attach { volume, host, exclusive: false } => {
-            Answer::Attachment(client.attach(&volume, &host).await?)
-        }
-        Command::Attach { volume, host, exclusive: true } => {
-            Answer::Attachment(client.attach_alone(&volume, &host).await?)
+        Command::Zone(command) => zone(client, command).await?,
+        Command::Attach { volume, host, exclusive, read_only } => {
+            Answer::Attachment(client.attach_as(&volume, &host, &AttachAs { exclusive, read_only }).await?)
         }
         Command::Detach { volume, host } => {
             client.detach(&volume, &host).await?;
@@ -146,7 +144,7 @@ async fn create_volume(client: &Client, spec: VolumeSpec) -> Result<Volume> {
         provisioning: if spec.thick { Provisioning::Thick } else { Provisioning::Thin },
         kind: spec.kind(),
         filesystem: spec.filesystem.flatten(),
-        protocol: Protocol::Nvme,
+        protocol: spec.protocol,
         source: spec.source(),
         properties: together(&spec.properties),
         encryption: encryption(&spec)?,
@@ -252,7 +250,9 @@ async fn orphan(client: &Client, command: OrphanCommand) -> Result<Answer> {
 async fn host(client: &Client, command: HostCommand) -> Result<Answer> {
     Ok(match command {
         HostCommand::List => Answer::Hosts(client.all_hosts().await?),
-        HostCommand::Put { host, nqn } => Answer::Host(client.put_host(&host, &HostPut { nqn }).await?),
+        HostCommand::Put { host, nqn, iqn, address: addresses } => {
+            Answer::Host(client.put_host(&host, &HostPut { nqn, iqn, addresses }).await?)
+        }
         HostCommand::Get { host } => Answer::Host(client.host(&host).await?),
         HostCommand::Authenticate { host, none: true, .. } => {
             client.trust_host(&host).await?;
@@ -265,9 +265,39 @@ async fn host(client: &Client, command: HostCommand) -> Result<Answer> {
             let ask = AuthenticationPut { key, controller_key, hash, dh_group };
             Answer::Host(client.authenticate_host(&host, &ask).await?)
         }
+        HostCommand::Chap { host, none: true, .. } => {
+            client.no_chap_host(&host).await?;
+            Answer::Done(format!("host {host} is let in without a secret"))
+        }
+        HostCommand::Chap { host, user, secret_file, target_user, target_secret_file, none: false } => {
+            let theirs = credentials(user, secret_file.as_deref())?;
+            let theirs =
+                theirs.ok_or_else(|| Problem::new(ErrorKind::Invalid, "the host's secret is missing"))?;
+            let target = credentials(target_user, target_secret_file.as_deref())?;
+            Answer::Host(client.chap_host(&host, &ChapPut { host: theirs, target }).await?)
+        }
         HostCommand::Delete { host } => {
             client.delete_host(&host).await?;
             Answer::Done(format!("host {host} is forgotten"))
+        }
+    })
+}
+
+fn credentials(user: Option<ChapUser>, file: Option<&Path>) -> Result<Option<ChapCredentials>> {
+    let secret = file.map(read_key).transpose()?;
+    Ok(user.zip(secret).map(|(user, secret)| ChapCredentials { user, secret }))
+}
+
+async fn zone(client: &Client, command: ZoneCommand) -> Result<Answer> {
+    Ok(match command {
+        ZoneCommand::List => Answer::Zones(client.all_zones().await?),
+        ZoneCommand::Put { zone, network: networks, read_only, squash } => {
+            Answer::Zone(client.put_zone(&zone, &ZonePut { networks, read_only, squash }).await?)
+        }
+        ZoneCommand::Get { zone } => Answer::Zone(client.zone(&zone).await?),
+        ZoneCommand::Delete { zone } => {
+            client.delete_zone(&zone).await?;
+            Answer::Done(format!("zone {zone} is forgotten"))
         }
     })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 fn alone(id: VolumeId, host: &str) -> Action {
-    Action::AttachAlone(by(id), host.parse().unwrap())
+    attach_as(id, host, Attach { alone: true, read_only: false })
 }
 
 #[tokio::test]

@@ -38,13 +38,7 @@ impl Rig {
 
     async fn let_in(&self, id: VolumeId, hosts: &[&Nqn]) {
         let wanted: BTreeSet<Nqn> = hosts.iter().map(|h| (*h).clone()).collect();
-        for _ in 0..1000 {
-            if self.target.hosts(id) == wanted {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{:?} may use it", self.target.hosts(id));
+        self.until("only those to be let in", |r| r.target.hosts(id) == wanted).await;
     }
 }
 
@@ -113,7 +107,7 @@ async fn a_lost_secret_keeps_its_host_out_until_it_is_given_again() {
     assert!(rig.is_alarmed());
     rig.let_in(ids[0], &[&two]).await;
     rig.let_in(ids[1], &[]).await;
-    let refused = rig.fails(Action::Attach(by(ids[1]), "one".parse().unwrap())).await;
+    let refused = rig.fails(attach(ids[1], "one")).await;
     assert_eq!(refused.kind, ErrorKind::Precondition);
     // That lasts, also when the labels are written anew.
     rig.restart().await;

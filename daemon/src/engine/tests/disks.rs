@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::locks::{Key, Mode};
+use crate::model::{Grant, HostRecord, LabelHost};
 use crate::model::{PoolChange, PoolMedium, PoolSpec};
 
 const SUBJECT: &str = "pool/tank/health";
@@ -151,7 +152,7 @@ async fn a_pool_goes_and_comes_back_with_its_volumes_and_without_its_hosts() {
     // On another appliance its hosts mean nothing, even if their names do.
     let mut labels = rig.platter.labels();
     labels[0].hosts =
-        vec![crate::model::LabelHost { name: "one".parse().unwrap(), nqn: one, authenticated: false }];
+        vec![LabelHost::of(&"one".parse().unwrap(), &HostRecord::host(HostPut::nvme(one)), Grant::default())];
     rig.platter.leave_volume(labels.remove(0));
     rig.ok(import()).await;
     assert_eq!(rig.engine().view().counts().1, 2);

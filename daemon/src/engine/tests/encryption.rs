@@ -99,12 +99,7 @@ async fn a_key_that_is_not_kept_has_to_be_brought() {
     assert_eq!(rig.state(id), VolumeState::Locked);
     rig.ok(unlock(id, KEY)).await;
     assert_eq!(rig.state(id), VolumeState::Ready);
-    for _ in 0..500 {
-        if !rig.target.hosts(id).is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    rig.served(id).await;
     assert_eq!(rig.target.hosts(id), [nqn].into(), "its host is not served again");
     // Again, and with another key all the same not.
     rig.ok(unlock(id, KEY)).await;
@@ -131,12 +126,8 @@ async fn a_linked_clone_has_its_sources_key_and_a_copy_its_own() {
     rig.ok(Action::DeleteVolume(by(id), When::Unused)).await;
     assert_eq!(rig.key(clone).await, KEY);
     rig.ok(delete(clone)).await;
-    for _ in 0..500 {
-        if rig.platter.backings() == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // Not just its backing: what is forgotten of it is forgotten afterwards.
+    rig.until("the last of them to go", |r| r.volume(id).is_none()).await;
     assert_eq!((rig.platter.backings(), rig.kept_keys().await), (0, 0));
 }
 
@@ -200,13 +191,7 @@ impl Rig {
     }
 
     async fn served(&self, id: VolumeId) {
-        for _ in 0..500 {
-            if !self.target.hosts(id).is_empty() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("it is not served again");
+        self.until("it to be served", |r| !r.target.hosts(id).is_empty()).await;
     }
 }
 
@@ -256,13 +241,7 @@ async fn a_locked_source_is_not_copied_and_a_copy_waits_for_its_key() {
         assert!(p.kind == ErrorKind::Precondition && p.detail.contains("locked"), "{p}");
     }
     rig.ok(unlock(source, KEY)).await;
-    for _ in 0..500 {
-        if rig.state(copy) == VolumeState::Ready {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{:?}", rig.volume(copy));
+    rig.until("the copy to be whole", |r| r.state(copy) == VolumeState::Ready).await;
 }
 
 #[tokio::test]

@@ -705,6 +705,14 @@ impl FakeTarget {
         self.exports.lock().get(&id).map(|e| e.nqns().cloned().collect()).unwrap_or_default()
     }
 
+    /// Who is let in to what, in words: `10.0.0.5 rw none`.
+    pub fn rights(&self, id: VolumeId) -> Vec<String> {
+        let shown = |(host, r): (&HostId, &Rights)| {
+            format!("{host} {} {}", if r.read_only { "ro" } else { "rw" }, r.squash.as_str())
+        };
+        self.exports.lock().get(&id).map(|e| e.hosts.iter().map(shown).collect()).unwrap_or_default()
+    }
+
     pub fn exports(&self) -> usize {
         self.exports.lock().len()
     }

@@ -9,7 +9,7 @@ use crate::model::Label;
 
 const SIZE: ByteSize = ByteSize(320 << 20);
 
-fn filesystem(name: &str, which: Option<FilesystemKind>) -> VolumeCreate {
+pub(super) fn filesystem(name: &str, which: Option<FilesystemKind>) -> VolumeCreate {
     VolumeCreate { kind: Some(VolumeKind::Filesystem), filesystem: which, size: SIZE, ..ask(name) }
 }
 
@@ -80,19 +80,6 @@ async fn what_can_not_be_mounted_was_not_made() {
     assert_eq!((rig.platter.backings(), rig.platter.open_backings()), (0, 0));
     rig.platter.faults(|f| f.small_filesystem = false);
     rig.make(filesystem("data", None)).await;
-}
-
-#[tokio::test]
-async fn no_host_is_attached_to_a_file_system() {
-    let rig = Rig::new().await;
-    let id = rig.make(filesystem("data", None)).await;
-    rig.host("a").await;
-    let p = rig.fails(attach(id, "a")).await;
-    assert_eq!(p.kind, ErrorKind::Unsupported, "{}", p.detail);
-    assert_eq!((rig.target.exports(), rig.platter.open_backings(), rig.target.changes()), (0, 0, 0));
-    assert!(rig.volume(id).unwrap().hosts.is_empty());
-    assert!(rig.engine().core.unsettled.lock().is_empty());
-    rig.ok(delete(id)).await;
 }
 
 #[tokio::test]

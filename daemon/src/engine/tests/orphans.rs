@@ -333,12 +333,7 @@ async fn a_volume_that_came_later_is_taken_in_and_served() {
     let found = one(&rig, &id.to_string()).await;
     let (volume, _) = adopted(&rig, &found.id, "data").await;
     assert_eq!(volume.id, id);
-    for _ in 0..500 {
-        if rig.target.exports() == 1 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    rig.until("it to be served", |r| r.target.exports() == 1).await;
     assert_eq!(rig.target.hosts(id), [nqn].into());
     assert_eq!(list(&rig).await, Orphans::default());
 }

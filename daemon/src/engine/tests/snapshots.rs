@@ -43,16 +43,6 @@ impl Rig {
     pub(super) fn volume(&self, id: VolumeId) -> Option<Volume> {
         self.engine().view().volume(id)
     }
-
-    pub(super) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        for _ in 0..1000 {
-            if holds(self) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("not so in ten seconds: {what}");
-    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{resolve, submit};
-use crate::engine::{Action, Outcome};
+use crate::engine::{Action, Attach, Outcome};
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{At, At2, Caller, Params};
@@ -55,9 +55,12 @@ pub struct AttachQuery {
     /// Cut off all other hosts of the volume first.
     #[serde(default)]
     exclusive: bool,
+    /// The host can't write. Not for NVMe.
+    #[serde(default)]
+    read_only: bool,
 }
 
-/// Lets a host use a volume. Done when the kernel serves it.
+/// Lets a host, or a zone, use a volume. Done when the kernel serves it.
 #[utoipa::path(put, path = "/v1/volumes/{volume}/attachments/{host}", tag = "attachments",
     params(("volume" = String, Path), ("host" = String, Path), AttachQuery), responses(
     (status = 201, body = Attachment, description = "Attached now"),
@@ -70,8 +73,8 @@ pub async fn put(
     At2(volume, host): At2<VolumeRef, HostName>,
     Params(how): Params<AttachQuery>,
 ) -> ApiResult<(StatusCode, Json<Attachment>)> {
-    let action = if how.exclusive { Action::AttachAlone } else { Action::Attach };
-    match submit(&api, who, action(volume, host)).await? {
+    let how = Attach { alone: how.exclusive, read_only: how.read_only };
+    match submit(&api, who, Action::Attach(volume, host, how)).await? {
         Outcome::Attachment { attachment, changed: true } => Ok((StatusCode::CREATED, Json(attachment))),
         Outcome::Attachment { attachment, changed: false } => Ok((StatusCode::OK, Json(attachment))),
         _ => Err(ApiError::unexpected()),

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use orlop_api::{AuthenticationPut, Host, HostName, HostPut, Page, Problem};
+use orlop_api::{AuthenticationPut, ChapPut, Host, HostName, HostPut, Page, Problem};
 
 use super::{PageQuery, limit, optional, submit};
 use crate::engine::{Action, Outcome};
@@ -32,7 +32,7 @@ pub async fn get(State(api): State<Api>, At(name): At<HostName>) -> ApiResult<Js
     found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("host {name}")))
 }
 
-/// Makes a host, or changes its NQN while it has no attachment.
+/// Makes a host, or changes what it is known by, while it has no attachment by that.
 #[utoipa::path(put, path = "/v1/hosts/{host}", tag = "hosts", params(("host" = String, Path)),
     request_body = HostPut, responses(
     (status = 201, body = Host, description = "Made"),
@@ -83,6 +83,39 @@ pub async fn trust(
     At(name): At<HostName>,
 ) -> ApiResult<StatusCode> {
     submit(&api, who, Action::TrustHost(name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has a host prove that it knows a secret (CHAP) each time it logs in by iSCSI, and proves one to it if it asks. What is
+/// logged in stays so.
+#[utoipa::path(put, path = "/v1/hosts/{host}/chap", tag = "hosts", params(("host" = String, Path)),
+    request_body = ChapPut, responses(
+    (status = 200, body = Host, description = "Done, or so already"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn chap(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+    Ask(ask): Ask<ChapPut>,
+) -> ApiResult<Json<Host>> {
+    match submit(&api, who, Action::ChapHost(name, Some(ask))).await? {
+        Outcome::Host { host, .. } => Ok(Json(host)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Lets a host log in without a proof again: whoever has its name and can reach a portal.
+#[utoipa::path(delete, path = "/v1/hosts/{host}/chap", tag = "hosts", params(("host" = String, Path)), responses(
+    (status = 204, description = "Done, or so already"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn no_chap(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+) -> ApiResult<StatusCode> {
+    submit(&api, who, Action::ChapHost(name, None)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,6 +13,7 @@ mod pools;
 mod snapshots;
 mod system;
 mod volumes;
+mod zones;
 
 use axum::http::StatusCode;
 use orlop_api::{ParseError, VolumeRef, When};
@@ -29,12 +30,13 @@ use crate::engine::{Action, Outcome, Principal};
 pub const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 /// What takes query parameters. Each of them checks its own; all others take none.
-pub const WITH_QUERY: [(&str, &str); 7] = [
+pub const WITH_QUERY: [(&str, &str); 8] = [
     ("GET", "/v1/volumes"),
     ("DELETE", "/v1/volumes/{volume}"),
     ("GET", "/v1/snapshots"),
     ("DELETE", "/v1/snapshots/{snapshot}"),
     ("GET", "/v1/hosts"),
+    ("GET", "/v1/zones"),
     ("GET", "/v1/events"),
     ("PUT", "/v1/volumes/{volume}/attachments/{host}"),
 ];
@@ -69,6 +71,9 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::get, hosts::put, hosts::delete))
         .routes(routes!(hosts::authenticate, hosts::trust))
+        .routes(routes!(hosts::chap, hosts::no_chap))
+        .routes(routes!(zones::list))
+        .routes(routes!(zones::get, zones::put, zones::delete))
         .routes(routes!(attachments::list))
         .routes(routes!(attachments::get, attachments::put, attachments::delete))
         .routes(routes!(events::events))

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use orlop_api::{ByteSize, PoolKind};
 
 use super::*;
-use crate::model::LabelHost;
+use crate::model::{Grant, HostRecord, LabelHost};
 use crate::pool::{Change, PoolError};
 
 pub(super) const ALL: &[(&str, Run)] = &[
@@ -249,8 +249,9 @@ fn relabel(_: &Subject, pool: &dyn Pool) -> Check {
     ok("create", pool.create(&l, &soon()))?;
     let host = |i: usize| LabelHost {
         name: parse(&format!("worker-{i}")),
-        nqn: parse(&format!("nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-{i:012}")),
+        nqn: Some(parse(&format!("nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-{i:012}"))),
         authenticated: i.is_multiple_of(2),
+        ..LabelHost::of(&parse("any"), &HostRecord::default(), Grant { read_only: i == 3 })
     };
     // Longer, then shorter: nothing of the longer one may be left.
     for hosts in [40, 1, 0] {

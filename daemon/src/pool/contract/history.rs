@@ -10,7 +10,7 @@ use orlop_api::Properties;
 
 use super::snapshots::{holds, linked, put};
 use super::*;
-use crate::model::LabelHost;
+use crate::model::{Grant, HostRecord, LabelHost};
 use crate::pool::{Listing, PoolError};
 
 /// What can be done. Numbers are taken modulo what there is; a step that finds nothing to be done to is left
@@ -201,8 +201,9 @@ fn carry_out(pool: &dyn Pool, model: &mut Model, step: Step) -> Check {
             let Some((l, content)) = model.volume(volume) else { return Ok(()) };
             let host = |n: u8| LabelHost {
                 name: parse(&format!("host-{n}")),
-                nqn: parse(&format!("nqn.2026-11.dev.orlop:host-{n}")),
+                nqn: Some(parse(&format!("nqn.2026-11.dev.orlop:host-{n}"))),
                 authenticated: n.is_multiple_of(2),
+                ..LabelHost::of(&parse("any"), &HostRecord::default(), Grant { read_only: n == 3 })
             };
             let l = Label { hosts: (0..hosts % 4).map(host).collect(), ..l };
             ok("relabel", pool.relabel(&l, &soon()))?;

@@ -31,7 +31,7 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     let plain = PoolCreate::new("tank".parse()?, PoolKind::Zfs);
     let pool = PoolCreate { disks: vec!["/dev/disk/by-id/virtio-disk0".into()], ..plain };
     lab.wait(lab.api.create_pool(&pool))?;
-    lab.wait(lab.api.put_host(&"worker-1".parse()?, &HostPut { nqn: Initiator::nqn(1)? }))?;
+    lab.wait(lab.api.put_host(&"worker-1".parse()?, &HostPut::nvme(Initiator::nqn(1)?)))?;
     lab.on_appliance("zfs create -o volmode=dev tank/bare && mkdir /sys/kernel/config/nvmet/ports/1 && cd /sys/kernel/config/nvmet/ports/1 && \
         echo tcp >addr_trtype && echo ipv4 >addr_adrfam && echo 10.77.1.1 >addr_traddr && echo 4500 >addr_trsvcid")?;
 

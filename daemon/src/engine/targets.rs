@@ -1,0 +1,255 @@
+//! The kernel's targets, each with its lane, and how volumes are served by them: the desired state is made here, and
+//! nowhere else is a target told to converge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use orlop_api::{HostName, Portal, Protocol, Squash, VolumeId};
+use tokio::time::Instant;
+
+use super::core::{Core, Outcome, SLOW, answer, run};
+use super::error::{Error, Result};
+use super::lane::Lane;
+use crate::kernel::Deadline;
+use crate::model::{Grant, HostRecord};
+use crate::pool::Place;
+use crate::target::{Desired, Export, HostId, Report, Rights, Scope, Target, TargetError};
+
+/// The kernel's targets, or simulated ones, by the protocol that they serve.
+pub type Targets = BTreeMap<Protocol, Arc<dyn Target>>;
+
+/// A target with its lane: one thread, so one writer, and what one protocol waits for is no other's trouble.
+pub(super) struct Server {
+    target: Arc<dyn Target>,
+    lane: Lane,
+}
+
+/// Gives the targets their lanes.
+pub(super) fn start(targets: &Targets, depth: usize) -> Result<BTreeMap<Protocol, Server>> {
+    let mut servers = BTreeMap::new();
+    for (protocol, target) in targets {
+        let name = format!("target {}", protocol.as_str());
+        let lane = Lane::start(&name, 1, depth, Some(SLOW));
+        let lane = lane.map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))?;
+        servers.insert(*protocol, Server { target: target.clone(), lane });
+    }
+    Ok(servers)
+}
+
+impl Server {
+    /// For the watchdog.
+    pub(super) fn is_alive(&self) -> bool {
+        self.lane.is_alive()
+    }
+}
+
+/// What a host is to a protocol, and what it may do with a volume.
+fn hosts_of(record: &HostRecord, grant: Grant, protocol: Protocol) -> Vec<(HostId, Rights)> {
+    // Who is attached as a host is trusted with its users' names, root's too; a zone has rules.
+    let (zone, squash) = record.zone.map_or((false, Squash::None), |z| (z.read_only, z.squash));
+    let rights = Rights { read_only: grant.read_only || zone, squash };
+    let ids: Vec<HostId> = match protocol {
+        Protocol::Nvme => record.nqn.clone().map(HostId::Nqn).into_iter().collect(),
+        Protocol::Iscsi => record.iqn.clone().map(HostId::Iqn).into_iter().collect(),
+        Protocol::Nfs => record.networks.iter().copied().map(HostId::Network).collect(),
+    };
+    ids.into_iter().map(|id| (id, rights)).collect()
+}
+
+impl Core {
+    fn server(&self, protocol: Protocol) -> Result<&Server> {
+        self.targets.get(&protocol).ok_or_else(|| {
+            Error::Unsupported(format!("{}: this appliance does not serve it", protocol.as_str()))
+        })
+    }
+
+    /// Refuses what nothing here serves.
+    pub(super) fn check_served(&self, protocol: Protocol) -> Result<()> {
+        self.server(protocol).map(drop)
+    }
+
+    /// Where hosts reach what is served by a protocol.
+    pub(super) fn portals(&self, protocol: Protocol) -> Vec<Portal> {
+        self.targets.get(&protocol).map(|s| s.target.portals()).unwrap_or_default()
+    }
+
+    /// The protocols by which a volume may be served: one, and all of one that is not there any more.
+    fn protocols_of(&self, id: VolumeId) -> Vec<Protocol> {
+        match self.view.read().entry(id) {
+            Some(entry) => vec![entry.label.protocol()],
+            None => self.targets.keys().copied().collect(),
+        }
+    }
+
+    /// Brings a kernel target to `desired` within `scope`, and verifies it.
+    async fn converge(
+        &self,
+        protocol: Protocol,
+        scope: Scope,
+        desired: Desired,
+        until: Instant,
+    ) -> Outcome<Report> {
+        let server = self.server(protocol)?;
+        let target = server.target.clone();
+        let converge = move |deadline: &Deadline| target.converge(scope, &desired, deadline);
+        let within = until.saturating_duration_since(Instant::now());
+        // All volumes take as long as they take, and nothing is changed beside that.
+        let report = answer(match scope.volume() {
+            Some(_) => server.lane.run(within, converge).await,
+            None => server.lane.run_long(within, converge).await,
+        })?;
+        self.note_portals(protocol, &report);
+        Ok(report)
+    }
+
+    /// Brings one volume's export to what the view says, plus or minus nothing, cutting off everybody
+    /// else; then closes the backing if nobody is left.
+    pub(super) async fn converge_volume(
+        &self,
+        id: VolumeId,
+        extra: Option<(&HostName, Grant)>,
+        fence: bool,
+    ) -> Outcome<Vec<String>> {
+        let (steps, is_served) = self.converge_open(id, extra, fence).await?;
+        if !is_served {
+            self.close_backing(id).await?;
+        }
+        Ok(steps)
+    }
+
+    /// The same, and leaves the backing open. The steps that were made, and whether anybody is served.
+    pub(super) async fn converge_open(
+        &self,
+        id: VolumeId,
+        extra: Option<(&HostName, Grant)>,
+        fence: bool,
+    ) -> Outcome<(Vec<String>, bool)> {
+        let until = Instant::now() + self.settings.target_deadline;
+        let scope = if fence { Scope::Fence(id) } else { Scope::Volume(id) };
+        let export = self.export_of(id, extra);
+        let (serve, mut steps) = (export.is_some(), Vec::new());
+        for protocol in self.protocols_of(id) {
+            if !self.targets.contains_key(&protocol) && !serve {
+                // Nobody is to be let in, and nobody can have been.
+                continue;
+            }
+            let desired = export.clone().into_iter().map(|e| (id, e)).collect();
+            steps.extend(self.converge(protocol, scope, desired, until).await?.steps);
+        }
+        if !steps.is_empty() {
+            tracing::info!(volume = %id, steps = steps.join("; "), "the target was changed");
+        }
+        Ok((steps, serve))
+    }
+
+    /// Takes away what one protocol serves of a volume that is another's, or nobody's.
+    pub(super) async fn converge_away(&self, protocol: Protocol, id: VolumeId) -> Outcome<Vec<String>> {
+        if self.protocols_of(id) == [protocol] {
+            return Ok(Vec::new());
+        }
+        let until = Instant::now() + self.settings.target_deadline;
+        Ok(self.converge(protocol, Scope::Volume(id), Desired::new(), until).await?.steps)
+    }
+
+    /// Converges everything that is open, by each protocol. What could not be served, and why; an error is the target's
+    /// as a whole.
+    pub(super) async fn converge_all(&self, scope: Scope) -> Vec<(Protocol, Outcome<Report>)> {
+        let ids: Vec<_> = self.opened.lock().keys().copied().collect();
+        let mut desired: BTreeMap<Protocol, Desired> = BTreeMap::new();
+        for id in ids {
+            if let (Some(export), [protocol]) = (self.export_of(id, None), &self.protocols_of(id)[..]) {
+                desired.entry(*protocol).or_default().insert(id, export);
+            }
+        }
+        let each = self.targets.keys().map(|protocol| {
+            let desired = desired.remove(protocol).unwrap_or_default();
+            async move {
+                let many = u32::try_from(desired.len()).unwrap_or(u32::MAX);
+                let until = Instant::now() + self.settings.target_deadline + PER_VOLUME * many;
+                (*protocol, self.converge(*protocol, scope, desired, until).await)
+            }
+        });
+        futures_util::future::join_all(each.collect::<Vec<_>>()).await
+    }
+
+    /// What the kernel has something of, by which protocol.
+    pub(super) async fn served(&self) -> Outcome<BTreeSet<(Protocol, VolumeId)>> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        let mut all = BTreeSet::new();
+        for (protocol, server) in &self.targets {
+            let target = server.target.clone();
+            let ids = run(&server.lane, until, move |deadline| target.served(deadline)).await?;
+            all.extend(ids.into_iter().map(|id| (*protocol, id)));
+        }
+        Ok(all)
+    }
+
+    /// Tells connected hosts that a volume has grown.
+    pub(super) async fn announce_size(&self, id: VolumeId, until: Instant) -> Outcome<()> {
+        let Some(export) = self.export_of(id, None) else { return Ok(()) };
+        let until = until.min(Instant::now() + self.settings.target_deadline);
+        for protocol in self.protocols_of(id) {
+            let (server, export) = (self.server(protocol)?, export.clone());
+            let target = server.target.clone();
+            run(&server.lane, until, move |deadline| target.announce_size(&export, deadline)).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a host prove what it should from its next connection on.
+    pub(super) async fn prove(&self, protocol: Protocol, host: HostId) -> Outcome<()> {
+        let Some(server) = self.targets.get(&protocol) else { return Ok(()) };
+        let target = server.target.clone();
+        let until = Instant::now() + self.settings.target_deadline;
+        run(&server.lane, until, move |deadline| target.prove(&host, deadline)).await
+    }
+
+    /// How a volume should be served: to the hosts in the view and `extra`. `None` if to nobody, or if
+    /// its backing is not open.
+    fn export_of(&self, id: VolumeId, extra: Option<(&HostName, Grant)>) -> Option<Export> {
+        let opened = self.opened.lock().get(&id).cloned()?;
+        let view = self.view.read();
+        let protocol = view.entry(id)?.label.protocol();
+        match (&opened.place, protocol.kind()) {
+            (Place::Device(_), orlop_api::VolumeKind::Block) => {}
+            (Place::Directory(_), orlop_api::VolumeKind::Filesystem) => {}
+            _ => return None,
+        }
+        let attached = view.hosts_of(id).filter_map(|name| Some((name, view.grant_of(id, name)?)));
+        let mut hosts: BTreeMap<HostId, Rights> = BTreeMap::new();
+        for (name, grant) in attached.chain(extra) {
+            let record = view.host_record(name).filter(|h| h.is_admissible(protocol));
+            for (host, rights) in record.into_iter().flat_map(|r| hosts_of(r, grant, protocol)) {
+                // Two zones of one network: it may do what both let it do.
+                let known = hosts.entry(host).or_insert(rights);
+                known.read_only |= rights.read_only;
+                known.squash = known.squash.max(rights.squash);
+            }
+        }
+        if hosts.is_empty() {
+            return None;
+        }
+        Some(Export {
+            identity: self.identity(id),
+            backing: opened.path().to_owned(),
+            size: opened.size,
+            hosts,
+        })
+    }
+
+    /// Raises or clears the alarm about portals that could not be opened.
+    fn note_portals(&self, protocol: Protocol, report: &Report) {
+        let subject = format!("portals/{}", protocol.as_str());
+        let down: Vec<String> =
+            report.portals_down.iter().map(|e: &TargetError| super::error::chain(e)).collect();
+        let mut view = self.view.write();
+        if down.is_empty() {
+            view.clear(&subject);
+        } else {
+            view.raise(subject, format!("not all portals are served: {}", down.join("; ")));
+        }
+    }
+}
+
+/// How much longer converging everything may take for each volume.
+const PER_VOLUME: std::time::Duration = std::time::Duration::from_millis(500);
