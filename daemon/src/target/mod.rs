@@ -7,7 +7,9 @@
 
 mod converge;
 pub mod keys;
+pub mod lio;
 pub mod nvmet;
+mod portal;
 pub mod sim;
 mod tree;
 
@@ -20,6 +22,7 @@ use orlop_api::{ByteSize, ErrorKind, Iqn, Network, Nqn, Portal, Squash, VolumeId
 use crate::kernel::{Deadline, Overrun};
 use crate::model::Identity;
 
+pub use portal::PortalConfig;
 pub use tree::ConfigTree;
 
 /// One volume as it should be served.

@@ -1,7 +1,11 @@
 //! The little that the target needs of a configfs tree.
 
 use std::io;
+use std::path::Path;
 
+use rustix::io::Errno;
+
+use super::{Result, TargetError};
 use crate::kernel::configfs::ConfigFs;
 
 /// A tree of directories, attributes and links whose owner reacts to every change. Paths are relative
@@ -56,4 +60,48 @@ impl ConfigTree for ConfigFs {
     fn read_link(&self, path: &str) -> io::Result<String> {
         Self::read_link(self, path)
     }
+}
+
+/// Whether that is why.
+pub(super) fn is(e: &io::Error, errno: Errno) -> bool {
+    e.raw_os_error() == Some(errno.raw_os_error())
+}
+
+/// The goal of a removal is that it is not there.
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// The goal of a creation is that it is there.
+pub(super) fn there(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
+}
+
+/// `None` for what does not exist.
+pub(super) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(v) => Ok(Some(v)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// What could not be read.
+pub(super) fn in_words(path: &str) -> impl Fn(io::Error) -> TargetError {
+    move |source| TargetError::Kernel { step: "read".into(), path: Path::new(path).into(), source }
+}
+
+/// A directory's names; none where there is no such directory.
+pub(super) fn list(tree: &dyn ConfigTree, path: &str) -> Result<Vec<String>> {
+    Ok(optional(tree.list(path)).map_err(in_words(path))?.unwrap_or_default())
+}
+
+/// An attribute's value, if there is such an attribute.
+pub(super) fn attribute(tree: &dyn ConfigTree, path: &str) -> Result<Option<String>> {
+    optional(tree.read(path)).map_err(in_words(path))
+}
+
+/// The name of what a link points at, if there is such a link.
+pub(super) fn target_of(tree: &dyn ConfigTree, path: &str) -> Result<Option<String>> {
+    optional(tree.read_link(path)).map_err(in_words(path))
 }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::Nvmet;
 use super::state::{Change, NSID, PortChange, Step};
 use crate::kernel::Deadline;
+use crate::target::tree::{gone, is, there};
 use crate::target::{Export, Result, TargetError};
 
 /// How long dropped controllers may take. They wait for I/O in flight, so for the disk.
@@ -17,19 +18,6 @@ const DROP_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a name may stay taken by a subsystem that was removed and still has controllers.
 const NAME_LIMIT: Duration = Duration::from_secs(20);
-
-fn is(e: &io::Error, errno: Errno) -> bool {
-    e.raw_os_error() == Some(errno.raw_os_error())
-}
-
-/// The goal of a removal is that it is not there.
-fn gone(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
-}
-
-fn there(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|e| if e.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
-}
 
 impl Nvmet {
     pub(super) fn make(&self, step: &Step, deadline: &Deadline) -> Result<()> {

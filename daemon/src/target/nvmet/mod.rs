@@ -20,8 +20,7 @@ mod state;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,30 +30,15 @@ pub use plan::{FIRST_PORT, PORT_COUNT};
 pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
 
 use super::keys::HostKeys;
-use super::{ConfigTree, Desired, Export, HostId, Protocol, Result, Scope};
+use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
 use crate::kernel::configfs::ConfigFs;
-use crate::kernel::{Deadline, net};
+use crate::kernel::Deadline;
 use crate::model::NqnPrefix;
 
 /// Where the kernel has its configuration.
 pub const CONFIG_ROOT: &str = "/sys/kernel/config/nvmet";
 /// Where it lists controllers, if it was built to (CONFIG_NVME_TARGET_DEBUGFS, from 6.11).
 pub const DEBUG_ROOT: &str = "/sys/kernel/debug/nvmet";
-
-/// An address to listen at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PortalConfig {
-    /// The address; unspecified for all of them.
-    pub address: IpAddr,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl fmt::Display for PortalConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.address, self.port).fmt(f)
-    }
-}
 
 /// How volumes are served.
 ///
@@ -170,22 +154,6 @@ impl Protocol for Nvmet {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        let mut found = Vec::new();
-        let own = net::own_addresses().unwrap_or_default();
-        for (_, portal) in self.config.ports() {
-            let port = portal.port;
-            let mut push = |a: &IpAddr| {
-                let portal = Portal { address: a.to_string(), port };
-                if !found.contains(&portal) {
-                    found.push(portal);
-                }
-            };
-            if !plan::is_wildcard(&portal.address) {
-                push(&portal.address);
-                continue;
-            }
-            own.iter().filter(|a| a.is_ipv4() == portal.address.is_ipv4()).for_each(&mut push);
-        }
-        found
+        portal::reachable(self.config.ports().map(|(_, p)| p))
     }
 }

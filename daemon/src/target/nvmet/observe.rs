@@ -2,40 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
 
 use orlop_api::{Nqn, VolumeId};
 
 use super::state::{Namespace, Observed, Port, Subsystem};
-use super::{ConfigTree, Nvmet, plan};
+use super::{Nvmet, plan};
 use crate::kernel::Deadline;
+use crate::target::tree::{attribute, in_words, list, optional, target_of};
 use crate::target::{Desired, Result, Scope, TargetError};
-
-/// `None` for what does not exist.
-fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(v) => Ok(Some(v)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn in_words(path: &str) -> impl Fn(io::Error) -> TargetError {
-    move |source| TargetError::Kernel { step: "read".into(), path: Path::new(path).into(), source }
-}
-
-/// A directory's names; none where there is no such directory.
-fn list(tree: &dyn ConfigTree, path: &str) -> Result<Vec<String>> {
-    Ok(optional(tree.list(path)).map_err(in_words(path))?.unwrap_or_default())
-}
-
-fn attribute(tree: &dyn ConfigTree, path: &str) -> Result<Option<String>> {
-    optional(tree.read(path)).map_err(in_words(path))
-}
-
-fn target_of(tree: &dyn ConfigTree, path: &str) -> Result<Option<String>> {
-    optional(tree.read_link(path)).map_err(in_words(path))
-}
 
 impl Nvmet {
     pub(super) fn look(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Observed> {

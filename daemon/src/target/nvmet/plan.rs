@@ -22,12 +22,12 @@
 //! between is refused and may give up (DNR), which is why this is the second choice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use orlop_api::{Nqn, VolumeId};
 
 use super::state::{Change, NSID, Observed, Port, PortChange, Step, Subsystem};
-use super::{NvmetConfig, PortalConfig};
+use super::NvmetConfig;
+use crate::target::portal::{PortalConfig, device, shared_devices};
 use crate::target::{Desired, Export, Scope};
 
 /// The first of the port ids that are ours, and how many there are.
@@ -62,6 +62,7 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
     if let Some(only) = scope.volume() {
         volumes.retain(|v| *v == only);
     }
+    // nvmet opens without exclusion, so it would not mind.
     let double = shared_devices(&volumes, desired);
     let (mut closing, mut building) = (Vec::new(), Vec::new());
     let misplaced = misplaced_ports(config, seen);
@@ -128,16 +129,6 @@ fn can_drop(is: &Subsystem) -> bool {
     is.controllers.is_some() && is.qid_max.is_some()
 }
 
-/// Devices that more than one volume is to be made of. nvmet opens without exclusion, so it would
-/// not mind.
-fn shared_devices(volumes: &BTreeSet<VolumeId>, desired: &Desired) -> BTreeSet<String> {
-    let mut users: BTreeMap<String, usize> = BTreeMap::new();
-    for export in volumes.iter().filter_map(|v| desired.get(v)) {
-        *users.entry(device(export)).or_default() += 1;
-    }
-    users.into_iter().filter(|(_, n)| *n > 1).map(|(d, _)| d).collect()
-}
-
 fn in_the_way(export: &Export, double: &BTreeSet<String>, seen: &Observed) -> Option<Change> {
     let device = device(export);
     let detail = match seen.foreign_devices.get(&device) {
@@ -146,10 +137,6 @@ fn in_the_way(export: &Export, double: &BTreeSet<String>, seen: &Observed) -> Op
         None => return None,
     };
     Some(Change::Refuse { object: device, detail })
-}
-
-fn device(export: &Export) -> String {
-    export.backing.to_string_lossy().into_owned()
 }
 
 /// What is done about one volume.
@@ -343,9 +330,4 @@ impl NvmetConfig {
     pub(super) fn ports(&self) -> impl Iterator<Item = (u16, &PortalConfig)> {
         (FIRST_PORT..FIRST_PORT + PORT_COUNT).zip(&self.portals)
     }
-}
-
-/// Whether an address stands for all of the machine's.
-pub(super) fn is_wildcard(address: &IpAddr) -> bool {
-    address.is_unspecified()
 }

@@ -5,9 +5,10 @@
 
 use std::io;
 
-use super::{ConfigTree, Nvmet};
+use super::Nvmet;
 use crate::kernel::Deadline;
 use crate::target::keys::Proof;
+use crate::target::tree::{self, optional};
 use crate::target::{Result, TargetError};
 
 /// The attributes of a host's directory, in the order in which they are written: the secret that it must know comes
@@ -34,26 +35,13 @@ fn wanted(proof: &Proof) -> Vec<(&'static str, String)> {
     ATTRIBUTES.into_iter().zip(values).collect()
 }
 
-/// The kernel's value, or that it has no such attribute.
-fn value(tree: &dyn ConfigTree, path: &str) -> io::Result<Option<String>> {
-    match tree.read(path) {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
 impl Nvmet {
     /// Whether the kernel asks of a host, whose directory is there, what it should.
     pub(super) fn asks_as_it_should(&self, host: &str) -> Result<bool> {
         let Some(proof) = self.keys.get(host) else { return Ok(true) };
         for (attribute, wanted) in wanted(&proof) {
             let path = format!("hosts/{host}/{attribute}");
-            let value = value(&*self.tree, &path).map_err(|source| TargetError::Kernel {
-                step: "read".into(),
-                path: path.into(),
-                source,
-            })?;
+            let value = tree::attribute(&*self.tree, &path)?;
             if value.unwrap_or_default() != wanted {
                 return Ok(false);
             }
@@ -101,7 +89,7 @@ impl Nvmet {
         self.tree.restrict("hosts").map_err(failed("hosts".into()))?;
         for (attribute, wanted) in self.keys.get(host).iter().flat_map(wanted) {
             let path = format!("hosts/{host}/{attribute}");
-            if value(&*self.tree, &path).map_err(failed(path.clone()))?.as_deref() == Some(&wanted) {
+            if optional(self.tree.read(&path)).map_err(failed(path.clone()))?.as_deref() == Some(&wanted) {
                 continue;
             }
             deadline.check().map_err(|o| TargetError::Deadline(format!("having {host} authenticated"), o))?;

@@ -1,10 +1,11 @@
-//! A target without a kernel: the nvmet target over a tree in memory that behaves like the kernel's.
+//! Targets without a kernel: nvmet and LIO over trees in memory that behave like the kernel's.
 //!
 //! A product feature (`orlopd --sim`) and the stand for the target's tests: the same observe, plan and
 //! apply run here as on the kernel, so that ordering and fencing can be tried anywhere. Serves no data;
 //! it knows who could connect and whose I/O would still get through.
 
 mod faults;
+pub mod lio;
 mod rules;
 mod tree;
 
@@ -14,6 +15,7 @@ pub use faults::Fault;
 pub use tree::{ControllerHandle, SimKernel, SimTree};
 
 use super::keys::HostKeys;
+use super::lio::{Lio, LioConfig};
 use super::nvmet::{Nvmet, NvmetConfig};
 
 /// A target over a simulated kernel, and the kernel itself.
@@ -21,4 +23,11 @@ pub fn target(config: NvmetConfig, keys: HostKeys, kernel: SimKernel) -> (Nvmet,
     let tree = Arc::new(SimTree::new(kernel));
     let nvmet = Nvmet::over(config, tree.clone(), Some(Arc::new(tree.debug())));
     (nvmet.with_keys(keys), tree)
+}
+
+/// The same by iSCSI.
+pub fn lio_target(config: LioConfig, keys: HostKeys, kernel: lio::SimLioKernel) -> (Lio, Arc<lio::SimLio>) {
+    let tree = Arc::new(lio::SimLio::new(kernel));
+    let reservations = Arc::new(lio::SimReservations(tree.clone()));
+    (Lio::over(config, tree.clone(), reservations).with_keys(keys), tree)
 }
