@@ -18,6 +18,8 @@ pub mod lzc;
 pub mod md;
 pub mod mount;
 pub mod net;
+pub mod nfsd;
+pub mod nlm;
 pub mod smart;
 pub mod uevent;
 

@@ -85,6 +85,11 @@ pub fn mount(device: &Path, point: &Path, fstype: &str, options: &str) -> io::Re
     Ok(rustix::mount::mount(device, point, fstype.as_c_str(), flags, Some(options.as_c_str()))?)
 }
 
+/// Shows what is mounted at one point at another one as well, with the same restrictions.
+pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind(from, to)?)
+}
+
 /// Unmounts; fails while anything is open there.
 pub fn unmount(point: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(point, UnmountFlags::NOFOLLOW)?)

@@ -8,6 +8,7 @@
 mod converge;
 pub mod keys;
 pub mod lio;
+pub mod nfs;
 pub mod nvmet;
 mod portal;
 pub mod sim;
@@ -166,6 +167,14 @@ pub enum TargetError {
         /// Why it can't be ours.
         detail: String,
     },
+    /// A backing can't be served by this protocol, or not as it is.
+    #[error("{object} can't be served: {detail}")]
+    Unfit {
+        /// What.
+        object: String,
+        /// Why.
+        detail: String,
+    },
     /// The kernel lacks what is needed.
     #[error("the kernel lacks {0}")]
     Unsupported(String),
@@ -189,6 +198,7 @@ impl TargetError {
         match self {
             Self::Kernel { .. } | Self::Unsettled(_) => ErrorKind::Internal,
             Self::Foreign { .. } => ErrorKind::Conflict,
+            Self::Unfit { .. } => ErrorKind::Precondition,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Portal { .. } => ErrorKind::Unavailable,
             Self::Deadline(..) => ErrorKind::Deadline,

@@ -22,8 +22,8 @@ use orlop_api::{ByteSize, VolumeId};
 use orlopd::kernel::Deadline;
 use orlopd::kernel::configfs::ConfigFs;
 use orlopd::model::{Identity, NqnPrefix};
-use orlopd::target::nvmet::{CONFIG_ROOT, FIRST_PORT, Nvmet, NvmetConfig, PortalConfig};
-use orlopd::target::{Desired, Export, HostId, Rights, Scope, Target, TargetError};
+use orlopd::target::nvmet::{CONFIG_ROOT, FIRST_PORT, Nvmet, NvmetConfig};
+use orlopd::target::{Desired, Export, HostId, PortalConfig, Rights, Scope, Target, TargetError};
 
 const FOREIGN: &str = "nqn.2020-01.com.example:theirs";
 const FOREIGN_PORT: &str = "ports/7";
