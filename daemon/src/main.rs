@@ -4,7 +4,7 @@
 //! turn errors into messages and exit codes: 0 for a stop that was asked for, 1 for a failure, 2 for a
 //! wrong command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,10 +18,12 @@ use orlopd::engine::{Engine, EngineSettings, FillLimits, Targets};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
-use orlopd::target::{PortalConfig, Target};
 use orlopd::target::keys::HostKeys;
+use orlopd::target::lio::{Lio, LioConfig};
+use orlopd::target::nfs::{Nfs, NfsConfig};
 use orlopd::target::nvmet::{Nvmet, NvmetConfig};
 use orlopd::target::sim;
+use orlopd::target::{PortalConfig, Target};
 use orlopd::telemetry::{self, Dropped, Metrics};
 use orlopd::token;
 use sd_notify::NotifyState;
@@ -249,19 +251,42 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Jobs that may wait in one lane.
 const LANE_DEPTH: usize = 1024;
 
-fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> EngineSettings {
-    let portals = settings.nvmet.portals.iter();
-    let nvmet = NvmetConfig {
-        prefix: settings.nvmet.nqn_prefix.clone(),
-        portals: portals.map(|p| PortalConfig { address: p.ip(), port: p.port() }).collect(),
+/// The targets that the configuration asks for, or such over a simulated kernel.
+fn targets(sim: bool, settings: &Settings, keys: &HostKeys) -> Targets {
+    let prefix = || settings.nvmet.nqn_prefix.clone();
+    let portals = |list: &[SocketAddr]| {
+        list.iter().map(|p| PortalConfig { address: p.ip(), port: p.port() }).collect::<Vec<_>>()
     };
-    let host_keys = HostKeys::default();
-    let nvme: Arc<dyn Target> = if sim {
-        Arc::new(sim::target(nvmet, host_keys.clone(), Default::default()).0)
+    let nvmet = NvmetConfig { prefix: prefix(), portals: portals(&settings.nvmet.portals) };
+    let lio = LioConfig { prefix: prefix(), portals: portals(&settings.lio.portals) };
+    let any = settings.nfs.listen.iter().all(IpAddr::is_unspecified) && settings.nfs.listen.len() == 2;
+    let nfs = NfsConfig {
+        addresses: if any { Vec::new() } else { settings.nfs.listen.clone() },
+        versions: settings.nfs.versions.iter().copied().collect(),
+        threads: settings.nfs.threads,
+        ..NfsConfig::default()
+    };
+    let (with_lio, with_nfs) = (!settings.lio.portals.is_empty(), !settings.nfs.listen.is_empty());
+    let mut targets = Targets::new();
+    let mut serve = |protocol, wanted: bool, target: Arc<dyn Target>| {
+        if wanted {
+            targets.insert(protocol, target);
+        }
+    };
+    if sim {
+        serve(Protocol::Nvme, true, Arc::new(sim::target(nvmet, keys.clone(), Default::default()).0));
+        serve(Protocol::Iscsi, with_lio, Arc::new(sim::lio_target(lio, keys.clone(), Default::default()).0));
     } else {
-        Arc::new(Nvmet::kernel(nvmet).with_keys(host_keys.clone()))
-    };
-    let targets = Targets::from([(Protocol::Nvme, nvme)]);
+        serve(Protocol::Nvme, true, Arc::new(Nvmet::kernel(nvmet).with_keys(keys.clone())));
+        serve(Protocol::Iscsi, with_lio, Arc::new(Lio::kernel(lio).with_keys(keys.clone())));
+        serve(Protocol::Nfs, with_nfs, Arc::new(Nfs::kernel(nfs)));
+    }
+    targets
+}
+
+fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> EngineSettings {
+    let host_keys = HostKeys::default();
+    let targets = targets(sim, settings, &host_keys);
     let keys = KeyRing::default();
     EngineSettings {
         state_dir: settings.state_dir.clone(),

@@ -23,6 +23,10 @@ pub struct Fragment {
     #[serde(default)]
     pub nvmet: Nvmet,
     #[serde(default)]
+    pub lio: Lio,
+    #[serde(default)]
+    pub nfs: Nfs,
+    #[serde(default)]
     pub log: Log,
     #[serde(default)]
     pub pools: Pools,
@@ -48,6 +52,24 @@ pub struct Api {
 pub struct Nvmet {
     pub portals: Given<Vec<String>>,
     pub nqn_prefix: Given<String>,
+}
+
+/// `[lio]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Lio {
+    pub portals: Given<Vec<String>>,
+}
+
+/// `[nfs]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Nfs {
+    pub listen: Given<Vec<String>>,
+    pub versions: Given<Vec<String>>,
+    pub threads: Given<u64>,
 }
 
 /// `[log]`

@@ -30,6 +30,10 @@ pub struct Inputs {
     pub token_console: Option<At<String>>,
     pub portals: Option<At<Vec<String>>>,
     pub nqn_prefix: Option<At<String>>,
+    pub lio_portals: Option<At<Vec<String>>>,
+    pub nfs_listen: Option<At<Vec<String>>>,
+    pub nfs_versions: Option<At<Vec<String>>>,
+    pub nfs_threads: Option<At<u64>>,
     pub level: Option<At<String>>,
     pub format: Option<At<String>>,
     pub warn_percent: Option<At<u64>>,
@@ -58,6 +62,10 @@ impl Inputs {
         take(&mut self.token_console, f.api.token_console, file, text);
         take(&mut self.portals, f.nvmet.portals, file, text);
         take(&mut self.nqn_prefix, f.nvmet.nqn_prefix, file, text);
+        take(&mut self.lio_portals, f.lio.portals, file, text);
+        take(&mut self.nfs_listen, f.nfs.listen, file, text);
+        take(&mut self.nfs_versions, f.nfs.versions, file, text);
+        take(&mut self.nfs_threads, f.nfs.threads, file, text);
         take(&mut self.level, f.log.level, file, text);
         take(&mut self.format, f.log.format, file, text);
         take(&mut self.warn_percent, f.pools.warn_percent, file, text);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::ConfigError;
 use super::inputs::{At, Inputs};
 use crate::model::NqnPrefix;
+use crate::target::nfs::NfsVersion;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub struct Settings {
     pub api: ApiSettings,
     /// `[nvmet]`
     pub nvmet: NvmetSettings,
+    /// `[lio]`
+    pub lio: LioSettings,
+    /// `[nfs]`
+    pub nfs: NfsSettings,
     /// `[log]`
     pub log: LogSettings,
     /// `[pools]`
@@ -50,6 +55,24 @@ pub struct NvmetSettings {
     pub nqn_prefix: NqnPrefix,
     /// The same, as it is written.
     pub nqn_prefix_text: String,
+}
+
+/// `[lio]`: the iSCSI target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LioSettings {
+    /// `portals`: addresses and ports at which targets are served. Empty: iSCSI is not served.
+    pub portals: Vec<SocketAddr>,
+}
+
+/// `[nfs]`: the NFS server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NfsSettings {
+    /// `listen`: addresses at which file systems are served. Empty: NFS is not served.
+    pub listen: Vec<IpAddr>,
+    /// `versions`: of `3`, `4.1` and `4.2`.
+    pub versions: Vec<NfsVersion>,
+    /// `threads`: calls that are worked on at the same time.
+    pub threads: u32,
 }
 
 /// `[log]`
@@ -115,6 +138,12 @@ impl Default for Settings {
                 nqn_prefix: NqnPrefix::default(),
                 nqn_prefix_text: "nqn.2026-11.dev.orlop".into(),
             },
+            lio: LioSettings { portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3260)] },
+            nfs: NfsSettings {
+                listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+                versions: NfsVersion::ALL.to_vec(),
+                threads: 16,
+            },
             log: LogSettings { level: "info".into(), format: LogFormat::Auto },
             pools: PoolsSettings { warn_percent: 80, stop_percent: 95 },
             limits: Limits {
@@ -173,6 +202,23 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
     wrong.set(&mut s.nvmet.portals, "nvmet.portals", i.portals, |v| match addresses(v) {
         Ok(list) if list.is_empty() => Err("must name at least one address".into()),
         other => other,
+    });
+    wrong.set(&mut s.lio.portals, "lio.portals", i.lio_portals, addresses);
+    wrong.set(&mut s.nfs.listen, "nfs.listen", i.nfs_listen, |v| {
+        distinct(v, |text| text.parse().map_err(|_| format!("must be numeric addresses, not {text:?}")))
+    });
+    wrong.set(&mut s.nfs.versions, "nfs.versions", i.nfs_versions, |v| {
+        let version = |text: &str| {
+            let found = NfsVersion::ALL.into_iter().find(|v| v.as_str() == text);
+            found.ok_or_else(|| format!("must be of 3, 4.1 and 4.2, not {text:?}"))
+        };
+        match distinct(v, version) {
+            Ok(list) if list.is_empty() => Err("must name at least one version".into()),
+            other => other,
+        }
+    });
+    wrong.set(&mut s.nfs.threads, "nfs.threads", i.nfs_threads, |v| {
+        within(v, 1, 4_096).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     });
     let mut prefix = (s.nvmet.nqn_prefix.clone(), s.nvmet.nqn_prefix_text.clone());
     wrong.set(&mut prefix, "nvmet.nqn_prefix", i.nqn_prefix, |v| {
@@ -250,18 +296,27 @@ fn level(text: String) -> Result<String, String> {
 }
 
 fn addresses(list: Vec<String>) -> Result<Vec<SocketAddr>, String> {
+    distinct(list, |text| match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => Err("must have a port other than 0".into()),
+        Ok(address) => Ok(address),
+        Err(_) => {
+            Err(format!("must be ADDRESS:PORT or [ADDRESS]:PORT, with a numeric address, not {text:?}"))
+        }
+    })
+}
+
+/// Reads each, and none twice.
+fn distinct<T: PartialEq>(
+    list: Vec<String>,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
     let mut out = Vec::with_capacity(list.len());
     for text in list {
-        let address: SocketAddr = text.parse().map_err(|_| {
-            format!("must be ADDRESS:PORT or [ADDRESS]:PORT, with a numeric address, not {text:?}")
-        })?;
-        if address.port() == 0 {
-            return Err("must have a port other than 0".into());
+        let item = read(&text)?;
+        if out.contains(&item) {
+            return Err(format!("has {text} twice"));
         }
-        if out.contains(&address) {
-            return Err(format!("has {address} twice"));
-        }
-        out.push(address);
+        out.push(item);
     }
     Ok(out)
 }
@@ -282,6 +337,15 @@ impl fmt::Display for Settings {
         writeln!(f, "listen = {}\ntoken_console = {console}\n", list(&self.api.listen))?;
         writeln!(f, "[nvmet]\nportals = {}", list(&self.nvmet.portals))?;
         writeln!(f, "nqn_prefix = {}\n", text(&self.nvmet.nqn_prefix_text))?;
+        writeln!(f, "[lio]\nportals = {}\n", list(&self.lio.portals))?;
+        let texts = |all: Vec<String>| {
+            let items: Vec<String> = all.iter().map(|a| text(a)).collect();
+            format!("[{}]", items.join(", "))
+        };
+        let n = &self.nfs;
+        writeln!(f, "[nfs]\nlisten = {}", texts(n.listen.iter().map(ToString::to_string).collect()))?;
+        writeln!(f, "versions = {}", texts(n.versions.iter().map(|v| v.as_str().into()).collect()))?;
+        writeln!(f, "threads = {}\n", n.threads)?;
         writeln!(f, "[log]\nlevel = {}", text(&self.log.level))?;
         writeln!(f, "format = {}\n", text(self.log.format.as_str()))?;
         let p = &self.pools;

@@ -11,7 +11,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
 
 /// Where the server has its files.
 const PROC: &str = "/proc/fs/nfsd";
@@ -322,7 +324,8 @@ mod tests {
 
     #[test]
     fn state_is_told_by_its_device() {
-        let states = "- 0x01: { type: open, access: rw, deny: --, superblock: \"fe:20:16\", filename: \"d\" }\n";
+        let states =
+            "- 0x01: { type: open, access: rw, deny: --, superblock: \"fe:20:16\", filename: \"d\" }\n";
         assert!(names_device(states, (254, 32)));
         assert!(!names_device(states, (254, 2)) && !names_device(states, (0xe, 32)));
         let lock = "4: POSIX  ADVISORY  WRITE 467 fe:20:17 0 EOF";

@@ -97,7 +97,12 @@ fn reserved() -> io::Result<UdpSocket> {
 }
 
 /// One remote procedure call (RFC 5531), without credentials.
-fn call(socket: &UdpSocket, port: u16, [program, version, procedure]: [u32; 3], args: &[u8]) -> io::Result<Vec<u8>> {
+fn call(
+    socket: &UdpSocket,
+    port: u16,
+    [program, version, procedure]: [u32; 3],
+    args: &[u8],
+) -> io::Result<Vec<u8>> {
     let xid = std::process::id() ^ procedure;
     let mut message = Vec::new();
     for word in [xid, 0, 2, program, version, procedure, 0, 0, 0, 0] {
@@ -110,9 +115,8 @@ fn call(socket: &UdpSocket, port: u16, [program, version, procedure]: [u32; 3], 
     loop {
         let (n, from) = socket.recv_from(&mut answer)?;
         let bytes = answer.get(..n).unwrap_or_default();
-        let word = |at: usize| {
-            bytes.get(4 * at..4 * at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
-        };
+        let word =
+            |at: usize| bytes.get(4 * at..4 * at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
         if from != to || word(0) != Some(xid) {
             continue;
         }

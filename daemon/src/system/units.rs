@@ -58,9 +58,8 @@ fn job(method: &str, unit: &str, deadline: &Deadline) -> Result<(), UnitError> {
     // no connection is kept.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(UnitError::Io)?;
-    let done = runtime.block_on(async {
-        tokio::time::timeout(deadline.remaining(), run(method, unit)).await
-    });
+    let done =
+        runtime.block_on(async { tokio::time::timeout(deadline.remaining(), run(method, unit)).await });
     match done {
         Ok(Ok(result)) if result == "done" => Ok(()),
         Ok(Ok(result)) => Err(UnitError::Failed { unit: unit.into(), result }),

@@ -118,9 +118,7 @@ impl Lio {
     pub(super) fn forget(&self, step: &Step) -> Result<()> {
         let Some(file) = self.file(step)? else { return Ok(()) };
         match self.reservations.remove(&file) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(failed(step, file.display().to_string(), e))
-            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(step, file.display().to_string(), e)),
             _ => Ok(()),
         }
     }
@@ -133,7 +131,9 @@ mod tests {
     #[test]
     fn only_whole_ones_of_those_who_may() {
         let one = |host: &str| {
-            format!("PR_REG_START: 0\ninitiator_fabric=iSCSI\ninitiator_node={host}\nsa_res_key=7\nPR_REG_END: 0\n")
+            format!(
+                "PR_REG_START: 0\ninitiator_fabric=iSCSI\ninitiator_node={host}\nsa_res_key=7\nPR_REG_END: 0\n"
+            )
         };
         let text = format!("{}{}PR_REG_START: 2\ninitiator_node=iqn.2020-01.a:c\nsa_re", one("a"), one("b"));
         let hosts = ["b", "iqn.2020-01.a:c"].map(String::from).into();

@@ -195,9 +195,5 @@ impl Lio {
 }
 
 fn not_asked(host: &str, path: &str, source: std::io::Error) -> TargetError {
-    TargetError::Kernel {
-        step: format!("have {host} authenticated"),
-        path: Path::new(path).into(),
-        source,
-    }
+    TargetError::Kernel { step: format!("have {host} authenticated"), path: Path::new(path).into(), source }
 }

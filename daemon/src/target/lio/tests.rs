@@ -140,7 +140,9 @@ impl Watched {
                 && now.unproved.is_subset(&bound.unproved)
                 && now.write.is_subset(&bound.write);
             if !fine {
-                self.violations.lock().push(format!("after {what}: volume {n}: {now:?} of at most {bound:?}"));
+                self.violations
+                    .lock()
+                    .push(format!("after {what}: volume {n}: {now:?} of at most {bound:?}"));
             }
         }
         if what.contains(FOREIGN) || what.contains(FOREIGN_STORE) {
@@ -296,7 +298,8 @@ fn builds_serves_and_leaves_nothing() {
         assert!(!s.tree.is_live(writer) && s.tree.is_live(reader), "one goes, the other stays");
         s.converge(Scope::Volume(volume(0)), &Desired::new()).unwrap();
         assert_eq!(s.strangers(&Desired::new()), [""; 0]);
-        let left: Vec<_> = s.tree.dump().into_keys().filter(|k| k.contains("orlop") || k.contains("0190c0de")).collect();
+        let left: Vec<_> =
+            s.tree.dump().into_keys().filter(|k| k.contains("orlop") || k.contains("0190c0de")).collect();
         assert_eq!(left, [""; 0]);
     }
 }

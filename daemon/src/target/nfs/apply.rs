@@ -52,7 +52,9 @@ impl Nfs {
 
     fn not_started(&self, step: &Step, e: io::Error) -> TargetError {
         match failed(step.to_string(), "nfs-server.service", e) {
-            TargetError::Kernel { source, .. } => TargetError::Portal { portal: self.config.portal_name(), source },
+            TargetError::Kernel { source, .. } => {
+                TargetError::Portal { portal: self.config.portal_name(), source }
+            }
             other => other,
         }
     }

@@ -21,7 +21,8 @@ impl Nfs {
         let server = &*self.server;
         let words = |what: &'static str| move |e: io::Error| failed("read", what, e);
         let running = server.threads().map_err(words("/proc/fs/nfsd"))? > 0;
-        let written = server.settings().map_err(words("nfs.conf"))?.as_deref() == Some(&self.config.settings());
+        let written =
+            server.settings().map_err(words("nfs.conf"))?.as_deref() == Some(&self.config.settings());
         let as_set = !running || self.config.is_served(&server.versions().map_err(words("/proc/fs/nfsd"))?);
         let mut seen = Observed { running, as_set, written, ..Observed::default() };
 

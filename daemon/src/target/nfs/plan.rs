@@ -73,9 +73,8 @@ pub(super) fn plan(config: &NfsConfig, scope: Scope, desired: &Desired, seen: &O
 /// Steps that end every access older than now, of hosts that have no entry any more too: somebody else may have
 /// removed it.
 pub(super) fn sever(config: &NfsConfig, volume: VolumeId, desired: &Desired, seen: &Observed) -> Vec<Step> {
-    let ends = |step: &Step| {
-        matches!(step, Step::Volume { change: Change::Settle { .. } | Change::Release, .. })
-    };
+    let ends =
+        |step: &Step| matches!(step, Step::Volume { change: Change::Settle { .. } | Change::Release, .. });
     if plan(config, Scope::Volume(volume), desired, seen).iter().any(ends) {
         return Vec::new(); // After it has withdrawn the entries, which is when it means something.
     }

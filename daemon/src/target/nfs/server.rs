@@ -203,7 +203,9 @@ impl NfsServer for Knfsd {
         let mut all = BTreeMap::new();
         for name in dir.names()? {
             let middle = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
-            if let Some((middle, Some(t))) = middle.map(|m| (m, self.file(m))).and_then(|(m, f)| Some((m, f.ok()?))) {
+            if let Some((middle, Some(t))) =
+                middle.map(|m| (m, self.file(m))).and_then(|(m, f)| Some((m, f.ok()?)))
+            {
                 all.insert(middle.to_owned(), t);
             }
         }

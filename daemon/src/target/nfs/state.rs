@@ -127,7 +127,9 @@ impl fmt::Display for Step {
         match self {
             Self::Volume { path, change, .. } => match change {
                 Change::Write { .. } => write!(f, "write the exports of {}", shown(path)),
-                Change::Withdraw { clients } => write!(f, "no longer export {} to {}", shown(path), list(clients)),
+                Change::Withdraw { clients } => {
+                    write!(f, "no longer export {} to {}", shown(path), list(clients))
+                }
                 Change::Settle { .. } => write!(f, "end what others do at {}", shown(path)),
                 Change::Release => write!(f, "release {}", shown(path)),
                 Change::Remove => write!(f, "remove the exports of {}", shown(path)),

@@ -31,8 +31,8 @@ pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
 
 use super::keys::HostKeys;
 use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
-use crate::kernel::configfs::ConfigFs;
 use crate::kernel::Deadline;
+use crate::kernel::configfs::ConfigFs;
 use crate::model::NqnPrefix;
 
 /// Where the kernel has its configuration.

@@ -25,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_api::{Nqn, VolumeId};
 
-use super::state::{Change, NSID, Observed, Port, PortChange, Step, Subsystem};
 use super::NvmetConfig;
+use super::state::{Change, NSID, Observed, Port, PortChange, Step, Subsystem};
 use crate::target::portal::{PortalConfig, device, shared_devices};
 use crate::target::{Desired, Export, Scope};
 

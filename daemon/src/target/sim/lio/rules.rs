@@ -425,7 +425,9 @@ impl State {
                 (all, true)
             };
             // Without a directory there is no secret that would pass.
-            let proved = !dynamic && known.is_some() && self.credentials_at(&acl).as_ref().map(|(u, s)| (&**u, &**s)) == known;
+            let proved = !dynamic
+                && known.is_some()
+                && self.credentials_at(&acl).as_ref().map(|(u, s)| (&**u, &**s)) == known;
             if asked == "0" || proved {
                 return Ok((group, dynamic));
             }
