@@ -11,6 +11,7 @@ use orlop_api::{
 use orlop_tests::wait_for;
 
 use crate::world::{BTRFS, World, XFS, ZFS, ask, nqn, refused};
+use crate::{iscsi, shares};
 
 /// Both are the same text, or an error with the lines that differ.
 fn same(before: &str, after: &str) -> Result<()> {
@@ -291,11 +292,15 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
     }
     let before = w.kernel()?;
     let (brought, its_key) = connect_sealed(w)?;
+    let (by_iscsi, by_nfs) = (iscsi::writer_before_the_cut(w)?, shares::lock_before_the_cut(w)?);
     for (name, _, _, path, _) in &connected {
         w.lab.initiator.start_unflushed_stream(name, path, 64 << 20, 100_000)?;
     }
     w.lab.power_cycle(|_| {})?;
     println!("     ready {:.1} s after the power came back", w.lab.boot.as_secs_f64());
+    // Before its grace is over.
+    shares::lock_after_the_cut(w, by_nfs)?;
+    iscsi::writer_after_the_cut(w, by_iscsi)?;
     unlock_sealed(w, &brought, &its_key)?;
     // Device numbers are the one thing that may differ after a boot.
     let stable =

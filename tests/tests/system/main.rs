@@ -11,9 +11,11 @@ mod bad_input;
 mod crashes;
 mod disks;
 mod guests;
+mod iscsi;
 mod lifecycle;
 mod pools;
 mod secrets;
+mod shares;
 mod snapshots;
 mod unprotected;
 mod world;
@@ -35,6 +37,11 @@ const SCENARIOS: &[Scenario] = &[
     ("a_kill_at_every_failpoint_converges", crashes::kill_at_every_failpoint),
     ("a_power_cut_loses_nothing_acknowledged", crashes::power_cut_loses_nothing),
     ("a_host_proves_its_secret", secrets::host_proves_its_secret),
+    ("disks_by_iscsi", iscsi::disks_by_iscsi),
+    ("an_iscsi_host_proves_its_secret", iscsi::an_iscsi_host_proves_its_secret),
+    ("a_fenced_iscsi_writer_is_cut_off", iscsi::a_fenced_iscsi_writer_is_cut_off),
+    ("hosts_and_zones_share_file_systems", shares::hosts_and_zones_share_file_systems),
+    ("a_fenced_nfs_writer_is_cut_off", shares::a_fenced_nfs_writer_is_cut_off),
     ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
     ("kill_9_is_not_noticed_by_writers", crashes::kill_is_not_noticed),
     ("a_stop_leaves_targets_serving", crashes::stop_leaves_targets_serving),
