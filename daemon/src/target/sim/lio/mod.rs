@@ -48,7 +48,7 @@ pub(super) enum Node {
 
 /// A session of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Session {
+pub(super) struct Session {
     host: String,
     /// `iscsi/<target>/<portal group>`.
     group: String,
