@@ -30,8 +30,10 @@ DROP_APPLIANCE=(usr/lib/systemd/system/multi-user.target.wants/systemd-logind.se
 # What the appliance keeps on its state disk, or what the system makes as it runs. Here, and not in the
 # overlay, so that a checkout is the same whatever carries it: some tools turn links into files.
 APPLIANCE_LINKS=(
+    etc/exports.d:../run/orlop/exports.d
     etc/hostid:../var/lib/orlop-system/hostid
     etc/mtab:../proc/self/mounts
+    etc/nfs.conf.d/orlop.conf:../../run/orlop/nfs.conf
     etc/orlop/orlopd.toml.d:../../var/lib/orlop/orlopd.toml.d
     etc/resolv.conf:../run/systemd/resolve/resolv.conf
     etc/systemd/network:../../var/lib/orlop-system/network
@@ -63,6 +65,8 @@ stage_root() {
         # tmpfiles at boot; see usr/lib/tmpfiles.d/orlop-var.conf.
         rm -rf "${out:?}/var"
         mkdir "$out/var"
+        # Where hosts find the volumes that are served by NFS; the daemon mounts at it.
+        mkdir "$out/volumes"
     else
         cp -a --no-preserve=ownership "$HERE/initiator-overlay/." "$out/"
         rm -rf "$out"/var/cache/* "$out"/var/lib/{apt,dpkg}/*
