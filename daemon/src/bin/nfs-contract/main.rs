@@ -211,17 +211,16 @@ impl Bench {
     fn repairs(&self) -> Result<()> {
         let path = self.target.path(self.volumes[0]).display().to_string();
         let tool = orlopd::kernel::exec::Tool::locate("exportfs")?;
-        for args in [
-            vec!["-i", "-o", "rw,no_root_squash,crossmnt,fsid=7"],
-            vec!["-i", "-o", "rw,no_root_squash"],
-        ]
-        .into_iter()
-        .zip(["10.99.0.5", "10.98.0.0/16"])
-        .map(|(a, client)| {
-            let mut a: Vec<String> = a.into_iter().map(str::to_owned).collect();
-            a.push(format!("{client}:{path}"));
-            a
-        }) {
+        for args in
+            [vec!["-i", "-o", "rw,no_root_squash,crossmnt,fsid=7"], vec!["-i", "-o", "rw,no_root_squash"]]
+                .into_iter()
+                .zip(["10.99.0.5", "10.98.0.0/16"])
+                .map(|(a, client)| {
+                    let mut a: Vec<String> = a.into_iter().map(str::to_owned).collect();
+                    a.push(format!("{client}:{path}"));
+                    a
+                })
+        {
             tool.run(&args, &soon())?;
         }
         ensure!(self.ours(0)?.len() == 2);

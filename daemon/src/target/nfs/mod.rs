@@ -78,10 +78,9 @@ pub struct NfsConfig {
     pub lease: Duration,
 }
 
-/// Where the services beside NFSv3 listen: fixed, for the sake of firewalls.
+/// Where the services beside NFSv3 listen: fixed, for the sake of firewalls. The kernel's lockd has a port of its own choice.
 const MOUNTD_PORT: u16 = 20048;
 const STATD_PORT: u16 = 32765;
-const LOCKD_PORT: u16 = 32803;
 
 impl Default for NfsConfig {
     fn default() -> Self {
@@ -118,14 +117,13 @@ impl NfsConfig {
         let hosts: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
         let host = if hosts.is_empty() { String::new() } else { format!("host={}\n", hosts.join(",")) };
         // manage-gids: Debian has it on, and then a user's groups are those that this machine knows, which are none.
-        // The outgoing ports are not fixed: they need not be let through.
+        // No [lockd]: where the kernel can't be told these over netlink (before 6.15), nfsdctl gives up over them.
         format!(
             "# Written by orlopd.\n\
              [nfsd]\nthreads={threads}\nport={port}\n{host}udp=n\ntcp=y\nvers3={v3}\nvers4={v4}\nvers4.0=n\n\
              vers4.1={v41}\nvers4.2={v42}\nlease-time={lease}\ngrace-time={lease}\n\
              [mountd]\nport={MOUNTD_PORT}\nmanage-gids=n\nreverse-lookup=n\n\
-             [statd]\nport={STATD_PORT}\n\
-             [lockd]\nport={LOCKD_PORT}\nudp-port={LOCKD_PORT}\n"
+             [statd]\nport={STATD_PORT}\n"
         )
     }
 

@@ -8,7 +8,7 @@ use orlop_api::VolumeId;
 
 use super::entries;
 use super::plan::shown;
-use super::state::{Backing, Observed, Volume};
+use super::state::{Backing, Observed};
 use super::{Nfs, failed};
 use crate::kernel::mount::Mount;
 use crate::target::{Desired, Result, Scope};
@@ -67,12 +67,7 @@ impl Nfs {
         if let Some(mount) = mounts.get(path) {
             return Ok(Backing::Mounted(mount.device));
         }
-        let directory = self.server.is_directory(path).map_err(|e| failed("read", shown(path), e))?;
-        Ok(match directory {
-            None => Backing::Missing,
-            Some(false) => Backing::NotDirectory,
-            Some(true) => Backing::NotMounted,
-        })
+        self.server.look_at(path).map_err(|e| failed("read", shown(path), e))
     }
 
     /// The volumes that there is something of.
@@ -84,12 +79,4 @@ impl Nfs {
 /// The volume whose file has that name. Only our own spelling.
 fn ours(name: &str) -> Option<VolumeId> {
     name.parse().ok().filter(|v: &VolumeId| v.to_string() == name)
-}
-
-impl Volume {
-    /// Whether there is nothing.
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self == &Self::default()
-    }
 }

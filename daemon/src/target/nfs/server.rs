@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::state::Backing;
 use crate::kernel::exec::{ExecError, Tool};
 use crate::kernel::fs::{Dir, make_dirs};
 use crate::kernel::mount::{self, Mount};
@@ -23,12 +24,12 @@ const EXPORTFS: Duration = Duration::from_secs(20);
 pub(super) const PREFIX: &str = "orlop-";
 pub(super) const SUFFIX: &str = ".exports";
 
-/// Errors by their kinds: `Unsupported`: something is not installed; `TimedOut`: nobody waits any more.
+/// A server, and the little of the machine around it. Errors by their kinds: `Unsupported`: something is not installed; `TimedOut`: nobody waits any more.
 pub trait NfsServer: Send + Sync {
     /// All that is mounted.
     fn mounts(&self) -> io::Result<Vec<Mount>>;
-    /// Whether a path is a directory. `None`: there is nothing.
-    fn is_directory(&self, path: &Path) -> io::Result<Option<bool>>;
+    /// What is at a path where nothing is mounted.
+    fn look_at(&self, path: &Path) -> io::Result<Backing>;
     /// Makes the directory of all places, if it is not there, and in memory.
     fn make_root(&self, root: &Path) -> io::Result<()>;
     /// Makes a place and shows a directory in it.
@@ -117,16 +118,14 @@ impl Knfsd {
         Dir::open(&path)
     }
 
-    fn exportfs(&self, args: &[String], d: &Deadline) -> io::Result<bool> {
+    /// That it complains is for people: it also does of entries of others. What came of it is read back.
+    fn exportfs(&self, args: &[String], d: &Deadline) -> io::Result<()> {
         let tool = Tool::locate("exportfs").map_err(from_exec)?;
         let output = tool.run(args, &d.at_most(EXPORTFS)).map_err(from_exec)?;
-        Ok(output.code == Some(0)).and_then(|good| {
-            // For people: what is decided by is read back.
-            if !good {
-                tracing::warn!(error = %output.failure(), "exportfs complains");
-            }
-            Ok(good)
-        })
+        if output.code != Some(0) {
+            tracing::warn!(error = %output.failure(), "exportfs complains");
+        }
+        Ok(())
     }
 }
 
@@ -160,10 +159,11 @@ impl NfsServer for Knfsd {
         mount::mounts()
     }
 
-    fn is_directory(&self, path: &Path) -> io::Result<Option<bool>> {
+    fn look_at(&self, path: &Path) -> io::Result<Backing> {
         match std::fs::symlink_metadata(path) {
-            Ok(m) => Ok(Some(m.is_dir())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(m) if m.is_dir() => Ok(Backing::NotMounted),
+            Ok(_) => Ok(Backing::NotDirectory),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Backing::Missing),
             Err(e) => Err(e),
         }
     }
@@ -203,10 +203,9 @@ impl NfsServer for Knfsd {
         let mut all = BTreeMap::new();
         for name in dir.names()? {
             let middle = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
-            if let Some((middle, Some(t))) =
-                middle.map(|m| (m, self.file(m))).and_then(|(m, f)| Some((m, f.ok()?)))
-            {
-                all.insert(middle.to_owned(), t);
+            let Some(middle) = middle else { continue };
+            if let Some(text) = self.file(middle)? {
+                all.insert(middle.to_owned(), text);
             }
         }
         Ok(all)
@@ -235,14 +234,13 @@ impl NfsServer for Knfsd {
         // -i: what the files have of the same client would be mixed in.
         let mut args: Vec<String> = vec!["-i".into(), "-o".into(), options.into()];
         args.extend(clients.iter().map(|c| super::entries::argument(c, path)));
-        // It also complains of what it finds in the table of others; what came of it is read back.
-        self.exportfs(&args, d).map(drop)
+        self.exportfs(&args, d)
     }
 
     fn withdraw(&self, path: &str, clients: &BTreeSet<String>, d: &Deadline) -> io::Result<()> {
         let mut args: Vec<String> = vec!["-u".into()];
         args.extend(clients.iter().map(|c| super::entries::argument(c, path)));
-        self.exportfs(&args, d).map(drop)
+        self.exportfs(&args, d)
     }
 
     fn threads(&self) -> io::Result<u32> {

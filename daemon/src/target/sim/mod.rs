@@ -1,4 +1,5 @@
-//! Targets without a kernel: nvmet and LIO over trees in memory that behave like the kernel's.
+//! Targets without a kernel: nvmet and LIO over trees in memory, NFS over a server in memory, all of which behave like
+//! the kernel's.
 //!
 //! A product feature (`orlopd --sim`) and the stand for the target's tests: the same observe, plan and
 //! apply run here as on the kernel, so that ordering and fencing can be tried anywhere. Serves no data;
@@ -6,6 +7,7 @@
 
 mod faults;
 pub mod lio;
+pub mod nfs;
 mod rules;
 mod tree;
 
@@ -16,7 +18,9 @@ pub use tree::{ControllerHandle, SimKernel, SimTree};
 
 use super::keys::HostKeys;
 use super::lio::{Lio, LioConfig};
+use super::nfs::{Nfs, NfsConfig};
 use super::nvmet::{Nvmet, NvmetConfig};
+use nfs::SimNfs;
 
 /// A target over a simulated kernel, and the kernel itself.
 pub fn target(config: NvmetConfig, keys: HostKeys, kernel: SimKernel) -> (Nvmet, Arc<SimTree>) {
@@ -30,4 +34,11 @@ pub fn lio_target(config: LioConfig, keys: HostKeys, kernel: lio::SimLioKernel) 
     let tree = Arc::new(lio::SimLio::new(kernel));
     let reservations = Arc::new(lio::SimReservations(tree.clone()));
     (Lio::over(config, tree.clone(), reservations).with_keys(keys), tree)
+}
+
+/// An NFS target over a simulated server, and the server itself. Any directory can be exported: simulated volumes are
+/// not mounted.
+pub fn nfs_target(config: NfsConfig) -> (Nfs, Arc<SimNfs>) {
+    let server = Arc::new(SimNfs::loose());
+    (Nfs::over(config, server.clone()), server)
 }
