@@ -6,6 +6,7 @@
 //! that is in neither the old nor the new desired state.
 
 mod converge;
+pub mod ctl;
 pub mod keys;
 pub mod lio;
 pub mod nfs;
