@@ -276,6 +276,7 @@ fn targets(sim: bool, settings: &Settings, keys: &HostKeys) -> Targets {
     if sim {
         serve(Protocol::Nvme, true, Arc::new(sim::target(nvmet, keys.clone(), Default::default()).0));
         serve(Protocol::Iscsi, with_lio, Arc::new(sim::lio_target(lio, keys.clone(), Default::default()).0));
+        serve(Protocol::Nfs, with_nfs, Arc::new(sim::nfs_target(nfs).0));
     } else {
         serve(Protocol::Nvme, true, Arc::new(Nvmet::kernel(nvmet).with_keys(keys.clone())));
         serve(Protocol::Iscsi, with_lio, Arc::new(Lio::kernel(lio).with_keys(keys.clone())));

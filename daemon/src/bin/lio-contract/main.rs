@@ -129,7 +129,8 @@ struct Bench {
 /// What it shows, and how.
 type Check = (&'static str, fn(&mut Bench) -> Result<()>);
 
-const HOSTS: [&str; 3] = ["iqn.2014-08.com.example:a", "iqn.2014-08.com.example:b", "iqn.2014-08.com.example:c"];
+const HOSTS: [&str; 3] =
+    ["iqn.2014-08.com.example:a", "iqn.2014-08.com.example:b", "iqn.2014-08.com.example:c"];
 const STRANGER: &str = "iqn.2014-08.com.example:stranger";
 
 fn config(ports: &[u16]) -> LioConfig {

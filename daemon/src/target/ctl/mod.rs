@@ -50,8 +50,8 @@ pub use kernel::{KernelPort, Lun, Session};
 pub use state::{Admission, Entry, Observed, Refusal, Seen, Step};
 pub use tools::CtlTools;
 
+use super::PortalConfig;
 use super::keys::HostKeys;
-use super::nvmet::PortalConfig;
 use super::{Desired, Export, HostId, Protocol, Result, Scope};
 use crate::kernel::exec::ExecError;
 use crate::kernel::{Deadline, net};

@@ -441,7 +441,7 @@ fn settings_are_spelled_out() {
 
 impl NfsConfig {
     fn portals(&self) -> Vec<Portal> {
-        portals::reachable(self.portal_configs().iter())
+        portal::reachable(self.portal_configs().iter())
     }
 }
 

@@ -388,7 +388,7 @@ impl State {
     }
 
     /// Ends sessions. A node ACL without a directory stays if the portal group says so.
-    pub fn end_sessions(&mut self, which: impl Fn(u64, &Session) -> bool) {
+    pub(super) fn end_sessions(&mut self, which: impl Fn(u64, &Session) -> bool) {
         let ended: Vec<u64> =
             self.sessions.iter().filter(|(id, s)| which(**id, s)).map(|(id, _)| *id).collect();
         for id in ended {
