@@ -371,6 +371,9 @@ impl Bench {
         self.tree.write(&self.at(0, "attrib/generate_node_acls"), "1")?;
         let stranger = self.enter(STRANGER)?;
         self.tree.write(&self.at(0, "attrib/generate_node_acls"), "0")?;
+        // The kernel has set it along with the other.
+        ensure!(self.tree.read(&self.at(0, "attrib/cache_dynamic_acls"))? == "1");
+        self.tree.write(&self.at(0, "attrib/cache_dynamic_acls"), "0")?;
         ensure!(self.tree.read(&self.at(0, "dynamic_sessions"))?.contains(STRANGER));
         let want = self.desired([&HOSTS[2..], &[]])?;
         self.converge(Scope::Fence(self.volumes[0]), &want)?;

@@ -12,8 +12,9 @@
 //!   secret in it nobody passes then. A new mapped LUN is read-only if `prod_mode_write_protect` is 1. So all that is
 //!   new is closed until it is opened.
 //! - A host that logged in where `generate_node_acls` was 1 has a node ACL that has no directory; `dynamic_sessions`
-//!   names it. With `cache_dynamic_acls` that outlives the session, and lets in later without being listed anywhere.
-//!   Making a directory of that name takes it over, session and all.
+//!   names it. With `cache_dynamic_acls`, which goes to 1 by itself with the other and not back to 0, that outlives the
+//!   session, and lets in later without being listed anywhere. Making a directory of that name takes it over, session
+//!   and all.
 //! - iblock opens the device for itself alone, and follows its size, its write cache and its discard by itself.
 //! - What listens is shared by all targets that name the same portal. An address that the machine does not have is no
 //!   error.

@@ -263,7 +263,14 @@ impl State {
                     self.end_sessions(|_, s| s.group == group);
                 }
             }
-            ["iscsi", _, _, "attrib", _] => boolean(&value)?,
+            ["iscsi", _, _, "attrib", attribute] => {
+                boolean(&value)?;
+                // The kernel does so by itself, and does not take it back.
+                if attribute == "generate_node_acls" && value == "1" {
+                    let cache = format!("{}/cache_dynamic_acls", parent(path));
+                    self.nodes.insert(cache, Node::Attribute("1".into()));
+                }
+            }
             ["iscsi", _, _, "acls", _, "attrib", "authentication"] => {
                 if value != "-1" {
                     boolean(&value)?;
