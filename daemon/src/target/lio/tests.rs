@@ -523,7 +523,7 @@ fn reservations_are_given_back_before_anybody_is_served_and_go_with_the_volume()
         let restored = s.tree.restored(&store(0));
         assert_eq!(restored.len(), 1, "stopped after {after}: {restored:?}");
         assert!(restored[0].contains("sa_res_key=7,res_holder=1"), "{restored:?}");
-        // Another serial number, so that it is made anew.
+        // Without its LUN it is made anew.
         s.tree.unlink(&format!("{}/lun/lun_0/{}", group(0), volume(0))).unwrap();
     }
     s.converge(Scope::All, &Desired::new()).unwrap();
