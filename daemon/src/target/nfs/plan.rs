@@ -14,7 +14,8 @@
 //!   volume the bind mount says the same.
 //! - *Strangers before all*: those with whom nobody that stays shares an entry are withdrawn first. Entries that
 //!   replace others come before those are withdrawn, so that nobody who stays is without one in between: a host that is
-//!   refused once fails its programs with ESTALE.
+//!   refused once fails its programs with ESTALE. The entry of a single host in a range is put before that of the range,
+//!   and withdrawn with it or after it: without its own it would have what the range has.
 //!
 //! How a host is cut off depends on who stays. When nobody does, all state of the file system is revoked and it is
 //! unmounted. Else the server lists the calls that it is working on, and those of hosts that may do less must end;
@@ -187,7 +188,7 @@ impl<'a> One<'a> {
         self.write(&entries, &leaving);
         let gone: BTreeSet<String> = self.is.table.keys().filter(|c| !self.is_wanted(c)).cloned().collect();
         let (replaced, strangers): (BTreeSet<_>, BTreeSet<_>) =
-            gone.into_iter().partition(|c| self.overlaps(c));
+            gone.into_iter().partition(|c| self.overlaps(c) || self.is_exception(c));
         if !strangers.is_empty() {
             self.step(Change::Withdraw { clients: strangers });
         }
@@ -211,6 +212,14 @@ impl<'a> One<'a> {
     fn overlaps(&self, client: &str) -> bool {
         // A name may be anybody's.
         entries::parse(client).is_none_or(|c| self.entries.keys().any(|e| e.contains(&c) || c.contains(e)))
+    }
+
+    /// Whether there is a wider entry that goes later, or stays: without this one its host would have the rights of
+    /// that, which may be more than it had and more than it should have.
+    fn is_exception(&self, client: &str) -> bool {
+        let Some(range) = entries::parse(client) else { return false };
+        let around = |c: &&String| entries::parse(c).is_some_and(|r| r != range && r.contains(&range));
+        self.is.table.keys().filter(around).any(|c| self.overlaps(c))
     }
 
     fn tear_down(&mut self) {
@@ -251,15 +260,17 @@ impl<'a> One<'a> {
         if !self.running {
             return;
         }
-        let mut by_options: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        // Single addresses first: one in a range must not have the rights of that in between.
+        let mut by_options: BTreeMap<(bool, String), BTreeSet<String>> = BTreeMap::new();
         for (range, options) in &self.entries {
             let client = entries::client(range);
             if !self.is.table.get(&client).is_some_and(|has| entries::is_as_asked(has, options)) {
                 self.is.table.insert(client.clone(), options.clone());
-                by_options.entry(options.clone()).or_default().insert(client);
+                let key = (!entries::is_single(range), options.clone());
+                by_options.entry(key).or_default().insert(client);
             }
         }
-        for (options, clients) in by_options {
+        for ((_, options), clients) in by_options {
             self.step(Change::Export { clients, options });
         }
     }

@@ -183,6 +183,8 @@ struct Stand {
     sim: Arc<SimNfs>,
     watched: Arc<Watched>,
     target: Nfs,
+    /// What was desired last: what the files say, of which a service that is started serves all.
+    last: Mutex<Desired>,
 }
 
 impl Stand {
@@ -199,7 +201,7 @@ impl Stand {
         });
         let target = Nfs::over(NfsConfig::default(), watched.clone()).with_poll(Duration::ZERO);
         sim.put_entry(FOREIGN, "10.0.0.0/16", "rw");
-        Self { sim, watched, target }
+        Self { sim, watched, target, last: Mutex::default() }
     }
 
     /// With bounds: nobody may ever have more than before or after, nor less than both.
@@ -207,13 +209,18 @@ impl Stand {
         for n in 0..2 {
             for h in 0..HOSTS.len() {
                 let (now, then) = (self.sim.access(host(h), &place(n)), due(desired, n, host(h)));
-                self.watched.most.lock().insert((n, h), now.max(then));
+                let before = due(&self.last.lock(), n, host(h));
+                self.watched.most.lock().insert((n, h), now.max(then).max(before));
                 let in_scope = scope.volume().is_none_or(|v| v == volume(n));
                 let least = if in_scope { now.min(then) } else { now };
                 self.watched.least.lock().insert((n, h), least);
             }
         }
         let result = self.target.converge(scope, desired, &soon());
+        for (n, v) in (0..2).map(|n| (n, volume(n))).filter(|(_, v)| scope.volume().is_none_or(|s| s == *v)) {
+            self.last.lock().remove(&v);
+            self.last.lock().extend(desired.get(&volume(n)).map(|e| (v, e.clone())));
+        }
         self.watched.most.lock().clear();
         self.watched.least.lock().clear();
         result
