@@ -49,6 +49,10 @@ impl FromStr for ChapSecret {
         if text.starts_with("0x") || text.starts_with("0X") {
             return wrong("must not start with 0x");
         }
+        // What LIO takes for none.
+        if text.starts_with("NULL") {
+            return wrong("must not start with NULL");
+        }
         Ok(Self(SecretText::new(text)))
     }
 }
@@ -80,7 +84,11 @@ pub struct ChapCredentials {
 crate::name::name_type!(
     /// The name in a CHAP exchange: 1 to 223 of `A-Z a-z 0-9 . _ : -`, starting with a letter or digit, without `..`.
     /// An iSCSI name is one.
-    ChapUser, "CHAP user", |s| crate::name::plain_name(s, 223, b"._:-")
+    ChapUser, "CHAP user", |s| match s.starts_with("NULL") {
+        // What LIO takes for none.
+        true => Err("must not start with NULL"),
+        false => crate::name::plain_name(s, 223, b"._:-"),
+    }
 );
 
 /// `PUT /v1/hosts/{host}/chap`: what a host must prove that it knows before it is let in by iSCSI.
@@ -132,6 +140,7 @@ mod tests {
             "abc defghijkl",
             "abcdefghijk\n",
             "0x0123456789ab",
+            "NULL12345678",
             "äöüäöüäöü",
         ] {
             let error = bad.parse::<ChapSecret>().unwrap_err().to_string();

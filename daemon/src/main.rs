@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use orlop_api::Protocol;
 use orlopd::config::{self, Settings};
-use orlopd::engine::{Engine, EngineSettings, FillLimits, Targets};
+use orlopd::engine::{Engine, EngineSettings, FillLimits, Offer, Targets};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
@@ -268,10 +268,8 @@ fn targets(sim: bool, settings: &Settings, keys: &HostKeys) -> Targets {
     };
     let (with_lio, with_nfs) = (!settings.lio.portals.is_empty(), !settings.nfs.listen.is_empty());
     let mut targets = Targets::new();
-    let mut serve = |protocol, wanted: bool, target: Arc<dyn Target>| {
-        if wanted {
-            targets.insert(protocol, target);
-        }
+    let mut serve = |protocol, offered: bool, target: Arc<dyn Target>| {
+        targets.insert(protocol, Offer { target, offered });
     };
     if sim {
         serve(Protocol::Nvme, true, Arc::new(sim::target(nvmet, keys.clone(), Default::default()).0));

@@ -55,7 +55,7 @@ pub use action::{Action, Attach, Outcome, Principal, Role};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use space::FillLimits;
-pub use targets::Targets;
+pub use targets::{Offer, Targets};
 pub use view::View;
 
 use self::core::Core;

@@ -16,22 +16,33 @@ use crate::pool::Place;
 use crate::target::{Desired, Export, HostId, Report, Rights, Scope, Target, TargetError};
 
 /// The kernel's targets, or simulated ones, by the protocol that they serve.
-pub type Targets = BTreeMap<Protocol, Arc<dyn Target>>;
+pub type Targets = BTreeMap<Protocol, Offer>;
+
+/// A target, and whether anything is to be served by it. One by which nothing is converges all the same: what was served by
+/// it before goes.
+#[derive(Clone)]
+pub struct Offer {
+    /// The target.
+    pub target: Arc<dyn Target>,
+    /// Whether the configuration wants it.
+    pub offered: bool,
+}
 
 /// A target with its lane: one thread, so one writer, and what one protocol waits for is no other's trouble.
 pub(super) struct Server {
     target: Arc<dyn Target>,
+    offered: bool,
     lane: Lane,
 }
 
 /// Gives the targets their lanes.
 pub(super) fn start(targets: &Targets, depth: usize) -> Result<BTreeMap<Protocol, Server>> {
     let mut servers = BTreeMap::new();
-    for (protocol, target) in targets {
+    for (protocol, Offer { target, offered }) in targets {
         let name = format!("target {}", protocol.as_str());
         let lane = Lane::start(&name, 1, depth, Some(SLOW));
         let lane = lane.map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))?;
-        servers.insert(*protocol, Server { target: target.clone(), lane });
+        servers.insert(*protocol, Server { target: target.clone(), offered: *offered, lane });
     }
     Ok(servers)
 }
@@ -58,14 +69,12 @@ fn hosts_of(record: &HostRecord, grant: Grant, protocol: Protocol) -> Vec<(HostI
 
 impl Core {
     fn server(&self, protocol: Protocol) -> Result<&Server> {
-        self.targets.get(&protocol).ok_or_else(|| {
-            Error::Unsupported(format!("{}: this appliance does not serve it", protocol.as_str()))
-        })
+        self.targets.get(&protocol).ok_or_else(|| not_served(protocol))
     }
 
     /// Refuses what nothing here serves.
     pub(super) fn check_served(&self, protocol: Protocol) -> Result<()> {
-        self.server(protocol).map(drop)
+        if self.server(protocol)?.offered { Ok(()) } else { Err(not_served(protocol)) }
     }
 
     /// Where hosts reach what is served by a protocol.
@@ -91,7 +100,12 @@ impl Core {
     ) -> Outcome<Report> {
         let server = self.server(protocol)?;
         let target = server.target.clone();
-        let converge = move |deadline: &Deadline| target.converge(scope, &desired, deadline);
+        let nothing = desired.is_empty();
+        let converge = move |deadline: &Deadline| match target.converge(scope, &desired, deadline) {
+            // A kernel without it serves nothing by it.
+            Err(TargetError::Unsupported(_)) if nothing => Ok(Report::default()),
+            converged => converged,
+        };
         let within = until.saturating_duration_since(Instant::now());
         // All volumes take as long as they take, and nothing is changed beside that.
         let report = answer(match scope.volume() {
@@ -129,10 +143,6 @@ impl Core {
         let export = self.export_of(id, extra);
         let (serve, mut steps) = (export.is_some(), Vec::new());
         for protocol in self.protocols_of(id) {
-            if !self.targets.contains_key(&protocol) && !serve {
-                // Nobody is to be let in, and nobody can have been.
-                continue;
-            }
             let desired = export.clone().into_iter().map(|e| (id, e)).collect();
             steps.extend(self.converge(protocol, scope, desired, until).await?.steps);
         }
@@ -163,6 +173,7 @@ impl Core {
         }
         let each = self.targets.keys().map(|protocol| {
             let desired = desired.remove(protocol).unwrap_or_default();
+            self.note_left_out(*protocol);
             async move {
                 let many = u32::try_from(desired.len()).unwrap_or(u32::MAX);
                 let until = Instant::now() + self.settings.target_deadline + PER_VOLUME * many;
@@ -172,13 +183,33 @@ impl Core {
         futures_util::future::join_all(each.collect::<Vec<_>>()).await
     }
 
+    /// Raises an alarm about volumes that are attached by a protocol that the configuration leaves out.
+    fn note_left_out(&self, protocol: Protocol) {
+        let mut view = self.view.write();
+        let subject = format!("target/{}", protocol.as_str());
+        let by = |id: &VolumeId| view.entry(*id).is_some_and(|v| v.label.protocol() == protocol);
+        let attached = view.attached_volumes().iter().filter(|id| by(id)).count();
+        if self.check_served(protocol).is_err() && attached > 0 {
+            let text = format!(
+                "{attached} volumes are attached by it, and the configuration leaves it out: they are not served"
+            );
+            view.raise(subject, text);
+        } else {
+            view.clear(&subject);
+        }
+    }
+
     /// What the kernel has something of, by which protocol.
     pub(super) async fn served(&self) -> Outcome<BTreeSet<(Protocol, VolumeId)>> {
         let until = Instant::now() + self.settings.settle_deadline;
         let mut all = BTreeSet::new();
         for (protocol, server) in &self.targets {
             let target = server.target.clone();
-            let ids = run(&server.lane, until, move |deadline| target.served(deadline)).await?;
+            let served = move |deadline: &Deadline| match target.served(deadline) {
+                Err(TargetError::Unsupported(_)) => Ok(BTreeSet::new()),
+                served => served,
+            };
+            let ids = run(&server.lane, until, served).await?;
             all.extend(ids.into_iter().map(|id| (*protocol, id)));
         }
         Ok(all)
@@ -210,6 +241,9 @@ impl Core {
         let opened = self.opened.lock().get(&id).cloned()?;
         let view = self.view.read();
         let protocol = view.entry(id)?.label.protocol();
+        if !self.targets.get(&protocol)?.offered {
+            return None;
+        }
         match (&opened.place, protocol.kind()) {
             (Place::Device(_), orlop_api::VolumeKind::Block) => {}
             (Place::Directory(_), orlop_api::VolumeKind::Filesystem) => {}
@@ -249,6 +283,10 @@ impl Core {
             view.raise(subject, format!("not all portals are served: {}", down.join("; ")));
         }
     }
+}
+
+fn not_served(protocol: Protocol) -> Error {
+    Error::Unsupported(format!("{}: this appliance does not serve it", protocol.as_str()))
 }
 
 /// How much longer converging everything may take for each volume.

@@ -60,10 +60,10 @@ impl Rig {
             state_dir: self.dir.path().to_path_buf(),
             sim: true,
             prefix: Default::default(),
-            targets: Targets::from([
-                (Protocol::Nvme, self.target.clone() as _),
-                (Protocol::Nfs, self.nfs.clone() as _),
-            ]),
+            targets: Targets::from(
+                [(Protocol::Nvme, &self.target), (Protocol::Nfs, &self.nfs)]
+                    .map(|(p, t)| (p, Offer { target: t.clone() as _, offered: true })),
+            ),
             pools: Arc::new(FakePools(self.platter.clone())),
             keys: self.platter.new_ring(),
             host_keys: Default::default(),
