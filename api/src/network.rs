@@ -37,6 +37,11 @@ impl Network {
         self.0.contains(&address)
     }
 
+    /// Whether all of another is in it.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.0.contains(&other.0)
+    }
+
     /// Whether they have an address in common: then one of them is in the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.0.contains(&other.0.network()) || other.0.contains(&self.0.network())

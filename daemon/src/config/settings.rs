@@ -142,7 +142,7 @@ impl Default for Settings {
             nfs: NfsSettings {
                 listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
                 versions: NfsVersion::ALL.to_vec(),
-                threads: 16,
+                threads: 64,
             },
             log: LogSettings { level: "info".into(), format: LogFormat::Auto },
             pools: PoolsSettings { warn_percent: 80, stop_percent: 95 },

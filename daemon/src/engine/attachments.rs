@@ -33,13 +33,14 @@ impl Core {
         let (mut guards, others) = self.lock_access(id, &host, how.alone, until).await?;
         self.check_settled(|intent| intent.touches_access(id))?;
         self.check_usable(id)?;
-        let (pool, size, already) = {
+        let (pool, size, already, record) = {
             let view = self.view.read();
             let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
             let record = view.host_record(&host).ok_or_else(|| Error::NotFound(format!("host {host}")))?;
             let protocol = entry.label.protocol();
             self.check_served(protocol)?;
             check_may_use(&host, record, protocol, grant)?;
+            let record = record.clone();
             let had = view.grant_of(id, &host);
             if let Some(had) = had.filter(|had| *had != grant) {
                 return Err(Error::Conflict {
@@ -49,8 +50,9 @@ impl Core {
                     want: format!("{}: detach it first", grant.read_only),
                 });
             }
-            (entry.pool.clone(), entry.label.size, had.is_some())
+            (entry.pool.clone(), entry.label.size, had.is_some(), record)
         };
+        self.check_labels(&[id], &host, &record)?;
         let open = self.open_pool(&pool)?;
 
         if !others.is_empty() {

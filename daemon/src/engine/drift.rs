@@ -35,13 +35,7 @@ impl Core {
     /// Looks at all that should be served, and at all that is served under our names.
     pub(super) async fn look_for_drift_once(self: &Arc<Self>) {
         let mut ids: BTreeSet<VolumeId> = self.opened.lock().keys().copied().collect();
-        let served = match self.served().await {
-            Ok(served) => served,
-            Err(f) => {
-                tracing::warn!(error = f.error.chain(), "what the kernel serves can't be read");
-                return;
-            }
-        };
+        let served = self.served().await;
         ids.extend(served.iter().map(|(_, id)| *id));
         for id in ids {
             let by = served.iter().filter(|(_, of)| *of == id).map(|(protocol, _)| *protocol);

@@ -1,7 +1,6 @@
 //! Hosts and zones: make, change, forget; and what hosts must prove.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use orlop_api::{
@@ -10,17 +9,20 @@ use orlop_api::{
 use tokio::time::Instant;
 
 use super::action::Outcome;
-use super::core::{Core, Failure};
+use super::core::Core;
 use super::error::{Error, Result};
 use super::events::Subject;
-use super::locks::{Guards, Key, Mode};
+use super::locks::{Key, Mode};
 use crate::journal::{Batch, Table};
-use crate::model::{HostRecord, Secret};
+use crate::model::{Document, HostRecord, LabelHost, Secret};
 use crate::target::HostId;
 use crate::target::keys::Proof;
 
 /// The most addresses of a host.
 const MOST_ADDRESSES: usize = 16;
+
+/// What a ZFS property holds, less what a host that is given a secret later adds.
+const LONGEST_LABEL: usize = 8_000;
 
 /// The most networks of a zone.
 const MOST_NETWORKS: usize = 64;
@@ -39,9 +41,9 @@ impl Core {
         let wants = ids.iter().map(|(_, id)| (Key::HostId(id.clone()), Mode::Exclusive));
         let wants = wants.chain([(Key::Host(name.clone()), Mode::Exclusive)]).collect();
         let _guards = self.locks.acquire(wants, until).await?;
-        let (old, volumes) = {
+        let old = self.check_noun(&name, &record)?;
+        let volumes = {
             let view = self.view.read();
-            let old = self.check_noun(&name, &record)?;
             for (other, theirs) in
                 view.host_records().filter(|(other, r)| **other != name && r.zone.is_none())
             {
@@ -72,8 +74,9 @@ impl Core {
                     });
                 }
             }
-            (old, view.volumes_of(&name).collect::<Vec<_>>())
+            view.volumes_of(&name).collect::<Vec<_>>()
         };
+        self.check_labels(&volumes, &name, &record)?;
         if old.as_ref() == Some(&record) {
             return self.shown_host(&name, false);
         }
@@ -97,51 +100,83 @@ impl Core {
     ) -> Result<Outcome> {
         check_zone(&ask)?;
         let record = HostRecord::zone(ask);
-        let (_guards, volumes) = self.lock_with_volumes(&name, until).await?;
+        // It is attached and detached by nobody meanwhile. Its volumes are not locked yet: one that hangs would hold up
+        // all of them.
+        let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
         let old = self.check_noun(&name, &record)?;
-        if old.as_ref() == Some(&record) {
-            return self.shown_host(&name, false);
+        let volumes: Vec<_> = self.view.read().volumes_of(&name).collect();
+        self.check_labels(&volumes, &name, &record)?;
+        if old.as_ref() != Some(&record) {
+            // The journal first: once it is durable who is in it no crash brings back who is not.
+            let mut batch = Batch::default();
+            batch.put(Table::Hosts, name.as_str(), &record);
+            self.journal.commit(batch).await?;
+            self.view.write().put_host(name.clone(), record.clone());
+            self.events.publish(EventKind::HostPut, about(&name));
         }
-        for id in &volumes {
-            self.check_settled(|intent| intent.touches_access(*id))?;
-        }
-        // The journal first: once it is durable who is in it no crash brings back who is not.
-        let mut batch = Batch::default();
-        batch.put(Table::Hosts, name.as_str(), &record);
-        self.journal.commit(batch).await?;
-        self.view.write().put_host(name.clone(), record);
-        self.events.publish(EventKind::HostPut, about(&name));
-        let mut failed = None;
-        for id in volumes {
-            self.dirty.mark(id);
-            // One that is not open, its pool being away or its key, is served as it should be when it is.
-            if !self.opened.lock().contains_key(&id) {
-                continue;
-            }
-            if let Err(Failure { error, .. }) = self.converge_volume(id, None, true).await {
-                self.retry_export(id, error.chain());
-                failed = failed.or(Some(error));
-            }
-        }
+        // The same request again too: the one before may have failed here.
+        let narrower = old.as_ref().is_some_and(|old| record.is_less_than(old));
+        let each = volumes.iter().map(|id| self.follow(*id, narrower, until));
+        let failed = futures_util::future::join_all(each).await.into_iter().find_map(Result::err);
         match failed {
             Some(error) => Err(error),
             None => self.shown_host(&name, old.is_none()),
         }
     }
 
-    /// Locks a host or a zone, and the access of every volume that it is attached to.
-    async fn lock_with_volumes(&self, name: &HostName, until: Instant) -> Result<(Guards, Vec<VolumeId>)> {
-        let attached = || -> Vec<VolumeId> { self.view.read().volumes_of(name).collect() };
-        loop {
-            let known = attached();
-            let wants = known.iter().map(|id| (Key::Volume(*id), Mode::Exclusive));
-            let wants = wants.chain([(Key::Host(name.clone()), Mode::Exclusive)]).collect();
-            let guards = self.locks.acquire(wants, until).await?;
-            if attached() == known {
-                return Ok((guards, known));
-            }
-            // It was attached or detached while the locks were waited for.
+    /// Serves a volume as its zone, which was changed, says.
+    async fn follow(self: &Arc<Self>, id: VolumeId, narrower: bool, until: Instant) -> Result<()> {
+        self.dirty.mark(id);
+        let guards = self.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await?;
+        // What is in flight there ends with what the view says now.
+        self.check_settled(|intent| intent.touches_access(id))?;
+        if !self.opened.lock().contains_key(&id) && !narrower {
+            // Its pool is away, or its key: it is served as it should be when it can be opened.
+            return Ok(());
         }
+        // One that can't be opened may be served still, from before the daemon was started. Who is no longer in the zone
+        // must not stay in; without its backing the others can't be told apart from them.
+        let Err(failure) = self.converge_volume(id, None, true).await else { return Ok(()) };
+        let (core, reason) = (self.clone(), failure.error.chain());
+        self.background(async move {
+            // Nobody else changes it before what is under way has ended.
+            if let Some(late) = failure.late {
+                let _ = late.await;
+            }
+            drop(guards);
+            core.retry_export(id, reason);
+        });
+        Err(failure.error)
+    }
+
+    /// Refuses what would not fit on the labels of volumes: what is not on them does not survive the loss of the journal.
+    pub(super) fn check_labels(
+        &self,
+        volumes: &[VolumeId],
+        name: &HostName,
+        record: &HostRecord,
+    ) -> Result<()> {
+        let view = self.view.read();
+        for id in volumes {
+            let Some(entry) = view.entry(*id) else { continue };
+            let (mut label, protocol) = (entry.label.clone(), entry.label.protocol());
+            label.hosts = view.label_hosts(*id);
+            label.hosts.retain(|h| h.name != *name);
+            let grant = view.grant_of(*id, name).unwrap_or_default();
+            label.hosts.push(LabelHost::of(name, record, grant, protocol));
+            let length = label.to_json().len();
+            if length > LONGEST_LABEL {
+                return Err(Error::Exhausted {
+                    object: format!("the label of volume {id}"),
+                    detail: format!(
+                        "with {} {name} it has {length} bytes of {LONGEST_LABEL}: attach fewer hosts, or a zone of \
+                         fewer networks in their place",
+                        record.noun()
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// What a name stands for now; refuses to make a zone of a host, or a host of a zone.
@@ -313,7 +348,7 @@ impl Core {
 }
 
 /// What a host is known by, each with the field that says so. Not a zone: networks may be in many.
-fn ids_of(record: &HostRecord) -> Vec<(&'static str, HostId)> {
+pub(super) fn ids_of(record: &HostRecord) -> Vec<(&'static str, HostId)> {
     let nqn = record.nqn.iter().map(|n| ("nqn", HostId::Nqn(n.clone())));
     let iqn = record.iqn.iter().map(|n| ("iqn", HostId::Iqn(n.clone())));
     let networks = record.networks.iter().filter(|_| record.zone.is_none());
@@ -344,7 +379,7 @@ fn check_host(ask: &HostPut) -> Result<()> {
         if ask.addresses[..n].contains(address) {
             return invalid("addresses", format!("have {address} twice"));
         }
-        if matches!(address, IpAddr::V4(v4) if v4.is_loopback()) {
+        if address.is_loopback() {
             return invalid("addresses", format!("have {address}, which is everybody's own"));
         }
     }

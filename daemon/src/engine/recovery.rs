@@ -22,7 +22,7 @@ use crate::journal::{Batch, Contents, JournalError, Table};
 use crate::kernel::Deadline;
 use crate::model::{Grant, HostRecord, PoolSpec};
 use crate::pool::Leftover;
-use crate::target::Scope;
+use crate::target::{HostId, Scope};
 
 /// Backings that are opened at a time. The lanes bound it further.
 const PARALLEL: usize = 64;
@@ -215,6 +215,7 @@ impl Core {
                 }
             }
         }
+        forget_doubles(&mut hosts);
         let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
         if specs.is_empty() {
             return Ok(());
@@ -243,7 +244,7 @@ impl Core {
                 }
                 None => view.raise(
                     format!("host/{name}"),
-                    "the labels know it under several names: it stays cut off until it is put again, and given its secret if \
+                    "the labels know it under several names, or another host under the same: it stays cut off until it is put again, and given its secret if \
                      it had one"
                         .into(),
                 ),
@@ -272,6 +273,13 @@ impl Core {
         // daemon was only restarted, and its trouble is not theirs. All others are served at one time all the same.
         let scope = if unknown { Scope::Desired } else { Scope::All };
         let mut broken: BTreeSet<VolumeId> = failed.iter().map(|(id, _)| *id).collect();
+        if scope == Scope::Desired {
+            // Nobody has looked at what is not to be served: an interrupted detach among them is settled by its fence.
+            let opened = self.opened.lock();
+            let unsettled = self.unsettled.lock();
+            let ids = unsettled.values().filter_map(|(i, _)| i.volume().filter(|_| is_access(i)));
+            broken.extend(ids.filter(|id| !opened.contains_key(id)));
+        }
         for (protocol, converged) in self.converge_all(scope).await {
             let protocol = protocol.as_str();
             match converged {
@@ -387,9 +395,11 @@ impl Core {
             let Ok(_guards) = lock else { continue };
             match self.restore_export(id).await {
                 Ok(()) => {
-                    if let Some(entry) = self.view.read().entry(id).map(|v| v.label.protocol()) {
-                        self.view.write().clear(&format!("target/{}", entry.as_str()));
+                    let mut view = self.view.write();
+                    if let Some(protocol) = view.entry(id).map(|v| v.label.protocol()) {
+                        view.clear(&format!("target/{}", protocol.as_str()));
                     }
+                    drop(view);
                     return self.is_served(id);
                 }
                 // It is served when somebody brings the key.
@@ -476,6 +486,19 @@ impl Core {
     }
 }
 
+/// Two hosts that labels know by the same: it is not known which of them has it now, so neither is let in.
+fn forget_doubles(hosts: &mut BTreeMap<HostName, Option<HostRecord>>) {
+    let mut seen: BTreeMap<HostId, Vec<HostName>> = BTreeMap::new();
+    for (name, record) in hosts.iter() {
+        for (_, id) in record.iter().flat_map(super::hosts::ids_of) {
+            seen.entry(id).or_default().push(name.clone());
+        }
+    }
+    for name in seen.into_values().filter(|names| names.len() > 1).flatten() {
+        hosts.insert(name, None);
+    }
+}
+
 /// What two labels know of a host. One label may be a moment older than another: who had a secret on one of them needs
 /// it, and what one does not know yet the other does. `None`: they don't agree who it is.
 fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
@@ -484,6 +507,9 @@ fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
             (Some(a), Some(b)) if a != b => None,
             (a, b) => Some(a.or(b)),
         }
+    }
+    if a.zone.is_some() != b.zone.is_some() {
+        return None;
     }
     let known = |r: &HostRecord| (!r.networks.is_empty()).then(|| r.networks.clone());
     Some(HostRecord {

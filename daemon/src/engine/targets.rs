@@ -60,6 +60,8 @@ fn hosts_of(record: &HostRecord, grant: Grant, protocol: Protocol) -> Vec<(HostI
     let (zone, squash) = record.zone.map_or((false, Squash::None), |z| (z.read_only, z.squash));
     let rights = Rights { read_only: grant.read_only || zone, squash };
     let ids: Vec<HostId> = match protocol {
+        // Whatever else is written of it.
+        Protocol::Nvme | Protocol::Iscsi if record.zone.is_some() => Vec::new(),
         Protocol::Nvme => record.nqn.clone().map(HostId::Nqn).into_iter().collect(),
         Protocol::Iscsi => record.iqn.clone().map(HostId::Iqn).into_iter().collect(),
         Protocol::Nfs => record.networks.iter().copied().map(HostId::Network).collect(),
@@ -90,6 +92,13 @@ impl Core {
         }
     }
 
+    /// Until when a target may be at work for one volume. The first that is served by NFS starts services, which on a busy
+    /// machine takes its time; nothing but NFS waits for it.
+    fn target_until(&self, protocol: Protocol) -> Instant {
+        let services = if protocol == Protocol::Nfs { 3 } else { 1 };
+        Instant::now() + self.settings.target_deadline * services
+    }
+
     /// Brings a kernel target to `desired` within `scope`, and verifies it.
     async fn converge(
         &self,
@@ -103,7 +112,7 @@ impl Core {
         let nothing = desired.is_empty();
         let converge = move |deadline: &Deadline| match target.converge(scope, &desired, deadline) {
             // A kernel without it serves nothing by it.
-            Err(TargetError::Unsupported(_)) if nothing => Ok(Report::default()),
+            Err(TargetError::Absent(_)) if nothing => Ok(Report::default()),
             converged => converged,
         };
         let within = until.saturating_duration_since(Instant::now());
@@ -138,12 +147,12 @@ impl Core {
         extra: Option<(&HostName, Grant)>,
         fence: bool,
     ) -> Outcome<(Vec<String>, bool)> {
-        let until = Instant::now() + self.settings.target_deadline;
         let scope = if fence { Scope::Fence(id) } else { Scope::Volume(id) };
         let export = self.export_of(id, extra);
         let (serve, mut steps) = (export.is_some(), Vec::new());
         for protocol in self.protocols_of(id) {
             let desired = export.clone().into_iter().map(|e| (id, e)).collect();
+            let until = self.target_until(protocol);
             steps.extend(self.converge(protocol, scope, desired, until).await?.steps);
         }
         if !steps.is_empty() {
@@ -157,7 +166,7 @@ impl Core {
         if self.protocols_of(id) == [protocol] {
             return Ok(Vec::new());
         }
-        let until = Instant::now() + self.settings.target_deadline;
+        let until = self.target_until(protocol);
         Ok(self.converge(protocol, Scope::Volume(id), Desired::new(), until).await?.steps)
     }
 
@@ -176,7 +185,7 @@ impl Core {
             self.note_left_out(*protocol);
             async move {
                 let many = u32::try_from(desired.len()).unwrap_or(u32::MAX);
-                let until = Instant::now() + self.settings.target_deadline + PER_VOLUME * many;
+                let until = self.target_until(*protocol) + PER_VOLUME * many;
                 (*protocol, self.converge(*protocol, scope, desired, until).await)
             }
         });
@@ -200,19 +209,25 @@ impl Core {
     }
 
     /// What the kernel has something of, by which protocol.
-    pub(super) async fn served(&self) -> Outcome<BTreeSet<(Protocol, VolumeId)>> {
+    /// One that can't be read keeps nobody from looking at the others.
+    pub(super) async fn served(&self) -> BTreeSet<(Protocol, VolumeId)> {
         let until = Instant::now() + self.settings.settle_deadline;
         let mut all = BTreeSet::new();
         for (protocol, server) in &self.targets {
             let target = server.target.clone();
             let served = move |deadline: &Deadline| match target.served(deadline) {
-                Err(TargetError::Unsupported(_)) => Ok(BTreeSet::new()),
+                Err(TargetError::Absent(_)) => Ok(BTreeSet::new()),
                 served => served,
             };
-            let ids = run(&server.lane, until, served).await?;
-            all.extend(ids.into_iter().map(|id| (*protocol, id)));
+            match run(&server.lane, until, served).await {
+                Ok(ids) => all.extend(ids.into_iter().map(|id| (*protocol, id))),
+                Err(f) => {
+                    let (protocol, error) = (protocol.as_str(), f.error.chain());
+                    tracing::warn!(protocol, error, "what the kernel serves can't be read");
+                }
+            }
         }
-        Ok(all)
+        all
     }
 
     /// Tells connected hosts that a volume has grown.

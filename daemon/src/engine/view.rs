@@ -527,10 +527,12 @@ impl View {
 
     /// A volume's hosts as its label remembers them.
     pub fn label_hosts(&self, id: VolumeId) -> Vec<LabelHost> {
+        let Some(protocol) = self.volumes.get(&id).map(|v| v.label.protocol()) else { return Vec::new() };
         let attached = self.attached.get(&id).into_iter().flatten();
-        attached
-            .filter_map(|(name, grant)| Some(LabelHost::of(name, self.hosts.get(name)?, *grant)))
-            .collect()
+        let label = |(name, grant): (&HostName, &Grant)| {
+            Some(LabelHost::of(name, self.hosts.get(name)?, *grant, protocol))
+        };
+        attached.filter_map(label).collect()
     }
 
     /// What initiators know a volume by.

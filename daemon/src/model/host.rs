@@ -114,6 +114,15 @@ impl HostRecord {
         }
     }
 
+    /// Whether a zone lets in less than another: fewer, or to do less.
+    pub fn is_less_than(&self, other: &Self) -> bool {
+        let covered = |n: &Network| self.networks.iter().any(|m| m.covers(n));
+        let (mine, theirs) = (self.zone.unwrap_or_default(), other.zone.unwrap_or_default());
+        !other.networks.iter().all(covered)
+            || (mine.read_only && !theirs.read_only)
+            || mine.squash > theirs.squash
+    }
+
     /// Whether it may be let in by a protocol: not where it must prove what nobody knows any more.
     pub fn is_admissible(&self, protocol: Protocol) -> bool {
         match protocol {

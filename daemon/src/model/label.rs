@@ -46,15 +46,18 @@ pub struct LabelHost {
 
 impl LabelHost {
     /// What a label is to remember of a host.
-    pub fn of(name: &HostName, record: &HostRecord, grant: Grant) -> Self {
+    /// By the volume's protocol alone: a label has no room for what it does not need.
+    pub fn of(name: &HostName, record: &HostRecord, grant: Grant, protocol: Protocol) -> Self {
         let Proven { nvme, iscsi } = record.proven();
+        let (by_nvme, by_iscsi) = (protocol == Protocol::Nvme, protocol == Protocol::Iscsi);
+        let by_nfs = protocol == Protocol::Nfs;
         Self {
             name: name.clone(),
-            nqn: record.nqn.clone(),
-            authenticated: nvme,
-            iqn: record.iqn.clone(),
-            chap: iscsi,
-            networks: record.networks.clone(),
+            nqn: record.nqn.clone().filter(|_| by_nvme),
+            authenticated: nvme && by_nvme,
+            iqn: record.iqn.clone().filter(|_| by_iscsi),
+            chap: iscsi && by_iscsi,
+            networks: if by_nfs { record.networks.clone() } else { Vec::new() },
             zone: record.zone,
             grant,
         }

@@ -80,15 +80,18 @@ impl<P: Protocol> Run<'_, P> {
             }
         }
         left.retain(|s| self.open(s));
-        let mut words: BTreeMap<Option<VolumeId>, Vec<String>> = BTreeMap::new();
+        let mut words: BTreeMap<(Option<VolumeId>, String), Vec<String>> = BTreeMap::new();
         for step in &left {
-            words.entry(self.protocol.subject(step)).or_default().push(step.to_string());
+            let subject = self.protocol.subject(step);
+            // What is about no volume is about a portal, and there may be no other.
+            let portal = subject.map_or_else(|| self.protocol.portal(step), |_| None).unwrap_or_default();
+            words.entry((subject, portal)).or_default().push(step.to_string());
         }
-        for (subject, words) in words {
+        for ((subject, portal), words) in words {
             let error = TargetError::Unsettled(words.join(", "));
             match subject {
                 Some(volume) => drop(self.report.failed.insert(volume, error)),
-                None => drop(self.down.insert(String::new(), error)),
+                None => drop(self.down.insert(portal, error)),
             }
         }
         Ok(())

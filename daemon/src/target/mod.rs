@@ -179,6 +179,9 @@ pub enum TargetError {
     /// The kernel lacks what is needed.
     #[error("the kernel lacks {0}")]
     Unsupported(String),
+    /// The kernel has no such target at all, so it serves nothing by it.
+    #[error("the kernel lacks {0}")]
+    Absent(String),
     /// A portal could not be opened: an address that the machine does not have, a port in use.
     #[error("portal {portal}")]
     Portal {
@@ -200,7 +203,7 @@ impl TargetError {
             Self::Kernel { .. } | Self::Unsettled(_) => ErrorKind::Internal,
             Self::Foreign { .. } => ErrorKind::Conflict,
             Self::Unfit { .. } => ErrorKind::Precondition,
-            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Unsupported(_) | Self::Absent(_) => ErrorKind::Unsupported,
             Self::Portal { .. } => ErrorKind::Unavailable,
             Self::Deadline(..) => ErrorKind::Deadline,
         }

@@ -19,6 +19,8 @@ struct Logs {
     zfs: String,
     lvm: String,
     nvmet: String,
+    lio: String,
+    nfs: String,
     files: String,
 }
 
@@ -53,7 +55,7 @@ fn run(dir: &Path) -> Result<Logs> {
     let artifacts = Artifacts::locate()?;
     let payload = dir.join("payload");
     std::fs::create_dir_all(&payload)?;
-    for name in ["pool-contract", "nvmet-contract"] {
+    for name in ["pool-contract", "nvmet-contract", "lio-contract", "nfs-contract"] {
         std::fs::copy(instrumented(name)?, payload.join(name)).with_context(|| format!("copying {name}"))?;
     }
     let mut guest =
@@ -70,6 +72,10 @@ fn run(dir: &Path) -> Result<Logs> {
     let command = format!(
         "cd /run; {payload}/pool-contract lvm {DISK}-lvm0 >lvm.log 2>&1 & \
          cd /run; {{ {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1; \
+         {payload}/lio-contract check {DISK}-target0 {DISK}-target1 >lio.log 2>&1; \
+         {{ mkdir nfs0 nfs1 && mkfs.ext4 -q {DISK}-target0 && mkfs.xfs -q -f {DISK}-target1 && \
+         mount {DISK}-target0 nfs0 && mount {DISK}-target1 nfs1 && \
+         {payload}/nfs-contract check /run/nfs0 /run/nfs1; }} >nfs.log 2>&1; \
          {payload}/pool-contract --only encrypt,group,held file-disk xfs {DISK}-file0 >files.log 2>&1; }} & \
          cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
     );
@@ -79,7 +85,14 @@ fn run(dir: &Path) -> Result<Logs> {
         std::fs::write(dir.join(format!("{name}.log")), &text)?;
         Ok(text)
     };
-    Ok(Logs { zfs: log("zfs")?, lvm: log("lvm")?, nvmet: log("nvmet")?, files: log("files")? })
+    Ok(Logs {
+        zfs: log("zfs")?,
+        lvm: log("lvm")?,
+        files: log("files")?,
+        nvmet: log("nvmet")?,
+        lio: log("lio")?,
+        nfs: log("nfs")?,
+    })
 }
 
 fn shell(guest: &mut Guest, command: &str, seconds: u64) -> Result<String> {
@@ -102,6 +115,8 @@ pub fn pool_contracts(w: &mut World) -> Result<()> {
     all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm)).and(files)
 }
 
-pub fn target_contract(w: &mut World) -> Result<()> {
-    all_passed("nvmet", &w.contracts.wait()?.nvmet)
+pub fn target_contracts(w: &mut World) -> Result<()> {
+    let logs = w.contracts.wait()?;
+    let nfs = all_passed("nfs", &logs.nfs);
+    all_passed("nvmet", &logs.nvmet).and(all_passed("lio", &logs.lio)).and(nfs)
 }

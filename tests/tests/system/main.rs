@@ -67,7 +67,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_lost_journal_is_rebuilt", crashes::lost_journal_is_rebuilt),
     ("everything_goes_away_again", lifecycle::everything_goes_away),
     ("pool_contracts_on_zfs_and_lvm", guests::pool_contracts),
-    ("target_contract_on_the_kernel", guests::target_contract),
+    ("target_contracts_on_the_kernel", guests::target_contracts),
 ];
 
 fn main() -> ExitCode {

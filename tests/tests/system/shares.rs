@@ -49,7 +49,10 @@ fn attach(w: &World, volume: &Volume, n: usize) -> Result<Attachment> {
 fn mount(w: &mut World, volume: &Volume, n: usize, how: &str) -> Result<String> {
     let place = format!("/run/mnt-{}", volume.name);
     let from = format!("{}:/volumes/{}", APPLIANCE[n], volume.id);
-    initiator(w, n)?.run(&format!("mkdir -p {place} && timeout 60 mount -t nfs -o {how} {from} {place}"))?;
+    // To NFSv4 hosts of one name are one host, and these were made from one image.
+    initiator(w, n)?.run(&format!(
+        "hostname share-{n} && mkdir -p {place} && timeout 60 mount -t nfs -o {how} {from} {place}"
+    ))?;
     Ok(place)
 }
 

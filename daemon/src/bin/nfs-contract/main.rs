@@ -132,6 +132,8 @@ fn check(first: &str, second: &str) -> Result<()> {
             }
         }
     }
+    // The last line of a suite says how it ended.
+    println!("{} passed, {failed} failed", checks.len() - failed);
     ensure!(failed == 0, "{failed} failed");
     Ok(())
 }

@@ -151,8 +151,12 @@ async fn a_pool_goes_and_comes_back_with_its_volumes_and_without_its_hosts() {
 
     // On another appliance its hosts mean nothing, even if their names do.
     let mut labels = rig.platter.labels();
-    labels[0].hosts =
-        vec![LabelHost::of(&"one".parse().unwrap(), &HostRecord::host(HostPut::nvme(one)), Grant::default())];
+    labels[0].hosts = vec![LabelHost::of(
+        &"one".parse().unwrap(),
+        &HostRecord::host(HostPut::nvme(one)),
+        Grant::default(),
+        Protocol::Nvme,
+    )];
     rig.platter.leave_volume(labels.remove(0));
     rig.ok(import()).await;
     assert_eq!(rig.engine().view().counts().1, 2);

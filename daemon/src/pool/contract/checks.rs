@@ -251,7 +251,12 @@ fn relabel(_: &Subject, pool: &dyn Pool) -> Check {
         name: parse(&format!("worker-{i}")),
         nqn: Some(parse(&format!("nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-{i:012}"))),
         authenticated: i.is_multiple_of(2),
-        ..LabelHost::of(&parse("any"), &HostRecord::default(), Grant { read_only: i == 3 })
+        ..LabelHost::of(
+            &parse("any"),
+            &HostRecord::default(),
+            Grant { read_only: i == 3 },
+            orlop_api::Protocol::Nvme,
+        )
     };
     // Longer, then shorter: nothing of the longer one may be left.
     for hosts in [40, 1, 0] {

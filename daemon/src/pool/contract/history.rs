@@ -203,7 +203,12 @@ fn carry_out(pool: &dyn Pool, model: &mut Model, step: Step) -> Check {
                 name: parse(&format!("host-{n}")),
                 nqn: Some(parse(&format!("nqn.2026-11.dev.orlop:host-{n}"))),
                 authenticated: n.is_multiple_of(2),
-                ..LabelHost::of(&parse("any"), &HostRecord::default(), Grant { read_only: n == 3 })
+                ..LabelHost::of(
+                    &parse("any"),
+                    &HostRecord::default(),
+                    Grant { read_only: n == 3 },
+                    orlop_api::Protocol::Nvme,
+                )
             };
             let l = Label { hosts: (0..hosts % 4).map(host).collect(), ..l };
             ok("relabel", pool.relabel(&l, &soon()))?;

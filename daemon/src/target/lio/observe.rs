@@ -25,7 +25,7 @@ impl Lio {
     pub(super) fn look(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Observed> {
         // Without the module there is no directory at all: an empty answer would be taken for an empty target.
         let adapters = self.tree.list("core").map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => TargetError::Unsupported("LIO: is the module loaded?".into()),
+            io::ErrorKind::NotFound => TargetError::Absent("LIO: is the module loaded?".into()),
             _ => in_words("core")(e),
         })?;
         let mut seen = Observed::default();

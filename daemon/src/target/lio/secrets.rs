@@ -18,7 +18,7 @@ use crate::target::{Result, TargetError};
 /// comes last.
 const ATTRIBUTES: [&str; 4] = ["userid_mutual", "password_mutual", "userid", "password"];
 
-/// What takes a name or a secret away. It still reads so afterwards.
+/// What takes a name or a secret away. It still reads so afterwards. No name and no secret of a host begins so.
 const NONE: &str = "NULL";
 
 /// What a host is asked for, and by what.
@@ -108,9 +108,6 @@ impl Lio {
                 format!("iscsi/{iqn}/{group}/attrib/authentication")
             };
             self.put(host, &path, "1")?;
-        }
-        if wanted.iter().any(|v| v.starts_with(NONE)) {
-            return Err(TargetError::Unsupported(format!("CHAP names and secrets that begin with {NONE}")));
         }
         if asked.values != wanted {
             let path = format!("{acl}/auth");

@@ -427,17 +427,6 @@ fn where_all_or_none_are_asked_nobody_gets_in_unproved() {
 }
 
 #[test]
-fn a_secret_that_the_kernel_takes_for_none_is_refused() {
-    let s = Stand::new(SimLioKernel::default());
-    let pair = ChapCredentials { user: "u".parse().unwrap(), secret: "NULLnullNULL".parse().unwrap() };
-    s.keys.put(&host(0), Proof::Chap(Box::new(ChapPut { host: pair, target: None })));
-    let want = desired(&[(0, &[0])]);
-    let error = s.converge(Scope::Volume(volume(0)), &want).unwrap_err();
-    assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
-    assert!(s.tree.may_login(&iqn(0), &HOSTS).is_empty());
-}
-
-#[test]
 fn secrets_of_others_are_left_alone() {
     let s = Stand::new(SimLioKernel::default());
     let want = desired(&[(0, &[0])]);

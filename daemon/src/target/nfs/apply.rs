@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -16,6 +16,9 @@ use crate::target::{Result, TargetError};
 
 /// How long calls in work may take to end. They wait for the disk.
 const END_LIMIT: Duration = Duration::from_secs(20);
+
+/// Between two restarts.
+const BETWEEN_RESTARTS: Duration = Duration::from_secs(60);
 
 impl Nfs {
     pub(super) fn make(&self, step: &Step, deadline: &Deadline) -> Result<()> {
@@ -30,12 +33,10 @@ impl Nfs {
                     Change::Remove => server.remove(&name),
                     Change::Withdraw { clients } => server.withdraw(&at, clients, deadline),
                     Change::Export { clients, options } => server.export(&at, clients, options, deadline),
-                    Change::Bind { backing } => {
-                        server.make_root(&self.config.root).and_then(|()| server.bind(backing, path))
-                    }
+                    Change::Bind { backing, device } => self.bind(backing, path, *device),
                     Change::Release => return self.release(step, path, deadline),
-                    Change::Settle { keep, lowered, device } => {
-                        return self.settle(step, path, keep, lowered, *device, deadline);
+                    Change::Settle { keep, lowered, all, device } => {
+                        return self.settle(step, path, (keep, lowered, *all), *device, deadline);
                     }
                     Change::Refuse { backing, detail } => {
                         let object = shown(backing);
@@ -46,8 +47,33 @@ impl Nfs {
             }
             Step::Configure => server.configure(&self.config.settings()).map_err(words),
             Step::Start => server.start(deadline).map_err(|e| self.not_started(step, e)),
-            Step::Restart => server.restart(deadline).map_err(|e| self.not_started(step, e)),
+            Step::Restart => {
+                let mut last = self.restarted.lock();
+                if last.is_some_and(|at| at.elapsed() < BETWEEN_RESTARTS) {
+                    // Each takes locks away until their owners reclaim them, and it did not help.
+                    let why =
+                        "the NFS server was restarted and does not serve as it is set; again in a minute";
+                    return Err(TargetError::Unsettled(why.into()));
+                }
+                *last = Some(Instant::now());
+                drop(last);
+                server.restart(deadline).map_err(|e| self.not_started(step, e))
+            }
         }
+    }
+
+    /// Shows a backing in its place. What was mounted there when it was looked at may be gone: then this would show a
+    /// directory of the appliance's own.
+    fn bind(&self, backing: &Path, place: &Path, device: (u32, u32)) -> io::Result<()> {
+        let server = &*self.server;
+        server.make_root(&self.config.root)?;
+        server.bind(backing, place)?;
+        let shown = server.mounts()?.iter().rev().find(|m| m.point == place).map(|m| m.device);
+        if shown == Some(device) {
+            return Ok(());
+        }
+        server.unbind(place)?;
+        Err(io::Error::other("it was unmounted meanwhile"))
     }
 
     fn not_started(&self, step: &Step, e: io::Error) -> TargetError {
@@ -83,8 +109,7 @@ impl Nfs {
         &self,
         step: &Step,
         path: &Path,
-        keep: &BTreeSet<IpNet>,
-        lowered: &BTreeSet<IpNet>,
+        (keep, lowered, all): (&BTreeSet<IpNet>, &BTreeSet<IpNet>, bool),
         device: (u32, u32),
         deadline: &Deadline,
     ) -> Result<()> {
@@ -101,7 +126,7 @@ impl Nfs {
             })
         };
         let mut left = calls()?;
-        left.retain(|c| !kept(&c.peer) || less(&c.peer));
+        left.retain(|c| less(&c.peer) || (all && !kept(&c.peer)));
         while !left.is_empty() {
             // The list can't be watched.
             limit.pause(self.poll).map_err(|o| TargetError::Deadline(step.to_string(), o))?;

@@ -25,9 +25,10 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orlop_api::{Portal, VolumeId};
+use parking_lot::Mutex;
 
 pub use server::{Knfsd, NfsServer};
 pub use state::{Backing, Change, Observed, Step, Volume};
@@ -87,7 +88,7 @@ impl Default for NfsConfig {
         Self {
             root: "/volumes".into(),
             versions: NfsVersion::ALL.into(),
-            threads: 16,
+            threads: 64,
             addresses: Vec::new(),
             port: 2049,
             // Half of the usual: what a host that does not come back had locked is free that much sooner.
@@ -154,6 +155,8 @@ pub struct Nfs {
     server: Arc<dyn NfsServer>,
     /// Between two looks at what the server completes later.
     poll: Duration,
+    /// When the server was last given other settings.
+    restarted: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Nfs {
@@ -170,7 +173,7 @@ impl Nfs {
 
     /// Over any server that behaves so.
     pub fn over(config: NfsConfig, server: Arc<dyn NfsServer>) -> Self {
-        Self { config, server, poll: Duration::from_millis(5) }
+        Self { config, server, poll: Duration::from_millis(5), restarted: Mutex::default() }
     }
 
     /// How long to wait between two looks at what the server completes later.

@@ -81,7 +81,7 @@ pub(super) fn sever(config: &NfsConfig, volume: VolumeId, desired: &Desired, see
     }
     let mut one = One::new(config, volume, desired, seen);
     if let (true, Some(device)) = (seen.running, one.is.bound) {
-        one.settle(device, BTreeSet::new());
+        one.settle(device, BTreeSet::new(), true);
     }
     one.steps
 }
@@ -151,9 +151,9 @@ impl<'a> One<'a> {
         }
     }
 
-    fn settle(&mut self, device: (u32, u32), lowered: BTreeSet<IpNet>) {
+    fn settle(&mut self, device: (u32, u32), lowered: BTreeSet<IpNet>, all: bool) {
         let keep = self.want.map(|w| entries::wanted(w).into_keys().collect()).unwrap_or_default();
-        self.step(Change::Settle { keep, lowered, device });
+        self.step(Change::Settle { keep, lowered, all, device });
     }
 
     /// All who have, or had, access by file, table or trace.
@@ -198,7 +198,9 @@ impl<'a> One<'a> {
         }
         if self.running {
             let lowered = leaving.iter().filter_map(|c| entries::parse(c)).collect();
-            self.settle(device, lowered);
+            // A name may be anybody's.
+            let all = leaving.iter().any(|c| entries::parse(c).is_none());
+            self.settle(device, lowered, all);
         }
         self.write(&entries, &BTreeSet::new());
         true
@@ -246,8 +248,8 @@ impl<'a> One<'a> {
             self.step(Change::Refuse { backing, detail });
             return;
         }
-        if !in_place {
-            self.step(Change::Bind { backing });
+        if let (false, Some(device)) = (in_place, self.device) {
+            self.step(Change::Bind { backing, device });
         }
         let entries = self.entries.clone();
         self.write(&entries, &BTreeSet::new());

@@ -118,6 +118,14 @@ impl Knfsd {
         Dir::open(&path)
     }
 
+    /// The same to look into: looking makes nothing.
+    fn dir_if_there(&self) -> io::Result<Option<Dir>> {
+        match Dir::open(&led(&self.exports)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            dir => dir.map(Some),
+        }
+    }
+
     /// That it complains is for people: it also does of entries of others. What came of it is read back.
     fn exportfs(&self, args: &[String], d: &Deadline) -> io::Result<()> {
         let tool = Tool::locate("exportfs").map_err(from_exec)?;
@@ -199,8 +207,9 @@ impl NfsServer for Knfsd {
     }
 
     fn files(&self) -> io::Result<BTreeMap<String, String>> {
-        let dir = self.dir()?;
+        let dir = self.dir_if_there()?;
         let mut all = BTreeMap::new();
+        let Some(dir) = dir else { return Ok(all) };
         for name in dir.names()? {
             let middle = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
             let Some(middle) = middle else { continue };
@@ -212,7 +221,8 @@ impl NfsServer for Knfsd {
     }
 
     fn file(&self, name: &str) -> io::Result<Option<String>> {
-        Ok(text(self.dir()?.read(&file_name(name), MAX_FILE)?))
+        let Some(dir) = self.dir_if_there()? else { return Ok(None) };
+        Ok(text(dir.read(&file_name(name), MAX_FILE)?))
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
@@ -220,7 +230,8 @@ impl NfsServer for Knfsd {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.dir()?.remove(&file_name(name)).map(drop)
+        let Some(dir) = self.dir_if_there()? else { return Ok(()) };
+        dir.remove(&file_name(name)).map(drop)
     }
 
     fn table(&self) -> io::Result<String> {

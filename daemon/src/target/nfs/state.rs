@@ -85,6 +85,9 @@ pub enum Change {
         keep: BTreeSet<IpNet>,
         /// Those of whom a call that is in work must end first, let in or not: they may do less now.
         lowered: BTreeSet<IpNet>,
+        /// The same of everybody who is not let in: who they were can't be told. The server's list does not say what
+        /// file system a call is about, so this may wait for another volume's disk.
+        all: bool,
         /// The device number of the file system.
         device: (u32, u32),
     },
@@ -103,6 +106,8 @@ pub enum Change {
     Bind {
         /// The backing.
         backing: PathBuf,
+        /// What must be mounted there.
+        device: (u32, u32),
     },
     /// Put an entry for each of these in the server's table, over older ones.
     Export {
@@ -134,7 +139,7 @@ impl fmt::Display for Step {
                 Change::Release => write!(f, "release {}", shown(path)),
                 Change::Remove => write!(f, "remove the exports of {}", shown(path)),
                 Change::Refuse { backing, .. } => write!(f, "refuse {}", shown(backing)),
-                Change::Bind { backing } => write!(f, "show {} at {}", shown(backing), shown(path)),
+                Change::Bind { backing, .. } => write!(f, "show {} at {}", shown(backing), shown(path)),
                 Change::Export { clients, .. } => write!(f, "export {} to {}", shown(path), list(clients)),
             },
             Self::Configure => write!(f, "write the settings of the NFS server"),
