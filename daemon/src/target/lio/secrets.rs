@@ -156,8 +156,12 @@ impl Lio {
             }
             if let Err(error) = self.ask_as_it_should(&iqn, GROUP, host, deadline) {
                 tracing::warn!(%iqn, host, error = %error, "a host can't be authenticated and is let in no more");
-                self.cut_off(&iqn, host)?;
                 result = Err(error);
+                // Whatever becomes of it here, it is not let in at the other volumes.
+                if let Err(error) = self.cut_off(&iqn, host) {
+                    tracing::error!(%iqn, host, error = %error, "a target has hosts that can't be told apart");
+                    result = Err(error);
+                }
             }
         }
         result

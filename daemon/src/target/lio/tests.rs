@@ -524,7 +524,7 @@ fn without_the_module_it_is_unsupported() {
     let dir = tempfile::tempdir().unwrap();
     let target = Lio::over(config(), Arc::new(ConfigFs::at(dir.path())), Arc::new(ReservationsOnDisk));
     let error = target.converge(Scope::All, &Desired::new(), &soon()).unwrap_err();
-    assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
+    assert!(matches!(error, TargetError::Absent(_)), "{error}");
 }
 
 #[test]
