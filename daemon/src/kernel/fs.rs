@@ -5,7 +5,7 @@
 //! that others can reach, a link could lead anywhere.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -132,6 +132,11 @@ impl Dir {
     /// Reads a small file whole. `None`: there is none. `InvalidData`: not a regular file, or larger
     /// than `max`.
     pub fn read(&self, name: &str, max: u64) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.read_as_is(name, max)?.map(|(bytes, _)| bytes))
+    }
+
+    /// The same, with what the file system says of this very file.
+    pub fn read_as_is(&self, name: &str, max: u64) -> io::Result<Option<(Vec<u8>, Metadata)>> {
         let file = match self.file(name, false) {
             Ok(f) => f,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -141,19 +146,29 @@ impl Dir {
             }
             Err(e) => return Err(e),
         };
-        let mut bytes = Vec::new();
+        let (metadata, mut bytes) = (file.metadata()?, Vec::new());
         file.take(max + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > max {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "is too large"));
         }
-        Ok(Some(bytes))
+        Ok(Some((bytes, metadata)))
     }
 
     /// Puts a small file in place whole, over an older one. The caller syncs the directory.
     pub fn replace(&self, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
+        self.replace_by(name, durable, |mut file| file.write_all(bytes))
+    }
+
+    /// The same, made by the caller.
+    pub fn replace_by(
+        &self,
+        name: &str,
+        durable: bool,
+        fill: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
         let tmp = format!("{name}{TMP}");
-        let mut file = self.make(&tmp, Mode::from_raw_mode(0o600))?;
-        file.write_all(bytes)?;
+        let file = self.make(&tmp, Mode::from_raw_mode(0o600))?;
+        fill(&file)?;
         if durable {
             rustix::fs::fsync(&file)?;
         }

@@ -1,13 +1,14 @@
 //! Making one change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::io::{self, Write};
+use std::time::{Duration, Instant, SystemTime};
 
 use orlop_api::VolumeId;
 
 use super::conf::{Conf, Draft};
-use super::observe::{Found, failed};
+use super::observe::{Found, State, failed};
 use super::state::{Refusal, Seen, Step};
 use super::{Ctl, CtlFile};
 use crate::kernel::Deadline;
@@ -19,26 +20,40 @@ const LOGINS: Duration = Duration::from_secs(13);
 /// What follows the name of the file while `ctld` judges it.
 const STAGED: &str = ".new";
 
+/// What a change of the file starts from.
+struct Base {
+    /// What is in it, but of volumes what was written.
+    conf: Conf,
+    /// What is in it.
+    found: Conf,
+    /// Nobody else has written it, and nothing is put back: what `ctld` read under its number is what is in it.
+    in_force: bool,
+}
+
 impl CtlFile {
     /// The file, if it is ours.
-    fn conf(&self) -> Result<Conf> {
+    fn ours(&self) -> Result<(Conf, State)> {
         match self.read()? {
-            Found::Ours(conf, _) => Ok(conf),
+            Found::Ours(conf, state) => Ok((conf, state)),
             Found::Foreign(detail) => {
                 Err(TargetError::Foreign { object: self.config.file.display().to_string(), detail })
             }
         }
     }
 
-    /// What a change of the file starts from: what is in it, but of volumes what was written. Second: what is in it.
-    fn base(&self) -> Result<(Conf, Conf)> {
-        let found = self.conf()?;
+    fn conf(&self) -> Result<Conf> {
+        self.ours().map(|(conf, _)| conf)
+    }
+
+    fn base(&self) -> Result<Base> {
+        let (found, state) = self.ours()?;
         let mut conf = found.clone();
         match &*self.written.lock() {
             Some(written) => conf.restore(&self.config, written),
             None => conf.shut(&self.config),
         }
-        Ok((conf, found))
+        let in_force = state.untouched && conf == found;
+        Ok(Base { conf, found, in_force })
     }
 
     /// Changes the file. What `ctld` does not accept does not take the place of what it had.
@@ -56,7 +71,11 @@ impl CtlFile {
                 return Err(trouble(io::Error::new(io::ErrorKind::InvalidData, why)));
             }
             deadline.check().map_err(|o| TargetError::Deadline(step.into(), o))?;
-            dir.replace(&name, text.as_bytes(), true).and_then(|()| dir.sync()).map_err(&trouble)?;
+            let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+            let time = SystemTime::UNIX_EPOCH + Duration::new(now, conf.mark());
+            let fill =
+                |mut file: &File| file.write_all(text.as_bytes()).and_then(|()| file.set_modified(time));
+            dir.replace_by(&name, true, fill).and_then(|()| dir.sync()).map_err(&trouble)?;
             *self.written.lock() = Some(conf.clone());
             Ok(())
         });
@@ -101,10 +120,14 @@ impl Ctl {
             Step::End { volume, keep, .. } => self.end(&words, *volume, keep.as_ref(), deadline),
             Step::Settle { volume, .. } => {
                 let _writing = self.lock(&words, deadline)?;
-                let (mut conf, _) = self.file.base()?;
+                let Base { mut conf, in_force, .. } = self.file.base()?;
                 conf.set_unsettled(*volume, false);
-                // The same number: nothing changes that `ctld` would read.
-                self.file.store(&words, &conf, deadline)
+                if in_force {
+                    // The same number: nothing changes that `ctld` would read.
+                    self.file.store(&words, &conf, deadline)
+                } else {
+                    self.file.publish(&words, conf, deadline)
+                }
             }
             Step::Refuse { refusal: Refusal::Unsupported(what), .. } => {
                 Err(TargetError::Unsupported(what.clone()))
@@ -132,7 +155,7 @@ impl Ctl {
     ) -> Result<()> {
         let _writing = self.lock(step, deadline)?;
         let config = &self.file.config;
-        let (mut conf, found) = self.file.base()?;
+        let Base { mut conf, found, .. } = self.file.base()?;
         for volume in drop.keys() {
             conf.drop(config, self.kind, *volume);
         }
@@ -162,8 +185,8 @@ impl Ctl {
     /// Has `ctld` read the file again; of other volumes as they were written.
     fn refresh(&self, step: &str, deadline: &Deadline) -> Result<()> {
         let _writing = self.lock(step, deadline)?;
-        let (conf, found) = self.file.base()?;
-        if conf == found { self.file.reload(step, deadline) } else { self.file.publish(step, conf, deadline) }
+        let Base { conf, in_force, .. } = self.file.base()?;
+        if in_force { self.file.reload(step, deadline) } else { self.file.publish(step, conf, deadline) }
     }
 
     /// Waits until the kernel has of a volume what it should, and has `ctld` read the file again if it was not told yet.
@@ -265,7 +288,7 @@ impl Ctl {
         let step = format!("have {host} prove what it should");
         let config = &self.file.config;
         let _writing = self.lock(&step, deadline)?;
-        let (before, _) = self.file.base()?;
+        let Base { conf: before, in_force, .. } = self.file.base()?;
         let mut conf = before.clone();
         let (mut left_out, mut touched) = (BTreeMap::new(), Vec::new());
         for volume in before.volumes(config, self.kind) {
@@ -278,7 +301,8 @@ impl Ctl {
             left_out.extend(draft.admission.left_out);
             touched.push(volume);
         }
-        if conf != before {
+        // That the file says so already does not mean that `ctld` has read it.
+        if conf != before || !(touched.is_empty() || in_force && self.is_read(&touched, deadline)?) {
             self.file.publish(&step, conf, deadline)?;
             self.wait_until_read(&step, &touched, deadline)?;
         }
@@ -289,16 +313,19 @@ impl Ctl {
         Err(TargetError::Unsupported(format!("this for each host: {}", all.collect::<Vec<_>>().join("; "))))
     }
 
-    /// Waits until `ctld` has read the file, as far as volumes can show it.
+    /// Whether `ctld` has read the file, as far as volumes can show it.
+    fn is_read(&self, volumes: &[VolumeId], deadline: &Deadline) -> Result<bool> {
+        let (conf, kernel) = (self.file.conf()?, self.file.kernel(deadline)?);
+        Ok(volumes.iter().all(|v| self.seen(&conf, &kernel, &[], *v, None).loaded))
+    }
+
+    /// Waits until it has.
     fn wait_until_read(&self, step: &str, volumes: &[VolumeId], deadline: &Deadline) -> Result<()> {
         let limit = deadline.at_most(self.file.patience);
-        loop {
-            let (conf, kernel) = (self.file.conf()?, self.file.kernel(deadline)?);
-            if volumes.iter().all(|v| self.seen(&conf, &kernel, &[], *v, None).loaded) {
-                return Ok(());
-            }
+        while !self.is_read(volumes, deadline)? {
             // Neither ctld nor the kernel can be waited on.
             limit.pause(self.file.poll).map_err(|o| TargetError::Deadline(step.into(), o))?;
         }
+        Ok(())
     }
 }

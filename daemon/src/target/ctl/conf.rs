@@ -338,6 +338,13 @@ impl Conf {
         }
     }
 
+    /// The part of a second in the time of its file, in nanoseconds: so whoever writes the file otherwise takes the number
+    /// from it, even if he leaves it in. Whole microseconds, which file systems keep, and never zero.
+    pub(super) fn mark(&self) -> u32 {
+        let micros = self.generation() % 999_999 + 1;
+        u32::try_from(micros * 1000).unwrap_or_default()
+    }
+
     /// The volumes of which there is something.
     pub(super) fn volumes(&self, config: &CtlConfig, kind: Kind) -> BTreeSet<VolumeId> {
         let names = section(&self.0, words(kind).targets).into_iter().flat_map(Map::keys);
@@ -461,7 +468,25 @@ impl Conf {
         self.set_generation(config, generation);
     }
 
-    /// The same where it is not known what was written: takes out what lets in everybody.
+    /// Whether somebody whose sessions are to be ended is let in, or was, by what was written or by what somebody else has
+    /// made of it since, when these are to stay: what a change would note.
+    pub(super) fn is_left(
+        &self,
+        config: &CtlConfig,
+        kind: Kind,
+        volume: VolumeId,
+        written: &Self,
+        stay: &BTreeSet<String>,
+    ) -> bool {
+        let own = written.entry(config, kind, volume);
+        let left = self.entry(config, kind, volume).is_some_and(|found| {
+            own.as_ref().is_some_and(|o| o.lets_in_others(stay))
+                || found.lets_in_others(&own.and_then(|o| o.hosts).unwrap_or_default())
+        });
+        left || written.unsettled().contains(&volume.to_string())
+    }
+
+    /// Where it is not known what was written: takes out what lets in everybody.
     pub(super) fn shut(&mut self, config: &CtlConfig) {
         for kind in [Kind::Iscsi, Kind::Nvme] {
             for volume in self.volumes(config, kind) {

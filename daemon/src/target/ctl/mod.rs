@@ -13,7 +13,8 @@
 //!   only logged. SIGTERM takes every port away, so it is never restarted from here.
 //! - What changes in an authentication group is not to be seen in the kernel. But each reload hands every LUN its options
 //!   anew, and the kernel shows them: so each file has a number, and each LUN carries it. When the LUN shows the number of
-//!   the file, `ctld` has read it.
+//!   the file, `ctld` has read it: if nobody else has written the file since. The time of the file carries its number, too,
+//!   which an editor does not keep; and a file without it gets another number and is read again, however right it is.
 //! - A change of who may log in ends no session, and a login that began before a reload is judged by the old file: its
 //!   process was forked with it. So a fence waits for the logins that are under way (`timeout` bounds them), and then ends
 //!   sessions.

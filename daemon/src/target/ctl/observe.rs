@@ -1,8 +1,9 @@
 //! Reading the file and the kernel.
 
 use std::collections::BTreeSet;
+use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 
 use orlop_api::VolumeId;
 
@@ -20,10 +21,25 @@ const MAX_FILE: u64 = 256 << 20;
 
 /// The file as it was found.
 pub(super) enum Found {
-    /// It is ours, or there is none yet; and whether only its owner may look into it.
-    Ours(Conf, bool),
+    /// It is ours, or there is none yet.
+    Ours(Conf, State),
     /// Somebody else's, and why.
     Foreign(String),
+}
+
+/// What the file system says of the file.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    /// Only its owner may look into it.
+    private: bool,
+    /// It is as it was written here. If not, it may be right, and yet `ctld` may have read something else under its number.
+    pub(super) untouched: bool,
+}
+
+impl State {
+    fn of(conf: &Conf, file: &Metadata) -> Self {
+        Self { private: file.mode() & 0o077 == 0, untouched: file.mtime_nsec() == i64::from(conf.mark()) }
+    }
 }
 
 /// What went wrong with a command, in a step.
@@ -63,19 +79,20 @@ impl CtlFile {
 
     /// Reads the file.
     pub(super) fn read(&self) -> Result<Found> {
-        let read = || -> io::Result<Option<(Vec<u8>, bool)>> {
+        let read = || -> io::Result<Option<(Vec<u8>, Metadata)>> {
             let (dir, name) = match self.place() {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 place => place?,
             };
-            let Some(bytes) = dir.read(&name, MAX_FILE)? else { return Ok(None) };
-            let mode = dir.file(&name, false)?.metadata()?.permissions().mode();
-            Ok(Some((bytes, mode & 0o077 == 0)))
+            dir.read_as_is(&name, MAX_FILE)
         };
         match read() {
-            Ok(None) => Ok(Found::Ours(Conf::default(), true)),
-            Ok(Some((bytes, private))) => match Conf::parse(&bytes) {
-                Ok(conf) => Ok(Found::Ours(conf, private)),
+            Ok(None) => Ok(Found::Ours(Conf::default(), State { private: true, untouched: true })),
+            Ok(Some((bytes, file))) => match Conf::parse(&bytes) {
+                Ok(conf) => {
+                    let state = State::of(&conf, &file);
+                    Ok(Found::Ours(conf, state))
+                }
                 Err(why) => Ok(Found::Foreign(why)),
             },
             Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(Found::Foreign(e.to_string())),
@@ -115,9 +132,9 @@ impl Ctl {
                 seen.foreign_file = Some(why);
                 Conf::default()
             }
-            Found::Ours(conf, private) => {
+            Found::Ours(conf, state) => {
                 let any = [Kind::Iscsi, Kind::Nvme].iter().any(|k| !conf.volumes(config, *k).is_empty());
-                seen.frame_right = !any || private && conf.frame_right(config);
+                seen.frame_right = !any || state.private && state.untouched && conf.frame_right(config);
                 conf
             }
         };
@@ -198,17 +215,11 @@ impl Ctl {
             }
         };
         let sessions = connected.iter().filter(|s| s.target == name).cloned().collect();
-        Seen {
-            entry,
-            admission: draft.map(|(_, d)| d.admission).unwrap_or_default(),
-            right,
-            loaded,
-            lun,
-            ports,
-            sessions,
-            unsettled: conf.unsettled().contains(&volume.to_string()),
-            name,
-        }
+        let admission = draft.map(|(_, d)| d.admission).unwrap_or_default();
+        let left = |written: &Conf| conf.is_left(config, kind, volume, written, &admission.hosts);
+        let unsettled = conf.unsettled().contains(&volume.to_string())
+            || self.file.written.lock().as_ref().is_some_and(left);
+        Seen { entry, admission, right, loaded, lun, ports, sessions, unsettled, name }
     }
 }
 

@@ -88,7 +88,8 @@ impl Plan {
             self.gone_first.push(Step::Load { volume, name: name(), export: None });
             self.fresh.insert(volume);
         }
-        if anew || !seen.right {
+        // What is not set is put back as it was written last.
+        if rewritten || anew || !seen.right {
             self.set.insert(volume, export.clone());
         }
         if rewritten || anew || !seen.right || !seen.loaded {

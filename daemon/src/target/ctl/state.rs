@@ -13,7 +13,8 @@ use crate::target::Export;
 pub struct Observed {
     /// Why the file can't be changed: it is not ours.
     pub foreign_file: Option<String>,
-    /// What does not belong to one volume is as it should be: groups of portals, limits, who may read the file.
+    /// What does not belong to one volume is as it should be: groups of portals, limits, who may read the file,
+    /// and that it is as it was written.
     pub frame_right: bool,
     /// By volume.
     pub volumes: BTreeMap<VolumeId, Seen>,

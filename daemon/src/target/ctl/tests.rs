@@ -133,6 +133,11 @@ impl Stand {
         std::fs::write(self.path(), super::ucl::render(&conf)).unwrap();
     }
 
+    fn edit_names(&self, n: usize, hosts: &[usize]) {
+        let names: Vec<&str> = hosts.iter().map(|h| HOSTS[*h]).collect();
+        self.edit(|c| c["auth-group"][format!("orlop-iscsi-{}", volume(n))]["initiator-name"] = json!(names));
+    }
+
     fn converge(&self, scope: Scope, desired: &Desired) -> Result<Report> {
         self.iscsi.converge(scope, desired, &soon())
     }
@@ -536,6 +541,51 @@ fn drift_is_found_and_put_back() {
     put_back("a LUN less");
 }
 
+/// A file that is right is not one that ctld has read.
+#[test]
+fn what_somebody_else_wrote_is_read_even_if_it_is_right() {
+    let s = Stand::new();
+    s.converge(Scope::All, &desired(&[(0, &[0])])).unwrap();
+    s.log_in(0, 0).unwrap();
+    let names = |h: usize| s.edit_names(0, &[h]);
+    let reload = || Ctld::reload(&*s.ctld, std::path::Path::new("/var/run/ctld.pid"), &soon()).unwrap();
+    let want = desired(&[(0, &[1])]);
+    for scope in [Scope::All, Scope::Volume(volume(0)), Scope::Fence(volume(0))] {
+        // Put there before it was asked for.
+        names(1);
+        s.converge(scope, &want).unwrap();
+        assert_eq!((s.may(0), s.connected(0)), ([1].into(), [].into()));
+        // Put back, after ctld has read something else.
+        names(2);
+        assert!(reload());
+        s.log_in(0, 2).unwrap();
+        names(1);
+        s.converge(scope, &want).unwrap();
+        assert_eq!((s.may(0), s.connected(0)), ([1].into(), [].into()));
+        assert_eq!(s.converge(Scope::All, &want).unwrap().steps, NONE);
+        // And ctld has still the other one.
+        names(0);
+        assert!(reload());
+    }
+    // The sessions of those who were let in are ended at once, even if a host can't be let in as it should be.
+    let s = Stand::new();
+    s.converge(Scope::All, &desired(&[(0, &[0])])).unwrap();
+    s.log_in(0, 0).unwrap();
+    for (found, wanted) in [
+        (1, [(host(0), READS), (host(1), Rights::default())]),
+        (0, [(host(0), Rights::default()), (host(1), READS)]),
+    ] {
+        s.edit_names(0, &[found]);
+        let want = [(volume(0), export(0, "/dev/zvol/tank/d0", wanted))].into();
+        let error = s.converge(Scope::Volume(volume(0)), &want).unwrap_err();
+        assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
+        assert_eq!((s.may(0), s.connected(0)), ([found].into(), [].into()));
+        let report = s.converge(Scope::All, &want).unwrap();
+        assert_eq!((report.steps, report.failed.len()), (Vec::new(), 1));
+        s.log_in(0, found).unwrap();
+    }
+}
+
 /// What ctld reads for one volume it reads for all.
 #[test]
 fn a_reload_for_one_volume_lets_nobody_in_at_another() {
@@ -612,6 +662,17 @@ fn a_secret_is_asked_for_from_the_next_login_on() {
     s.keys.put(&host(1), chap(1, false));
     assert!(s.converge(Scope::All, &want).unwrap().is_complete());
     assert_eq!(s.may(1), [0, 1].into());
+    // It is not asked for before ctld has heard of it, and then by asking again.
+    s.keys.put(&host(1), chap(1, true));
+    s.keys.put(&host(0), chap(0, true));
+    s.ctld.fault(Fault::Dead);
+    Target::prove(&s.iscsi, &host(0), &soon()).unwrap_err();
+    Target::prove(&s.iscsi, &host(0), &soon()).unwrap_err();
+    s.ctld.heal();
+    let reloads = s.ctld.reloads();
+    Target::prove(&s.iscsi, &host(0), &soon()).unwrap();
+    Target::prove(&s.iscsi, &host(0), &soon()).unwrap();
+    assert_eq!(s.ctld.reloads(), reloads + 1);
     // Another one, and none.
     s.keys.put(&host(0), Proof::Nothing);
     Target::prove(&s.iscsi, &host(0), &soon()).unwrap_err();

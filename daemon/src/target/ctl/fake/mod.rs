@@ -555,21 +555,21 @@ impl Ctld for Fake {
                 for s in &w.sessions {
                     let there = w.ports.iter().any(|p| p.target == s.target && p.nvme == nvme);
                     if there && nvme {
-                        write!(
+                        writeln!(
                             out,
                             "<connection id=\"{}\"><hostnqn>{}</hostnqn><subnqn>{}</subnqn><trtype>3</trtype>\
-                             </connection>\n",
+                             </connection>",
                             s.id, s.claims, s.target
                         )
                         .unwrap();
                     } else if there {
-                        write!(
+                        writeln!(
                             out,
                             "<connection id=\"{}\"><initiator>{}</initiator><initiator_addr>10.0.0.9\
                              </initiator_addr><initiator_alias>{}</initiator_alias><target>{}</target>\
                              <target_alias></target_alias><header_digest>None</header_digest><data_digest>None\
                              </data_digest><immediate_data>1</immediate_data><iser>0</iser><offload>None</offload>\
-                             </connection>\n",
+                             </connection>",
                             s.id, s.claims, s.alias, s.target
                         )
                         .unwrap();
