@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -54,14 +55,35 @@ pub fn versions() -> io::Result<String> {
     Ok(read("versions")?.unwrap_or_default())
 }
 
-/// Forgets what the kernel has been told of hosts and exports: it asks again at the next use. In the order of
-/// what refers to what. Flushing `nfsd.fh` also closes the files that the server keeps open for NFSv3.
+/// What the kernel has been told of hosts and exports, in the order of what refers to what.
+const CACHES: [&str; 4] = ["auth.unix.ip", "auth.unix.gid", "nfsd.fh", "nfsd.export"];
+
+/// Has the kernel ask again for every host and export at the next use. Flushing `nfsd.fh` also closes the files that the
+/// server keeps open for NFSv3.
 pub fn flush() -> io::Result<()> {
-    for cache in ["auth.unix.ip", "auth.unix.gid", "nfsd.fh", "nfsd.export"] {
-        // The number is ignored since 4.16; before, entries older than it go.
-        match fs::write(format!("/proc/net/rpc/{cache}/flush"), "4294967295\n") {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {} // Nothing was ever exported.
-            r => r?,
+    CACHES.iter().try_for_each(|cache| flush_one(cache))
+}
+
+fn flush_one(cache: &str) -> io::Result<()> {
+    // The number is ignored since 4.16; before, entries older than it go.
+    match fs::write(format!("/proc/net/rpc/{cache}/flush"), "4294967295\n") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()), // Nothing was ever exported.
+        r => r,
+    }
+}
+
+/// Frees what is flushed, as far as that can be done now. The kernel keeps the time of the last flush in whole seconds.
+/// A second one in the same second is put into the next, where nobody asks for the entries any more, but they are not
+/// freed, and hold what was exported, until that has come; and each further one puts it off.
+pub fn clear() -> io::Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    for cache in CACHES {
+        let last = match fs::read_to_string(format!("/proc/net/rpc/{cache}/flush")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            text => text?.trim().parse::<u64>().unwrap_or_default(),
+        };
+        if last < now {
+            flush_one(cache)?;
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ pub enum UnitError {
         unit: String,
         /// The answer of the bus.
         #[source]
-        source: zbus::Error,
+        source: Box<zbus::Error>,
     },
     /// The job did not end well.
     #[error("{unit} did not start: {result}")]
@@ -63,7 +63,7 @@ fn job(method: &str, unit: &str, deadline: &Deadline) -> Result<(), UnitError> {
     match done {
         Ok(Ok(result)) if result == "done" => Ok(()),
         Ok(Ok(result)) => Err(UnitError::Failed { unit: unit.into(), result }),
-        Ok(Err(source)) => Err(UnitError::Bus { unit: unit.into(), source }),
+        Ok(Err(source)) => Err(UnitError::Bus { unit: unit.into(), source: Box::new(source) }),
         Err(_) => Err(UnitError::Overrun { unit: unit.into(), source: Overrun }),
     }
 }

@@ -80,14 +80,14 @@ fn sum_on(sum: u64, buffer: &[u8]) -> u64 {
     })
 }
 
-fn open(device: &str) -> Result<File> {
+fn open(device: &str, to_write: bool) -> Result<File> {
     // Never O_CREAT: on a device that has gone, that would make a plain file and write there happily.
-    let options = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open(device);
+    let options = OpenOptions::new().read(true).write(to_write).custom_flags(O_DIRECT).open(device);
     options.with_context(|| format!("opening {device}"))
 }
 
 fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Result<()> {
-    let file = open(device)?;
+    let file = open(device, true)?;
     let mut acks = OpenOptions::new().create(true).append(true).open(acks)?;
     let mut buffer = Aligned::new(RECORD);
     for n in 0..count {
@@ -108,7 +108,7 @@ fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Resu
 }
 
 fn verify(device: &str, acks: &str, offset: u64) -> Result<()> {
-    let file = open(device)?;
+    let file = open(device, false)?;
     let mut text = String::new();
     File::open(acks)?.read_to_string(&mut text)?;
     // The last line may be half written if the writer was killed: then it was not acknowledged.
@@ -133,7 +133,7 @@ fn verify(device: &str, acks: &str, offset: u64) -> Result<()> {
 }
 
 fn fill(device: &str, offset: u64, mib: u64) -> Result<()> {
-    let file = open(device)?;
+    let file = open(device, true)?;
     let mut buffer = Aligned::new(BLOCK);
     // Never the same bytes twice: what is there already must not pass for what was written.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
@@ -148,7 +148,7 @@ fn fill(device: &str, offset: u64, mib: u64) -> Result<()> {
 }
 
 fn sum(device: &str, offset: u64, mib: u64) -> Result<()> {
-    let file = open(device)?;
+    let file = open(device, false)?;
     let mut buffer = Aligned::new(BLOCK);
     let mut sum = mib;
     for n in 0..mib {

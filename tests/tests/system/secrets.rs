@@ -34,11 +34,11 @@ fn gets_in(w: &mut World, a: &Attachment, host: u8, key: &str, controller: &str)
     };
     let more = option("secret", key) + &option("ctrl-secret", controller);
     let portal =
-        nvme(&a)?.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
-    match w.lab.initiator.connect_with(nvme(&a)?.nqn.as_str(), &portal.address, portal.port, host, &more) {
+        nvme(a)?.portals.iter().find(|p| p.address.starts_with("10.77.")).context("no portal")?.clone();
+    match w.lab.initiator.connect_with(nvme(a)?.nqn.as_str(), &portal.address, portal.port, host, &more) {
         Err(_) => Ok(false),
         Ok(_) => {
-            let device = w.lab.initiator.device(nvme(&a)?.uuid, Duration::from_secs(20))?;
+            let device = w.lab.initiator.device(nvme(a)?.uuid, Duration::from_secs(20))?;
             w.lab
                 .initiator
                 .run(&format!("dd if={device} of=/dev/null bs=4k count=1 iflag=direct status=none"))?;

@@ -142,7 +142,7 @@ pub fn copy_goes_on_after_a_kill(w: &mut World) -> Result<()> {
 /// Attached, and so open on the appliance: its device there.
 fn open_for_reading(w: &mut World, volume: &Volume) -> Result<String> {
     w.attach(volume, 1)?;
-    let path = format!("/sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path", nqn(&volume)?);
+    let path = format!("/sys/kernel/config/nvmet/subsystems/{}/namespaces/1/device_path", nqn(volume)?);
     Ok(w.lab.on_appliance(&format!("cat {path}"))?.trim().to_string())
 }
 

@@ -118,6 +118,13 @@ impl World {
         if let Ok(log) = log {
             println!("---- orlopd:\n{}", log.stdout);
         }
+        let nfs = "cd /proc/fs/nfsd; for c in clients/*; do grep -h . $c/info $c/states; done; cat filecache; \
+                   cat /proc/net/rpc/nfsd.export/content /proc/net/rpc/nfsd.fh/content /proc/locks; exportfs -v; \
+                   grep -l /volumes/ /proc/*/mountinfo | wc -l; ls -l /proc/*/fd /proc/*/cwd /proc/*/root 2>/dev/null | grep /volumes; \
+                   grep volumes /proc/self/mountinfo; head -c 2000 /var/lib/nfs/etab";
+        if let Ok(log) = self.lab.appliance.shell(nfs, Duration::from_secs(30)) {
+            println!("---- nfs:\n{}", log.stdout);
+        }
         let log = self.lab.initiator.guest.shell("dmesg | tail -n 15", Duration::from_secs(30));
         if let Ok(log) = log {
             println!("---- initiator's kernel:\n{}", log.stdout);

@@ -92,8 +92,9 @@ impl Nfs {
         let words = |e: io::Error| failed(step.to_string(), path, e);
         let limit = deadline.at_most(END_LIMIT);
         loop {
-            // Each time: a call that was in work may have opened another file.
-            server.flush().map_err(words)?;
+            // Each time: a call that was in work may have opened another file. That the kernel does not know hosts any
+            // more was seen to when their entries were withdrawn; here only what it still holds matters.
+            server.clear().map_err(words)?;
             server.revoke(path).map_err(words)?;
             match server.unbind(path) {
                 Ok(()) => return Ok(()),

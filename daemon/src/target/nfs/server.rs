@@ -67,6 +67,8 @@ pub trait NfsServer: Send + Sync {
 
     /// Has the kernel ask again for every host and export.
     fn flush(&self) -> io::Result<()>;
+    /// Frees what it has been told before, if that can be done now: it holds what was exported.
+    fn clear(&self) -> io::Result<()>;
     /// The calls in work. `None`: the kernel does not tell.
     fn calls(&self) -> io::Result<Option<BTreeSet<Call>>>;
     /// The clients of NFSv4.
@@ -189,10 +191,10 @@ impl NfsServer for Knfsd {
     }
 
     fn bind(&self, backing: &Path, place: &Path) -> io::Result<()> {
-        if let Err(e) = std::fs::create_dir(place) {
-            if e.kind() != io::ErrorKind::AlreadyExists {
-                return Err(e);
-            }
+        if let Err(e) = std::fs::create_dir(place)
+            && e.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(e);
         }
         mount::bind(backing, place)
     }
@@ -292,6 +294,10 @@ impl NfsServer for Knfsd {
 
     fn flush(&self) -> io::Result<()> {
         nfsd::flush()
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        nfsd::clear()
     }
 
     fn calls(&self) -> io::Result<Option<BTreeSet<Call>>> {

@@ -156,6 +156,9 @@ impl NfsServer for Watched {
     fn flush(&self) -> io::Result<()> {
         self.sim.flush()
     }
+    fn clear(&self) -> io::Result<()> {
+        self.sim.clear()
+    }
     fn calls(&self) -> io::Result<Option<BTreeSet<Call>>> {
         self.sim.calls()
     }
@@ -235,9 +238,9 @@ impl Stand {
     /// All is as desired: for whom, and for how long.
     fn check(&self, desired: &Desired) {
         for n in 0..2 {
-            for h in 0..HOSTS.len() {
+            for (h, name) in HOSTS.iter().enumerate() {
                 let (is, due) = (self.sim.access(host(h), &place(n)), due(desired, n, host(h)));
-                assert_eq!(is, due, "{} at {n}: {:?}", HOSTS[h], self.sim.table());
+                assert_eq!(is, due, "{name} at {n}: {:?}", self.sim.table());
             }
         }
         let again = self.target.converge(Scope::All, desired, &soon()).unwrap();

@@ -302,11 +302,17 @@ impl NfsServer for SimNfs {
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
-        self.change(|s| Ok(drop(s.files.insert(name.into(), text.into()))))
+        self.change(|s| {
+            s.files.insert(name.into(), text.into());
+            Ok(())
+        })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.change(|s| Ok(drop(s.files.remove(name))))
+        self.change(|s| {
+            s.files.remove(name);
+            Ok(())
+        })
     }
 
     fn table(&self) -> io::Result<String> {
@@ -346,7 +352,10 @@ impl NfsServer for SimNfs {
     }
 
     fn configure(&self, settings: &str) -> io::Result<()> {
-        self.change(|s| Ok(drop(s.settings.replace(settings.into()))))
+        self.change(|s| {
+            s.settings.replace(settings.into());
+            Ok(())
+        })
     }
 
     fn start(&self, _: &Deadline) -> io::Result<()> {
@@ -360,6 +369,10 @@ impl NfsServer for SimNfs {
     fn flush(&self) -> io::Result<()> {
         self.state.lock().cached.clear();
         Ok(())
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        self.flush()
     }
 
     fn calls(&self) -> io::Result<Option<BTreeSet<Call>>> {
