@@ -71,12 +71,8 @@ fn start_writer(w: &mut World, place: &str) -> Result<()> {
          sh -c 'n=0; while echo $n | dd of={place}/log oflag=append,sync conv=notrunc status=none; do n=$((n+1)); sleep 0.02; done; exit 1'"
     ))?;
     wait_for("the first lines", Duration::from_secs(60), || {
-        Ok(w.lab
-            .initiator
-            .run(&format!("wc -l <{place}/log 2>/dev/null || echo 0"))?
-            .trim()
-            .parse::<u64>()?
-            > 3)
+        let lines = w.lab.initiator.run(&format!("cat {place}/log 2>/dev/null | wc -l"))?;
+        Ok(lines.trim().parse::<u64>()? > 3)
     })
 }
 
