@@ -255,5 +255,16 @@ async fn a_file_system_is_asked_for_by_name_or_not() {
     assert!(one.lines().any(|l| l == "kind:        xfs"), "{one}");
     good(&d, "host put worker-1 --nqn nqn.2014-08.org.nvmexpress:w1");
     let (code, text) = bad(&d, "attach data worker-1");
-    assert!(code == 11 && text.contains("is a file system"), "{text}");
+    assert!(code == 9 && text.contains("has not an address"), "{text}");
+    good(&d, "host put worker-1 --nqn nqn.2014-08.org.nvmexpress:w1 --address 10.0.0.5");
+    let text = good(&d, "attach data worker-1 --read-only");
+    assert!(text.contains("mount -t nfs4 -o ro ") && text.contains(":/volumes/"), "{text}");
+    assert_eq!(bad(&d, "host put worker-2").0, 2);
+    assert_eq!(bad(&d, "zone put lan --network 10.0.0.1/24").0, 2);
+    good(&d, "zone put lan --network 10.1.0.0/16 --network fd00:1::/64 --squash all");
+    assert_eq!(json(&d, "attach more lan")["squash"], "all");
+    let zones = good(&d, "zone list");
+    assert!(zones.contains("10.1.0.0/16, fd00:1::/64") && zones.contains("SQUASH"), "{zones}");
+    let scsi = json(&d, "volume create scsi --pool tank --size 1M --protocol iscsi");
+    assert!(scsi["iqn"].as_str().is_some_and(|n| n.starts_with("iqn.")) && scsi["nqn"].is_null(), "{scsi}");
 }

@@ -38,7 +38,7 @@ async fn bad_file_systems_are_refused_with_their_field() {
 }
 
 #[tokio::test]
-async fn a_file_system_is_made_shown_grown_and_not_attached() {
+async fn a_file_system_is_made_shown_and_grown() {
     let mut d = Daemon::start();
     let pool = d.pool("tank").await;
     d.host("a").await;
@@ -52,8 +52,9 @@ async fn a_file_system_is_made_shown_grown_and_not_attached() {
     let p = client.create_volume(&xfs).await.unwrap_err();
     assert_eq!((p.kind, p.field.as_deref()), (ErrorKind::Conflict, Some("filesystem")));
     assert_eq!((p.have.as_deref(), p.want.as_deref()), (Some("ext4"), Some("xfs")));
+    // It has an NQN alone.
     let p = client.attach(&volume, &"a".parse().unwrap()).await.unwrap_err();
-    assert_eq!(p.kind, ErrorKind::Unsupported, "{}", p.detail);
+    assert_eq!(p.kind, ErrorKind::Precondition, "{}", p.detail);
 
     let larger = VolumeUpdate::to_size(orlop_api::ByteSize(SIZE * 2));
     assert_eq!(client.update_volume(&volume, &larger).await.unwrap().size.0, SIZE * 2);
@@ -68,4 +69,92 @@ async fn a_file_system_is_made_shown_grown_and_not_attached() {
     let shown = raw::call(&d.socket(), "GET", "/v1/volumes/disk", b"").json();
     assert!(shown["kind"] == "block" && shown["filesystem"].is_null(), "{shown}");
     client.delete_volume(&volume).await.unwrap();
+}
+
+/// Hosts by their addresses, zones, who may write: over the wire, and over a restart.
+#[tokio::test]
+async fn hosts_and_zones_are_attached() {
+    let mut d = Daemon::start();
+    let pool = d.pool("tank").await;
+    let client = d.client();
+    let size = orlop_api::ByteSize(SIZE);
+    let create = VolumeCreate { kind: Some(VolumeKind::Filesystem), size, ..ask(&pool, "data", 1) };
+    let volume: VolumeRef = client.create_volume(&create).await.unwrap().id.into();
+    let put = |path: &str, body: serde_json::Value| {
+        raw::call(&d.socket(), "PUT", path, body.to_string().as_bytes())
+    };
+    assert_eq!(put("/v1/hosts/one", json!({"addresses": ["10.0.0.5"]})).status, 201);
+    let lan = json!({"networks": ["10.1.0.0/16"], "read_only": true});
+    assert_eq!(put("/v1/zones/lan", lan.clone()).status, 201);
+    assert_eq!(put("/v1/zones/lan", lan).status, 200);
+    for (path, body, kind, field) in [
+        ("/v1/hosts/two", json!({}), "invalid", "nqn"),
+        ("/v1/hosts/two", json!({"addresses": ["10.0.0.0/24"]}), "invalid", "addresses[0]"),
+        ("/v1/hosts/two", json!({"addresses": ["::1"]}), "invalid", "addresses"),
+        ("/v1/hosts/two", json!({"addresses": ["10.0.0.5"]}), "conflict", "addresses"),
+        ("/v1/hosts/two", json!({"iqn": "iqn.2020-01.Com"}), "invalid", "iqn"),
+        ("/v1/hosts/lan", json!({"addresses": ["10.0.0.6"]}), "conflict", "name"),
+        ("/v1/zones/one", json!({"networks": ["10.0.0.0/8"]}), "conflict", "name"),
+        ("/v1/zones/none", json!({"networks": []}), "invalid", "networks"),
+        ("/v1/zones/none", json!({"networks": ["10.0.0.1/8"]}), "invalid", "networks[0]"),
+        ("/v1/zones/none", json!({"networks": ["10.0.0.0/8"], "squash": "some"}), "invalid", "squash"),
+    ] {
+        let reply = put(path, body.clone());
+        assert_eq!(
+            (reply.kind().as_str(), reply.json()["field"].as_str()),
+            (kind, Some(field)),
+            "{path} {body}"
+        );
+    }
+    let one = client.attach(&volume, &"one".parse().unwrap()).await.unwrap();
+    assert!(!one.read_only && one.nfs().is_some_and(|n| n.squash == orlop_api::Squash::None));
+    let zone = client.attach(&volume, &"lan".parse().unwrap()).await.unwrap();
+    assert!(zone.read_only && zone.nfs().is_some_and(|n| n.squash == orlop_api::Squash::Root));
+    let shown = raw::call(&d.socket(), "GET", "/v1/volumes/data/attachments", b"").json();
+    assert!(shown["items"][1]["protocol"] == "nfs" && shown["items"][0]["read_only"] == true, "{shown}");
+    drop(client);
+    d.kill();
+    d.again();
+    let client = d.client();
+    assert_eq!(client.attachment(&volume, &"lan".parse().unwrap()).await.unwrap(), zone);
+    assert_eq!(client.all_zones().await.unwrap().len(), 1);
+    assert_eq!(client.all_hosts().await.unwrap().len(), 1);
+    let p = client.delete_zone(&"lan".parse().unwrap()).await.unwrap_err();
+    assert_eq!(p.kind, ErrorKind::Precondition);
+    client.detach(&volume, &"lan".parse().unwrap()).await.unwrap();
+    client.delete_zone(&"lan".parse().unwrap()).await.unwrap();
+}
+
+/// A secret of CHAP is asked for, told by nobody, and refused where it is none.
+#[tokio::test]
+async fn a_secret_of_chap_is_taken_and_not_told() {
+    let d = Daemon::start();
+    let put = |path: &str, body: serde_json::Value| {
+        raw::call(&d.socket(), "PUT", path, body.to_string().as_bytes())
+    };
+    let iqn = "iqn.1993-08.org.debian:01:a";
+    assert_eq!(put("/v1/hosts/one", json!({"iqn": iqn})).status, 201);
+    for length in [0, 11, 17, 300] {
+        let secret = "s".repeat(length);
+        let reply = put("/v1/hosts/one/chap", json!({"host": {"user": "one", "secret": secret}}));
+        assert_eq!(
+            (reply.kind().as_str(), reply.json()["field"].as_str()),
+            ("invalid", Some("host.secret")),
+            "{length}"
+        );
+        assert!(length == 0 || !String::from_utf8_lossy(&reply.body).contains(&secret));
+    }
+    let (mine, theirs) = ("secret-of-one", "secret-of-ours");
+    let ask = json!({"host": {"user": "one", "secret": mine}, "target": {"user": "orlop", "secret": theirs}});
+    let reply = put("/v1/hosts/one/chap", ask);
+    let shown = raw::call(&d.socket(), "GET", "/v1/hosts/one", b"");
+    for reply in [reply, shown] {
+        assert_eq!(reply.json()["chap"], json!({"state": "required", "user": "one", "target_user": "orlop"}));
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        assert!(!text.contains(mine) && !text.contains(theirs), "{text}");
+    }
+    let same = json!({"host": {"user": "one", "secret": mine}, "target": {"user": "orlop", "secret": mine}});
+    assert_eq!(put("/v1/hosts/one/chap", same).json()["field"], "target.secret");
+    assert_eq!(raw::call(&d.socket(), "DELETE", "/v1/hosts/one/chap", b"").status, 204);
+    assert!(raw::call(&d.socket(), "GET", "/v1/hosts/one", b"").json()["chap"].is_null());
 }

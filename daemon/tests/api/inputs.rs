@@ -17,11 +17,7 @@ async fn bad_volumes_are_refused() {
         (json!({"name": "a", "pool": "tank", "size": g, "sise": g}), &["invalid"], Some("sise")),
         (json!({"name": "a", "pool": "tank"}), &["invalid"], Some("size")),
         (json!({"name": "a", "size": g}), &["invalid"], Some("pool")),
-        (
-            json!({"name": "a", "pool": "tank", "size": g, "protocol": "iscsi"}),
-            &["invalid"],
-            Some("protocol"),
-        ),
+        (json!({"name": "a", "pool": "tank", "size": g, "protocol": "nfs"}), &["invalid"], Some("protocol")),
         (json!([]), &["invalid"], None),
         (json!("x"), &["invalid"], None),
         (body("a", json!(0)), &["invalid"], Some("size")),
