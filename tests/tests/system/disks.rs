@@ -25,7 +25,13 @@ fn name() -> Result<PoolName> {
 }
 
 fn health(w: &World) -> Result<PoolHealth> {
-    w.api(w.lab.api.pool(&name()?))?.health.context("it tells nothing of its disks")
+    // After a start they are read behind the answers.
+    let mut found = None;
+    wait_for("the pool to tell of its disks", Duration::from_secs(60), || {
+        found = w.api(w.lab.api.pool(&name()?))?.health;
+        Ok(found.is_some())
+    })?;
+    found.context("it tells nothing of its disks")
 }
 
 fn wait_health(w: &World, what: &str, holds: impl Fn(&PoolHealth) -> bool) -> Result<PoolHealth> {
