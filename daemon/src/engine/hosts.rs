@@ -36,6 +36,14 @@ impl Core {
     ) -> Result<Outcome> {
         check_host(&ask)?;
         let mut record = HostRecord::host(ask);
+        // The same again changes nothing, and need not wait for one of its attachments whose disk does not answer.
+        let same = |old: &HostRecord| {
+            let (secrets, chap) = (old.secrets.clone(), old.chap.clone());
+            *old == HostRecord { secrets, chap, ..record.clone() }
+        };
+        if self.view.read().host_record(&name).is_some_and(same) {
+            return self.shown_host(&name, false);
+        }
         // What it is known by too: two hosts that ask for one NQN at the same time must not both get it.
         let ids = ids_of(&record);
         let wants = ids.iter().map(|(_, id)| (Key::HostId(id.clone()), Mode::Exclusive));
