@@ -111,11 +111,6 @@ pub fn disks_by_iscsi(w: &mut World) -> Result<()> {
         ensure!(volume.iqn.as_ref() == Some(&iscsi(&a)?.iqn) && volume.nqn.is_none(), "{volume:?}");
         log_in(&mut w.lab.initiator, &ADDRESSES[..1], &a, 1, Brings::default())?;
         let path = devices(&mut w.lab.initiator, &a, 1)?.remove(0);
-        let serial = w.lab.initiator.run(&format!(
-            "xxd -p /sys/block/{}/device/vpd_pg80 2>/dev/null | tr -d '\\n' || od -An -c /sys/block/{0}/device/vpd_pg80",
-            path.device.trim_start_matches("/dev/")
-        ));
-        drop(serial);
         let sum = w.lab.initiator.write_random(&path, 4)?;
         // It grows while it is connected; the host asks again.
         let update = VolumeUpdate { size: Some(orlop_api::ByteSize(128 << 20)), ..VolumeUpdate::default() };
