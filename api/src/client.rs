@@ -23,7 +23,7 @@ use crate::{
     Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName,
     HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace,
     Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System,
-    Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    TlsPut, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -372,6 +372,16 @@ impl Client {
     /// `DELETE /v1/zones/{zone}`
     pub async fn delete_zone(&self, zone: &HostName) -> Result<()> {
         self.delete(&["v1", "zones", zone.as_str()]).await
+    }
+
+    /// `PUT /v1/hosts/{host}/tls`
+    pub async fn tls_host(&self, host: &HostName, ask: &TlsPut) -> Result<Host> {
+        self.ask(Method::PUT, &["v1", "hosts", host.as_str(), "tls"], ask).await
+    }
+
+    /// `DELETE /v1/hosts/{host}/tls`
+    pub async fn no_tls_host(&self, host: &HostName) -> Result<()> {
+        self.delete(&["v1", "hosts", host.as_str(), "tls"]).await
     }
 
     /// `PUT /v1/hosts/{host}/chap`

@@ -12,6 +12,7 @@ pub mod network;
 pub mod properties;
 mod secret;
 pub mod size;
+pub mod tls;
 pub mod types;
 
 #[cfg(feature = "client")]
@@ -28,4 +29,5 @@ pub use name::{
 pub use network::Network;
 pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Properties, Property, SyncWrites};
 pub use size::ByteSize;
+pub use tls::{Tls, TlsKey, TlsPut};
 pub use types::*;

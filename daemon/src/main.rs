@@ -257,7 +257,13 @@ fn targets(sim: bool, settings: &Settings, keys: &HostKeys) -> Targets {
     let portals = |list: &[SocketAddr]| {
         list.iter().map(|p| PortalConfig { address: p.ip(), port: p.port() }).collect::<Vec<_>>()
     };
-    let nvmet = NvmetConfig { prefix: prefix(), portals: portals(&settings.nvmet.portals) };
+    let nvmet = NvmetConfig {
+        prefix: prefix(),
+        portals: settings.nvmet.portals.clone(),
+        referrals: settings.nvmet.referrals.clone(),
+        io_queues: settings.nvmet.io_queues,
+        queue_size: settings.nvmet.queue_size,
+    };
     let lio = LioConfig { prefix: prefix(), portals: portals(&settings.lio.portals) };
     let any = settings.nfs.listen.iter().all(IpAddr::is_unspecified) && settings.nfs.listen.len() == 2;
     let nfs = NfsConfig {

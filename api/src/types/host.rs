@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Authentication, ByteSize, Chap, HostName, Iqn, Network, Nqn, Protocol, VolumeId};
+use crate::{Authentication, ByteSize, Chap, HostName, Iqn, Network, Nqn, Protocol, Tls, VolumeId};
 
 /// `PUT /v1/hosts/{host}`: what it is known by. At least one; what is not given it does not have (any more).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -52,6 +52,9 @@ pub struct Host {
     /// How it is authenticated by iSCSI. Not given: whoever has its name and can reach a portal is let in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap: Option<Chap>,
+    /// How its NVMe connections are encrypted. Not given: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// The volumes that it may use.
     pub volumes: Vec<VolumeId>,
 }
@@ -116,13 +119,54 @@ impl Squash {
 }
 
 /// Where a target listens.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Portal {
     /// IPv4 or IPv6 address.
     pub address: String,
-    /// TCP port.
+    /// TCP port, or RDMA's of the same number space.
     pub port: u16,
+    /// By what it is reached. Not given: TCP.
+    #[serde(default, skip_serializing_if = "Transport::is_tcp")]
+    pub transport: Transport,
+    /// Connections are encrypted: who does not begin with TLS is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
+}
+
+impl Portal {
+    /// One of TCP, without TLS.
+    pub fn tcp(address: impl Into<String>, port: u16) -> Self {
+        Self { address: address.into(), port, ..Self::default() }
+    }
+}
+
+/// By what a portal is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Transport {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// RDMA: NVMe alone, where machine and network have it.
+    Rdma,
+}
+
+impl Transport {
+    /// As it is spelled on the wire, by Linux and by `nvme connect`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
+        }
+    }
+
+    // Serde asks so.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_tcp(&self) -> bool {
+        *self == Self::Tcp
+    }
 }
 
 /// `PUT /v1/volumes/{volume}/attachments/{host}`: all that the initiator needs.
@@ -195,6 +239,9 @@ pub struct NvmeAccess {
     /// How the host is authenticated, if it is: it needs its secret to connect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authentication: Option<Authentication>,
+    /// How its connections are encrypted, if they are: it needs its key to connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// Every address at which the subsystem is served.
     pub portals: Vec<Portal>,
     /// Namespace id within the subsystem.

@@ -2,9 +2,12 @@
 //!
 //! Called by [`super::load`]. Checks syntax, key names and types, never values.
 
+use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use toml::Spanned;
 
 use super::{ConfigError, line_of};
@@ -50,8 +53,51 @@ pub struct Api {
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Nvmet {
-    pub portals: Given<Vec<String>>,
+    pub portals: Given<Vec<NvmetPortal>>,
+    pub referrals: Given<Vec<String>>,
+    pub io_queues: Given<u64>,
+    pub queue_size: Given<u64>,
     pub nqn_prefix: Given<String>,
+}
+
+/// A portal of NVMe: an address alone, or a table with more about it.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct NvmetPortal {
+    pub listen: String,
+    pub transport: Option<String>,
+    pub tls: bool,
+    pub ana: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for NvmetPortal {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            listen: String,
+            transport: Option<String>,
+            #[serde(default)]
+            tls: bool,
+            ana: Option<String>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = NvmetPortal;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("ADDRESS:PORT, or a table with listen, transport, tls and ana")
+            }
+            fn visit_str<E>(self, listen: &str) -> Result<NvmetPortal, E> {
+                Ok(NvmetPortal { listen: listen.into(), ..NvmetPortal::default() })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<NvmetPortal, A::Error> {
+                let Table { listen, transport, tls, ana } =
+                    Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(NvmetPortal { listen, transport, tls, ana })
+            }
+        }
+        input.deserialize_any(Either)
+    }
 }
 
 /// `[lio]`

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::fragment::{Fragment, Given};
+use super::fragment::{Fragment, Given, NvmetPortal};
 use super::line_of;
 
 /// A value and where it came from.
@@ -28,7 +28,10 @@ pub struct Inputs {
     pub socket_group: Option<At<String>>,
     pub listen: Option<At<Vec<String>>>,
     pub token_console: Option<At<String>>,
-    pub portals: Option<At<Vec<String>>>,
+    pub portals: Option<At<Vec<NvmetPortal>>>,
+    pub referrals: Option<At<Vec<String>>>,
+    pub io_queues: Option<At<u64>>,
+    pub queue_size: Option<At<u64>>,
     pub nqn_prefix: Option<At<String>>,
     pub lio_portals: Option<At<Vec<String>>>,
     pub nfs_listen: Option<At<Vec<String>>>,
@@ -61,6 +64,9 @@ impl Inputs {
         take(&mut self.listen, f.api.listen, file, text);
         take(&mut self.token_console, f.api.token_console, file, text);
         take(&mut self.portals, f.nvmet.portals, file, text);
+        take(&mut self.referrals, f.nvmet.referrals, file, text);
+        take(&mut self.io_queues, f.nvmet.io_queues, file, text);
+        take(&mut self.queue_size, f.nvmet.queue_size, file, text);
         take(&mut self.nqn_prefix, f.nvmet.nqn_prefix, file, text);
         take(&mut self.lio_portals, f.lio.portals, file, text);
         take(&mut self.nfs_listen, f.nfs.listen, file, text);

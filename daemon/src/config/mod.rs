@@ -190,6 +190,56 @@ mod tests {
     }
 
     #[test]
+    fn portals_of_nvme_have_rules() {
+        for (text, want) in [
+            ("portals = [\"10.0.0.1\"]", "o.toml:2: nvmet.portals must be ADDRESS:PORT"),
+            ("portals = [\"10.0.0.1:0\"]", "o.toml:2: nvmet.portals must have a port"),
+            ("portals = [{ tls = true }]", "o.toml:2: missing field `listen`"),
+            ("portals = [{ listen = \"10.0.0.1:1\", tsl = true }]", "o.toml:2: unknown field `tsl`"),
+            ("portals = [{ listen = \"10.0.0.1:1\", tls = 1 }]", "o.toml:2: invalid type"),
+            ("portals = [1]", "o.toml:2: invalid type: integer `1`, expected ADDRESS:PORT, or a table"),
+            (
+                "portals = [\"10.0.0.1:1\", { listen = \"10.0.0.1:1\", tls = true }]",
+                "o.toml:2: nvmet.portals has",
+            ),
+            (
+                "portals = [{ listen = \"10.0.0.1:1\", transport = \"fc\" }]",
+                "o.toml:2: nvmet.portals must have tcp or",
+            ),
+            (
+                "portals = [{ listen = \"10.0.0.1:1\", transport = \"rdma\", tls = true }]",
+                "o.toml:2: nvmet.portals can have TLS with tcp alone",
+            ),
+            (
+                "portals = [{ listen = \"10.0.0.1:1\", ana = \"change\" }]",
+                "o.toml:2: nvmet.portals must have optimized",
+            ),
+            ("io_queues = 0", "o.toml:2: nvmet.io_queues must be 1 to 128"),
+            ("io_queues = 129", "o.toml:2: nvmet.io_queues must be 1 to 128"),
+            ("queue_size = 15", "o.toml:2: nvmet.queue_size must be 16 to 1024"),
+            ("queue_size = 1025", "o.toml:2: nvmet.queue_size must be 16 to 1024"),
+            ("referrals = [\"host:1\"]", "o.toml:2: nvmet.referrals must be ADDRESS:PORT"),
+        ] {
+            let got = errors(&format!("[nvmet]\n{text}\n"));
+            assert!(got.len() == 1 && got[0].starts_with(want), "{text}: {got:?}");
+        }
+        let many: Vec<String> = (1..=65).map(|n| format!("\"10.0.0.{n}:1\"")).collect();
+        let got = errors(&format!("[nvmet]\nportals = [{}]\n", many.join(", ")));
+        assert!(got[0].contains("at most 64"), "{got:?}");
+
+        // What is shown reads back.
+        let dir = tempfile::tempdir().unwrap();
+        let text = "[nvmet]\nportals = [\"[::1]:4420\", { listen = \"10.0.0.1:4421\", tls = true }, { listen = \
+                    \"10.0.0.1:4422\", transport = \"rdma\", ana = \"inaccessible\" }]\nreferrals = [\"10.0.0.2:4420\"]\n\
+                    io_queues = 4\nqueue_size = 64\n";
+        write(dir.path(), "o.toml", text);
+        let first = load(&dir.path().join("o.toml"), None).unwrap();
+        assert!(first.nvmet.portals[1].tls && !first.nvmet.portals[0].tls, "{first}");
+        write(dir.path(), "p.toml", &first.to_string());
+        assert_eq!(load(&dir.path().join("p.toml"), None).unwrap(), first);
+    }
+
+    #[test]
     fn thresholds_of_pools_have_rules() {
         for (text, want) in [
             ("warn_percent = 0", "o.toml:2: pools.warn_percent must be 1 to 100, not 0"),

@@ -7,10 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ConfigError;
+use orlop_api::Transport;
+
 use super::inputs::{At, Inputs};
+use super::{ConfigError, fragment};
 use crate::model::NqnPrefix;
+use crate::target::PortalConfig;
 use crate::target::nfs::NfsVersion;
+use crate::target::nvmet::{AnaState, IO_QUEUES, NvmetConfig, NvmetPortal, PORT_COUNT};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +53,15 @@ pub struct ApiSettings {
 /// `[nvmet]`: the NVMe target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NvmetSettings {
-    /// `portals`: addresses and ports at which subsystems are served.
-    pub portals: Vec<SocketAddr>,
+    /// `portals`: addresses and ports at which subsystems are served. Each is an address, or a table:
+    /// `{ listen = "ADDRESS:PORT", transport = "rdma", tls = true, ana = "non-optimized" }`.
+    pub portals: Vec<NvmetPortal>,
+    /// `referrals`: addresses and ports of other discovery services, another appliance's say.
+    pub referrals: Vec<SocketAddr>,
+    /// `io_queues`: the most I/O queues of a host's connection to a volume, 1 to 128.
+    pub io_queues: u16,
+    /// `queue_size`: the most commands in one of them, 16 to 1024. Not given: the kernel's own limit.
+    pub queue_size: Option<u16>,
     /// `nqn_prefix`: what subsystem names start with. Changing it renames every volume's target.
     pub nqn_prefix: NqnPrefix,
     /// The same, as it is written.
@@ -134,7 +145,10 @@ impl Default for Settings {
                 token_console: Some("/dev/console".into()),
             },
             nvmet: NvmetSettings {
-                portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 4420)],
+                portals: NvmetConfig::default().portals,
+                referrals: Vec::new(),
+                io_queues: IO_QUEUES,
+                queue_size: None,
                 nqn_prefix: NqnPrefix::default(),
                 nqn_prefix_text: "nqn.2026-11.dev.orlop".into(),
             },
@@ -199,9 +213,14 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
     wrong.set(&mut s.api.token_console, "api.token_console", i.token_console, |v| {
         if v == "none" { Ok(None) } else { absolute(v).map(Some) }
     });
-    wrong.set(&mut s.nvmet.portals, "nvmet.portals", i.portals, |v| match addresses(v) {
-        Ok(list) if list.is_empty() => Err("must name at least one address".into()),
-        other => other,
+    wrong.set(&mut s.nvmet.portals, "nvmet.portals", i.portals, nvmet_portals);
+    wrong.set(&mut s.nvmet.referrals, "nvmet.referrals", i.referrals, addresses);
+    let number = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    wrong.set(&mut s.nvmet.io_queues, "nvmet.io_queues", i.io_queues, |v| {
+        within(v, 1, IO_QUEUES.into()).map(number)
+    });
+    wrong.set(&mut s.nvmet.queue_size, "nvmet.queue_size", i.queue_size, |v| {
+        within(v, 16, 1024).map(number).map(Some)
     });
     wrong.set(&mut s.lio.portals, "lio.portals", i.lio_portals, addresses);
     wrong.set(&mut s.nfs.listen, "nfs.listen", i.nfs_listen, |v| {
@@ -296,13 +315,58 @@ fn level(text: String) -> Result<String, String> {
 }
 
 fn addresses(list: Vec<String>) -> Result<Vec<SocketAddr>, String> {
-    distinct(list, |text| match text.parse::<SocketAddr>() {
+    distinct(list, address)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
         Ok(address) if address.port() == 0 => Err("must have a port other than 0".into()),
         Ok(address) => Ok(address),
         Err(_) => {
             Err(format!("must be ADDRESS:PORT or [ADDRESS]:PORT, with a numeric address, not {text:?}"))
         }
-    })
+    }
+}
+
+fn nvmet_portals(list: Vec<fragment::NvmetPortal>) -> Result<Vec<NvmetPortal>, String> {
+    let given = list.iter().map(|p| p.listen.clone()).collect();
+    let addresses = addresses(given)?;
+    if addresses.is_empty() {
+        return Err("must name at least one address".into());
+    }
+    if addresses.len() > usize::from(PORT_COUNT) {
+        return Err(format!("must name at most {PORT_COUNT} addresses"));
+    }
+    let each = addresses.into_iter().zip(list).map(|(listen, given)| {
+        let transport = match given.transport.as_deref() {
+            None | Some("tcp") => Transport::Tcp,
+            Some("rdma") => Transport::Rdma,
+            Some(other) => return Err(format!("must have tcp or rdma as transport, not {other:?}")),
+        };
+        if given.tls && transport != Transport::Tcp {
+            return Err("can have TLS with tcp alone".into());
+        }
+        let ana = match given.ana {
+            None => AnaState::default(),
+            Some(text) => AnaState::ALL.into_iter().find(|a| a.as_str() == text).ok_or_else(|| {
+                format!("must have optimized, non-optimized or inaccessible as ana, not {text:?}")
+            })?,
+        };
+        let at = PortalConfig { address: listen.ip(), port: listen.port() };
+        Ok(NvmetPortal { at, transport, tls: given.tls, ana })
+    });
+    each.collect()
+}
+
+/// As it is written.
+fn nvmet_portal(p: &NvmetPortal) -> String {
+    let text = |s: &str| toml::Value::from(s).to_string();
+    let listen = text(&p.at.to_string());
+    if *p == NvmetPortal::tcp(p.at) {
+        return listen;
+    }
+    let (transport, ana) = (text(p.transport.as_str()), text(p.ana.as_str()));
+    format!("{{ listen = {listen}, transport = {transport}, tls = {}, ana = {ana} }}", p.tls)
 }
 
 /// Reads each, and none twice.
@@ -335,7 +399,13 @@ impl fmt::Display for Settings {
         writeln!(f, "[api]\nsocket = {}", path(&self.api.socket))?;
         writeln!(f, "socket_group = {}", text(&self.api.socket_group))?;
         writeln!(f, "listen = {}\ntoken_console = {console}\n", list(&self.api.listen))?;
-        writeln!(f, "[nvmet]\nportals = {}", list(&self.nvmet.portals))?;
+        let n = &self.nvmet;
+        let portals: Vec<_> = n.portals.iter().map(nvmet_portal).collect();
+        writeln!(f, "[nvmet]\nportals = [{}]", portals.join(", "))?;
+        writeln!(f, "referrals = {}\nio_queues = {}", list(&n.referrals), n.io_queues)?;
+        if let Some(size) = n.queue_size {
+            writeln!(f, "queue_size = {size}")?;
+        }
         writeln!(f, "nqn_prefix = {}\n", text(&self.nvmet.nqn_prefix_text))?;
         writeln!(f, "[lio]\nportals = {}\n", list(&self.lio.portals))?;
         let texts = |all: Vec<String>| {

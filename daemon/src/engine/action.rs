@@ -3,7 +3,8 @@
 use orlop_api::{
     Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut,
     OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
-    SnapshotRef, Tenant, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    SnapshotRef, Tenant, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone,
+    ZonePut,
 };
 
 use crate::model::{PoolChange, PoolSpec};
@@ -53,6 +54,9 @@ pub enum Action {
     TrustHost(HostName),
     /// Has a host prove that it knows a secret when it logs in by iSCSI; without one it need not any more.
     ChapHost(HostName, Option<ChapPut>),
+    /// Has what a host says by NVMe encrypted; without a key it is not any more. The one or the other is legal when it has
+    /// no attachment by NVMe.
+    TlsHost(HostName, Option<TlsPut>),
     /// Forgets a host. Legal when it has no attachment.
     DeleteHost(HostName),
     /// Makes a zone, or changes it, with what it is attached to.
@@ -89,6 +93,7 @@ impl Action {
             Self::AuthenticateHost(..) => "authenticate_host",
             Self::TrustHost(_) => "trust_host",
             Self::ChapHost(..) => "chap_host",
+            Self::TlsHost(..) => "tls_host",
             Self::DeleteHost(_) => "delete_host",
             Self::PutZone(..) => "put_zone",
             Self::DeleteZone(_) => "delete_zone",
@@ -118,6 +123,7 @@ impl Action {
             | Self::AuthenticateHost(host, _)
             | Self::TrustHost(host)
             | Self::ChapHost(host, _)
+            | Self::TlsHost(host, _)
             | Self::DeleteHost(host) => format!("host/{host}"),
             Self::PutZone(zone, _) | Self::DeleteZone(zone) => format!("zone/{zone}"),
             Self::Attach(volume, host, _) | Self::Detach(volume, host) => {

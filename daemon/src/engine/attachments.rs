@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use super::events::Subject;
 use super::intent::Intent;
 use super::locks::{Guards, Key, Mode};
+use super::view::View;
 use super::volumes::not_found;
 use crate::journal::{Batch, Table};
 use crate::model::{Grant, HostRecord, ZoneRules};
@@ -40,6 +41,9 @@ impl Core {
             let protocol = entry.label.protocol();
             self.check_served(protocol)?;
             check_may_use(&host, record, protocol, grant)?;
+            if protocol == Protocol::Nvme && !how.alone {
+                check_company(&view, id, &host, record)?;
+            }
             let record = record.clone();
             let had = view.grant_of(id, &host);
             if let Some(had) = had.filter(|had| *had != grant) {
@@ -181,9 +185,10 @@ impl Core {
     pub(super) fn attachment(&self, id: VolumeId, host: &HostName) -> Option<Attachment> {
         let identity = self.identity(id);
         let protocol = self.view.read().entry(id)?.label.protocol();
-        let portals = self.portals(protocol);
+        let mut portals = self.portals(protocol);
         let view = self.view.read();
         let (entry, record) = (view.entry(id)?, view.host_record(host)?);
+        portals.retain(|p| p.tls == (record.tls.is_some() && protocol == Protocol::Nvme));
         let grant = view.grant_of(id, host)?;
         let zone = record.zone.unwrap_or(ZoneRules { read_only: false, squash: Squash::None });
         let access = match protocol {
@@ -191,6 +196,7 @@ impl Core {
                 nqn: identity.nqn,
                 host_nqn: record.nqn.clone()?,
                 authentication: record.authentication(),
+                tls: record.tls(),
                 portals,
                 nsid: 1,
                 uuid: identity.uuid,
@@ -242,6 +248,27 @@ fn check_may_use(host: &HostName, record: &HostRecord, protocol: Protocol, grant
         return Err(Error::Unsupported(why.into()));
     }
     Ok(())
+}
+
+/// Refuses a host without TLS where there is one with, and the other way round: a volume is served at portals with TLS or
+/// without, and at those without a host is believed its name.
+fn check_company(view: &View, id: VolumeId, host: &HostName, record: &HostRecord) -> Result<()> {
+    let tls = record.tls.is_some();
+    let other = |name: &&HostName| view.host_record(name).is_some_and(|r| r.tls.is_some() != tls);
+    let others: Vec<_> =
+        view.hosts_of(id).filter(|name| *name != host).filter(other).map(ToString::to_string).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let reason = match tls {
+        true => {
+            "comes by TLS, and a volume is served with it or without: give these hosts a key, or detach them"
+        }
+        false => {
+            "has no TLS key, and a volume is served with TLS or without: give it one, or detach these hosts"
+        }
+    };
+    Err(Error::Precondition { object: format!("host {host}"), reason: reason.into(), dependants: others })
 }
 
 /// The key of an attachment's record. A volume id has no slash.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use orlop_api::{
-    AuthenticationPut, ChapPut, EventKind, HostName, HostPut, Network, Protocol, VolumeId, ZonePut,
+    AuthenticationPut, ChapPut, EventKind, HostName, HostPut, Network, Protocol, TlsPut, VolumeId, ZonePut,
 };
 use tokio::time::Instant;
 
@@ -38,8 +38,8 @@ impl Core {
         let mut record = HostRecord::host(ask);
         // The same again changes nothing, and need not wait for one of its attachments whose disk does not answer.
         let same = |old: &HostRecord| {
-            let (secrets, chap) = (old.secrets.clone(), old.chap.clone());
-            *old == HostRecord { secrets, chap, ..record.clone() }
+            let (secrets, chap, tls) = (old.secrets.clone(), old.chap.clone(), old.tls.clone());
+            *old == HostRecord { secrets, chap, tls, ..record.clone() }
         };
         if self.view.read().host_record(&name).is_some_and(same) {
             return self.shown_host(&name, false);
@@ -68,6 +68,7 @@ impl Core {
             if let Some(old) = &old {
                 // Its secrets are the host's, whatever it is called.
                 (record.secrets, record.chap) = (old.secrets.clone(), old.chap.clone());
+                record.tls.clone_from(&old.tls);
                 let known = |id: &VolumeId| view.entry(*id).map(|v| v.label.protocol());
                 let changed = |p: Protocol| !record.is_same_to(p, old);
                 // One that is in no pool now is served again when its pool is back.
@@ -257,7 +258,7 @@ impl Core {
             return Err(same_secret("controller_key"));
         }
         let set = |record: &mut HostRecord| record.secrets = secrets.map(Secret::Known);
-        self.set_secret(name, Protocol::Nvme, set, until).await
+        self.set_secret(name, Protocol::Nvme, true, set, until).await
     }
 
     /// The same to iSCSI.
@@ -272,14 +273,27 @@ impl Core {
             return Err(same_secret("target.secret"));
         }
         let set = |record: &mut HostRecord| record.chap = secrets.map(Secret::Known);
-        self.set_secret(name, Protocol::Iscsi, set, until).await
+        self.set_secret(name, Protocol::Iscsi, true, set, until).await
     }
 
-    /// Connections that a host has stay.
+    /// Has what a host says by NVMe encrypted from its next connection on. That it comes by TLS, or no longer, can't be
+    /// changed while it is attached: its volumes are served at other portals then.
+    pub(super) async fn set_tls(
+        self: &Arc<Self>,
+        name: HostName,
+        key: Option<TlsPut>,
+        until: Instant,
+    ) -> Result<Outcome> {
+        let set = |record: &mut HostRecord| record.tls = key.map(Secret::Known);
+        self.set_secret(name, Protocol::Nvme, false, set, until).await
+    }
+
+    /// Connections that a host has stay. `proof`: it is what the host must prove.
     async fn set_secret(
         self: &Arc<Self>,
         name: HostName,
         protocol: Protocol,
+        proof: bool,
         set: impl FnOnce(&mut HostRecord),
         until: Instant,
     ) -> Result<Outcome> {
@@ -299,11 +313,23 @@ impl Core {
         })?;
         let mut record = old.clone();
         set(&mut record);
+        if record.tls.is_some() != old.tls.is_some() {
+            let view = self.view.read();
+            let by_nvme = |id: &VolumeId| view.entry(*id).is_none_or(|v| v.label.protocol() == protocol);
+            let dependants: Vec<_> =
+                volumes.iter().filter(|id| by_nvme(id)).map(ToString::to_string).collect();
+            if !dependants.is_empty() {
+                let reason = "is attached, and with TLS its volumes are served at other portals: detach it from these \
+                              first";
+                let object = format!("host {name}");
+                return Err(Error::Precondition { object, reason: reason.into(), dependants });
+            }
+        }
         // The journal first: once it is durable what the host must prove, no crash lets it in without.
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
-        if proofs_of(&record).into_iter().all(|(of, _)| of != id) {
+        if proof && proofs_of(&record).into_iter().all(|(of, _)| of != id) {
             // It had to before, as far as is known; what the kernel may still ask is taken back.
             self.settings.host_keys.put(&id, Proof::Nothing);
         }
@@ -345,6 +371,9 @@ impl Core {
     pub(super) fn ask_for(&self, record: &HostRecord) {
         for (id, proof) in proofs_of(record) {
             self.settings.host_keys.put(&id, proof);
+        }
+        if let Some(nqn) = &record.nqn {
+            self.settings.host_keys.put_tls(nqn, record.tls.as_ref().and_then(Secret::known).cloned());
         }
     }
 

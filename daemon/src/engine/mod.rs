@@ -354,6 +354,7 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::AuthenticateHost(name, ask) => core.set_dhchap(name, Some(ask), until).await,
         Action::TrustHost(name) => core.set_dhchap(name, None, until).await,
         Action::ChapHost(name, ask) => core.set_chap(name, ask, until).await,
+        Action::TlsHost(name, ask) => core.set_tls(name, ask, until).await,
         Action::DeleteHost(name) => core.forget(name, "host", until).await,
         Action::PutZone(name, ask) => core.put_zone(name, ask, until).await,
         Action::DeleteZone(name) => core.forget(name, "zone", until).await,

@@ -519,6 +519,7 @@ fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
         zone: one(a.zone, b.zone)?,
         secrets: a.secrets.or(b.secrets),
         chap: a.chap.or(b.chap),
+        tls: a.tls.or(b.tls),
     })
 }
 
@@ -530,7 +531,7 @@ fn is_access(intent: &Intent) -> bool {
 fn note_lost_secret(view: &mut super::View, name: &HostName, record: &HostRecord) {
     if record.has_lost_a_secret() {
         let text = "its secret was lost with the journal: it is kept out until that is given again \
-                    (orlop host authenticate, orlop host chap)";
+                    (orlop host authenticate, orlop host chap, orlop host tls)";
         view.raise(super::hosts::alarm_of(name), text.into());
     }
 }

@@ -58,7 +58,8 @@ impl Server {
 fn hosts_of(record: &HostRecord, grant: Grant, protocol: Protocol) -> Vec<(HostId, Rights)> {
     // Who is attached as a host is trusted with its users' names, root's too; a zone has rules.
     let (zone, squash) = record.zone.map_or((false, Squash::None), |z| (z.read_only, z.squash));
-    let rights = Rights { read_only: grant.read_only || zone, squash };
+    let tls = protocol == Protocol::Nvme && record.tls.is_some();
+    let rights = Rights { read_only: grant.read_only || zone, squash, tls };
     let ids: Vec<HostId> = match protocol {
         // Whatever else is written of it.
         Protocol::Nvme | Protocol::Iscsi if record.zone.is_some() => Vec::new(),

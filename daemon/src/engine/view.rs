@@ -425,6 +425,7 @@ impl View {
             addresses: host.addresses(),
             authentication: host.authentication(),
             chap: host.chap(),
+            tls: host.tls(),
             volumes: self.volumes_of(name).collect(),
         }
     }

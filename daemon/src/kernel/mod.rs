@@ -12,6 +12,7 @@ pub mod exec;
 pub mod filesystem;
 pub mod fs;
 pub mod holders;
+pub mod keyring;
 pub mod loopdev;
 pub mod luks;
 pub mod lzc;

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use orlop_api::{
-    Authentication, AuthenticationPut, Chap, ChapPut, HostPut, Iqn, Network, Nqn, Protocol, Squash, ZonePut,
+    Authentication, AuthenticationPut, Chap, ChapPut, HostPut, Iqn, Network, Nqn, Protocol, Squash, Tls,
+    TlsPut, ZonePut,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub struct HostRecord {
     /// What it must prove to iSCSI to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap: Option<Secret<ChapPut>>,
+    /// By what its NVMe connections must be encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Secret<TlsPut>>,
 }
 
 /// What all hosts of a zone have in common.
@@ -76,6 +80,8 @@ pub struct Proven {
     pub nvme: bool,
     /// iSCSI's.
     pub iscsi: bool,
+    /// That of TLS for NVMe.
+    pub tls: bool,
 }
 
 impl HostRecord {
@@ -126,7 +132,7 @@ impl HostRecord {
     /// Whether it may be let in by a protocol: not where it must prove what nobody knows any more.
     pub fn is_admissible(&self, protocol: Protocol) -> bool {
         match protocol {
-            Protocol::Nvme => self.secrets != Some(Secret::Lost),
+            Protocol::Nvme => self.secrets != Some(Secret::Lost) && self.tls != Some(Secret::Lost),
             Protocol::Iscsi => self.chap != Some(Secret::Lost),
             Protocol::Nfs => true,
         }
@@ -144,7 +150,7 @@ impl HostRecord {
 
     /// Which of its secrets it has.
     pub fn proven(&self) -> Proven {
-        Proven { nvme: self.secrets.is_some(), iscsi: self.chap.is_some() }
+        Proven { nvme: self.secrets.is_some(), iscsi: self.chap.is_some(), tls: self.tls.is_some() }
     }
 
     /// How NVMe authenticates it, without the secrets.
@@ -156,6 +162,14 @@ impl HostRecord {
                 dh_group: ask.dh_group,
             },
             Secret::Lost => Authentication::Lost,
+        })
+    }
+
+    /// How its NVMe connections are encrypted, without the key.
+    pub fn tls(&self) -> Option<Tls> {
+        self.tls.as_ref().map(|secret| match secret {
+            Secret::Known(ask) => Tls::Required { compat: ask.compat },
+            Secret::Lost => Tls::Lost,
         })
     }
 

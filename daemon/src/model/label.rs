@@ -27,6 +27,9 @@ pub struct LabelHost {
     /// It must prove to NVMe to know a secret: without that it is not let in, whatever else is lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub authenticated: bool,
+    /// It must come by TLS, with a key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
     /// Its iSCSI name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iqn: Option<Iqn>,
@@ -48,13 +51,14 @@ impl LabelHost {
     /// What a label is to remember of a host.
     /// By the volume's protocol alone: a label has no room for what it does not need.
     pub fn of(name: &HostName, record: &HostRecord, grant: Grant, protocol: Protocol) -> Self {
-        let Proven { nvme, iscsi } = record.proven();
+        let Proven { nvme, iscsi, tls } = record.proven();
         let (by_nvme, by_iscsi) = (protocol == Protocol::Nvme, protocol == Protocol::Iscsi);
         let by_nfs = protocol == Protocol::Nfs;
         Self {
             name: name.clone(),
             nqn: record.nqn.clone().filter(|_| by_nvme),
             authenticated: nvme && by_nvme,
+            tls: tls && by_nvme,
             iqn: record.iqn.clone().filter(|_| by_iscsi),
             chap: iscsi && by_iscsi,
             networks: if by_nfs { record.networks.clone() } else { Vec::new() },
@@ -72,6 +76,7 @@ impl LabelHost {
             zone: self.zone,
             secrets: self.authenticated.then_some(Secret::Lost),
             chap: self.chap.then_some(Secret::Lost),
+            tls: self.tls.then_some(Secret::Lost),
         }
     }
 }

@@ -99,10 +99,10 @@ impl<P: Protocol> Run<'_, P> {
 
     /// With no portal at all, what should be served is not.
     fn judge_portals(&mut self) {
-        let names = self.protocol.portal_names();
-        if names.iter().all(|n| self.down.contains_key(n)) {
-            let only = self.scope.volume();
-            for volume in self.desired.keys().filter(|v| only.is_none_or(|o| o == **v)) {
+        let only = self.scope.volume();
+        for (volume, export) in self.desired.iter().filter(|(v, _)| only.is_none_or(|o| o == **v)) {
+            let names = self.protocol.portal_names(export);
+            if names.iter().all(|n| self.down.contains_key(n)) {
                 let error = TargetError::Portal { portal: names.join(", "), source: self.why_down() };
                 self.report.failed.entry(*volume).or_insert(error);
             }

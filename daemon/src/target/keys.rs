@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use orlop_api::{AuthenticationPut, ChapPut};
+use orlop_api::{AuthenticationPut, ChapPut, Nqn, TlsPut};
 use parking_lot::Mutex;
 
 use super::HostId;
@@ -25,21 +25,43 @@ pub enum Proof {
 /// See the module. Clones are the same ring. A host that is not on it is left as it is: it never had a secret of
 /// ours, and if there is one in the kernel, somebody else has put it there.
 #[derive(Debug, Clone, Default)]
-pub struct HostKeys(Arc<Mutex<BTreeMap<String, Proof>>>);
+pub struct HostKeys(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    proofs: BTreeMap<String, Proof>,
+    tls: BTreeMap<String, TlsPut>,
+}
 
 impl HostKeys {
     /// What a host must prove.
     pub fn get(&self, host: &str) -> Option<Proof> {
-        self.0.lock().get(host).cloned()
+        self.0.lock().proofs.get(host).cloned()
     }
 
     /// It must prove that from now on.
     pub fn put(&self, host: &HostId, proof: Proof) {
-        self.0.lock().insert(host.to_string(), proof);
+        self.0.lock().proofs.insert(host.to_string(), proof);
+    }
+
+    /// The key by which what an NVMe host says is encrypted.
+    pub fn tls(&self, host: &str) -> Option<TlsPut> {
+        self.0.lock().tls.get(host).cloned()
+    }
+
+    /// This is the key from now on, or there is none.
+    pub fn put_tls(&self, host: &Nqn, key: Option<TlsPut>) {
+        let mut held = self.0.lock();
+        match key {
+            Some(key) => drop(held.tls.insert(host.to_string(), key)),
+            None => drop(held.tls.remove(host.as_str())),
+        }
     }
 
     /// It is no host of ours any more.
     pub fn remove(&self, host: &HostId) {
-        self.0.lock().remove(&host.to_string());
+        let mut held = self.0.lock();
+        held.proofs.remove(&host.to_string());
+        held.tls.remove(&host.to_string());
     }
 }

@@ -20,6 +20,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use orlop_api::{ByteSize, ErrorKind, Iqn, Network, Nqn, Portal, Squash, VolumeId};
+use rustix::io::Errno;
 
 use crate::kernel::{Deadline, Overrun};
 use crate::model::Identity;
@@ -44,6 +45,12 @@ impl Export {
     /// Its hosts by their NQNs.
     pub fn nqns(&self) -> impl Iterator<Item = &Nqn> {
         self.hosts.keys().filter_map(|h| if let HostId::Nqn(nqn) = h { Some(nqn) } else { None })
+    }
+
+    /// Whether it is served with TLS alone: one of its hosts must come so, and at a portal without, whoever knows that
+    /// host's name would be let in as it.
+    pub fn tls(&self) -> bool {
+        self.hosts.values().any(|rights| rights.tls)
     }
 }
 
@@ -86,6 +93,8 @@ pub struct Rights {
     pub read_only: bool,
     /// NFS: whose names its users go by.
     pub squash: Squash,
+    /// NVMe: what it says is encrypted, with a key that it has.
+    pub tls: bool,
 }
 
 /// What should be served, within a scope.
@@ -204,6 +213,12 @@ impl TargetError {
             Self::Foreign { .. } => ErrorKind::Conflict,
             Self::Unfit { .. } => ErrorKind::Precondition,
             Self::Unsupported(_) | Self::Absent(_) => ErrorKind::Unsupported,
+            // There is no such transport, or no device for it.
+            Self::Portal { source, .. }
+                if tree::is(source, Errno::INVAL) || tree::is(source, Errno::NODEV) =>
+            {
+                ErrorKind::Unsupported
+            }
             Self::Portal { .. } => ErrorKind::Unavailable,
             Self::Deadline(..) => ErrorKind::Deadline,
         }
@@ -243,8 +258,8 @@ pub trait Protocol: Send + Sync {
     /// opened, later steps for it are left out and those for other portals go on.
     fn portal(&self, step: &Self::Step) -> Option<String>;
 
-    /// All portals that there should be. When none of them can be opened, volumes can't be served.
-    fn portal_names(&self) -> Vec<String>;
+    /// All portals at which a volume should be served. When none of them can be opened, it can't be.
+    fn portal_names(&self, export: &Export) -> Vec<String>;
 
     /// Tells connected hosts that a volume has grown.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;

@@ -10,7 +10,7 @@ use super::{Desired, Export};
 use crate::kernel::net;
 
 /// An address to listen at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortalConfig {
     /// The address; unspecified for all of them.
     pub address: IpAddr,
@@ -26,21 +26,25 @@ impl fmt::Display for PortalConfig {
 
 /// Where hosts can reach these, wildcard addresses resolved to the machine's own.
 pub(super) fn reachable<'a>(portals: impl Iterator<Item = &'a PortalConfig>) -> Vec<Portal> {
+    resolved(portals.map(|p| (p, Portal::default())))
+}
+
+/// The same of such that are not all alike: each is as the one that is given with it, but for address and port.
+pub(super) fn resolved<'a>(portals: impl Iterator<Item = (&'a PortalConfig, Portal)>) -> Vec<Portal> {
     let mut found = Vec::new();
     let own = net::own_addresses().unwrap_or_default();
-    for portal in portals {
-        let port = portal.port;
+    for (config, like) in portals {
         let mut push = |a: &IpAddr| {
-            let portal = Portal { address: a.to_string(), port };
+            let portal = Portal { address: a.to_string(), port: config.port, ..like.clone() };
             if !found.contains(&portal) {
                 found.push(portal);
             }
         };
-        if !portal.address.is_unspecified() {
-            push(&portal.address);
+        if !config.address.is_unspecified() {
+            push(&config.address);
             continue;
         }
-        own.iter().filter(|a| a.is_ipv4() == portal.address.is_ipv4()).for_each(&mut push);
+        own.iter().filter(|a| a.is_ipv4() == config.address.is_ipv4()).for_each(&mut push);
     }
     found
 }

@@ -282,3 +282,48 @@ async fn bad_secrets_are_refused_and_not_repeated() {
     let reply = put("/v1/volumes/x/attachments/worker-1?exclusive=perhaps", json!({}));
     assert_eq!(reply.kind(), "invalid", "{reply:?}");
 }
+
+#[tokio::test]
+async fn bad_tls_keys_are_refused_and_not_repeated() {
+    const SECRET: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh";
+    let d = Daemon::start();
+    let put = |path: &str, body: serde_json::Value| {
+        raw::call(&d.socket(), "PUT", path, body.to_string().as_bytes())
+    };
+    let good = "NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+    let path = "/v1/hosts/worker-1/tls";
+    assert_eq!(put(path, json!({"key": good})).kind(), "not_found");
+    put("/v1/hosts/worker-1", json!({"iqn": "iqn.1993-08.org.debian:01:a"}));
+    assert_eq!(put(path, json!({"key": good})).kind(), "precondition");
+    put(
+        "/v1/hosts/worker-1",
+        json!({"nqn": "nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-000000000001"}),
+    );
+    let table = [
+        (json!({}), "key"),
+        (json!({"key": ""}), "key"),
+        (json!({"key": SECRET}), "key"),
+        (json!({"key": good.replace("AAEC", "AAED")}), "key"),
+        (json!({"key": good.replace(":01:", ":02:")}), "key"),
+        (json!({"key": good.replace(":01:", ":03:")}), "key"),
+        (json!({"key": good.replace("NVMeTLSkey-1", "DHHC-1")}), "key"),
+        (json!({"key": "x".repeat(300)}), "key"),
+        (json!({"key": good, "compat": "perhaps"}), "compat"),
+        (json!({"key": good, "secret": "x"}), "secret"),
+    ];
+    for (body, field) in table {
+        let reply = put(path, body.clone());
+        assert_eq!(reply.kind(), "invalid", "{body}: {reply:?}");
+        assert_eq!(reply.json()["field"], field, "{body}: {}", reply.json());
+        assert!(!reply.json().to_string().contains(&SECRET[..20]), "{}", reply.json());
+    }
+    assert!(d.client().host(&"worker-1".parse().unwrap()).await.unwrap().tls.is_none());
+    let reply = put(path, json!({"key": good}));
+    assert_eq!(reply.json()["tls"]["state"], "required", "{reply:?}");
+    assert!(!reply.json().to_string().contains(&SECRET[..20]), "{}", reply.json());
+    // The default configuration has no portal with TLS, and serves such a host at no other.
+    let pool = d.pool("tank").await;
+    d.volume(&pool, "data").await;
+    let refused = put("/v1/volumes/data/attachments/worker-1", json!({}));
+    assert_eq!(refused.kind(), "unsupported", "{refused:?}");
+}

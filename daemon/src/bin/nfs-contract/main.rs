@@ -47,7 +47,7 @@ fn rights(text: &str) -> Result<Rights> {
         "all" => Squash::All,
         _ => bail!("no such squash: {squash}"),
     };
-    Ok(Rights { read_only: access == "ro", squash })
+    Ok(Rights { read_only: access == "ro", squash, ..Rights::default() })
 }
 
 fn export(volume: VolumeId, backing: &str, hosts: &[(&str, &str)]) -> Result<Export> {

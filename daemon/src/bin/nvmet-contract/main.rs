@@ -22,7 +22,7 @@ use orlop_api::{ByteSize, VolumeId};
 use orlopd::kernel::Deadline;
 use orlopd::kernel::configfs::ConfigFs;
 use orlopd::model::{Identity, NqnPrefix};
-use orlopd::target::nvmet::{CONFIG_ROOT, FIRST_PORT, Nvmet, NvmetConfig};
+use orlopd::target::nvmet::{CONFIG_ROOT, FIRST_PORT, Nvmet, NvmetConfig, NvmetPortal};
 use orlopd::target::{Desired, Export, HostId, PortalConfig, Rights, Scope, Target, TargetError};
 
 const FOREIGN: &str = "nqn.2020-01.com.example:theirs";
@@ -92,7 +92,8 @@ const HOSTS: [&str; 3] = [
 ];
 
 fn config(ports: &[u16]) -> NvmetConfig {
-    let portal = |port: &u16| PortalConfig { address: Ipv4Addr::LOCALHOST.into(), port: *port };
+    let at = |port: u16| PortalConfig { address: Ipv4Addr::LOCALHOST.into(), port };
+    let portal = |port: &u16| NvmetPortal::tcp(at(*port));
     NvmetConfig { portals: ports.iter().map(portal).collect(), ..NvmetConfig::default() }
 }
 
@@ -288,7 +289,8 @@ impl Bench {
 
     fn portal_down(&mut self) -> Result<()> {
         let mut with = config(&[4430, 4431]);
-        with.portals.push(PortalConfig { address: IpAddr::from([192, 0, 2, 1]), port: 4432 });
+        let elsewhere = PortalConfig { address: IpAddr::from([192, 0, 2, 1]), port: 4432 };
+        with.portals.push(NvmetPortal::tcp(elsewhere));
         let target = Nvmet::kernel(with);
         let report = target.converge(Scope::All, &self.desired([&[2], &[0]])?, &soon())?;
         ensure!(report.failed.is_empty() && report.portals_down.len() == 1, "{report:?}");

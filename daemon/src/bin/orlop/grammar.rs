@@ -505,6 +505,23 @@ pub enum HostCommand {
         #[arg(long, conflicts_with_all = ["user", "secret_file", "target_user"])]
         none: bool,
     },
+    /// Have what a host says by NVMe encrypted: it is served at portals with TLS alone
+    ///
+    /// Keys are made with `nvme gen-tls-key`. While the host is attached it can be given another, but not the first, and
+    /// none can be taken away.
+    Tls {
+        /// Its name
+        host: HostName,
+        /// The file with the key; `-` is standard input
+        #[arg(long, value_name = "FILE", required_unless_present = "none")]
+        key_file: Option<PathBuf>,
+        /// The host's tools are older than libnvme 1.16 and its identity has version 0
+        #[arg(long, requires = "key_file")]
+        compat: bool,
+        /// No TLS any more
+        #[arg(long, conflicts_with_all = ["key_file", "compat"])]
+        none: bool,
+    },
     /// Forget a host that has no attachment
     Delete {
         /// Its name

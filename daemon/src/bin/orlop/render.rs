@@ -8,7 +8,7 @@ use orlop_api::{
     Access, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host, IscsiAccess,
     Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth, PoolHealthState,
     PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning, Snapshot, SnapshotState,
-    SourceMode, System, SystemState, Volume, VolumeId, VolumeKey, VolumeState, Zone,
+    SourceMode, System, SystemState, Tls, Volume, VolumeId, VolumeKey, VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -408,7 +408,11 @@ fn host(h: &Host) -> [String; 4] {
         Chap::Required { target_user: Some(_), .. } => "iscsi mutual",
         Chap::Lost => "iscsi lost",
     });
-    let secrets: Vec<&str> = nvme.into_iter().chain(iscsi).collect();
+    let tls = h.tls.map(|t| match t {
+        Tls::Required { .. } => "tls",
+        Tls::Lost => "tls lost",
+    });
+    let secrets: Vec<&str> = nvme.into_iter().chain(tls).chain(iscsi).collect();
     let secret = if secrets.is_empty() { "none".into() } else { secrets.join(", ") };
     [h.name.to_string(), by.join(", "), secret, h.volumes.len().to_string()]
 }
@@ -475,10 +479,22 @@ fn connect_commands(a: &Attachment) -> Vec<String> {
                 Some(Authentication::Lost) | None => "",
             };
             let connect = |p: &Portal| {
-                let (address, port) = (&p.address, p.port);
-                format!("nvme connect -t tcp -a {address} -s {port} -n {} -q {}{secrets}", n.nqn, n.host_nqn)
+                let (by, address, port) = (p.transport.as_str(), &p.address, p.port);
+                let tls = if p.tls { " --tls" } else { "" };
+                format!(
+                    "nvme connect -t {by} -a {address} -s {port} -n {} -q {}{secrets}{tls}",
+                    n.nqn, n.host_nqn
+                )
             };
-            n.portals.iter().map(connect).collect()
+            // Once a boot; with an identity of version 1 it is known however the host's tools derive it.
+            let key = n.tls.map(|_| {
+                let (subsystem, host) = (&n.nqn, &n.host_nqn);
+                format!(
+                    "nvme check-tls-key --subsysnqn={subsystem} --hostnqn={host} --identity=1 --insert \
+                     --keydata=<the host's>"
+                )
+            });
+            key.into_iter().chain(n.portals.iter().map(connect)).collect()
         }
         Access::Iscsi(i) => i.portals.iter().flat_map(|p| log_in_commands(i, p)).collect(),
         Access::Nfs(n) => {
@@ -566,7 +582,8 @@ mod tests {
                 nqn: "nqn.2026-11.dev.orlop:x".parse().unwrap(),
                 host_nqn: "nqn.2014-08.org.nvmexpress:uuid:y".parse().unwrap(),
                 authentication: None,
-                portals: vec![Portal { address: "192.0.2.1".into(), port: 4420 }],
+                tls: None,
+                portals: vec![Portal::tcp("192.0.2.1", 4420)],
                 nsid: 1,
                 uuid: uuid::Uuid::nil(),
                 nguid: "0".repeat(32),

@@ -11,7 +11,7 @@ use orlop_api::client::{AttachAs, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
     AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind, HostPut,
     OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem, Provisioning, SnapshotCreate,
-    SnapshotGroupCreate, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
+    SnapshotGroupCreate, TlsPut, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
 };
 
 use crate::grammar::{
@@ -275,6 +275,15 @@ async fn host(client: &Client, command: HostCommand) -> Result<Answer> {
                 theirs.ok_or_else(|| Problem::new(ErrorKind::Invalid, "the host's secret is missing"))?;
             let target = credentials(target_user, target_secret_file.as_deref())?;
             Answer::Host(client.chap_host(&host, &ChapPut { host: theirs, target }).await?)
+        }
+        HostCommand::Tls { host, none: true, .. } => {
+            client.no_tls_host(&host).await?;
+            Answer::Done(format!("host {host} is served without TLS"))
+        }
+        HostCommand::Tls { host, key_file, compat, none: false } => {
+            let key = key_file.as_deref().map(read_key).transpose()?;
+            let key = key.ok_or_else(|| Problem::new(ErrorKind::Invalid, "the host's key is missing"))?;
+            Answer::Host(client.tls_host(&host, &TlsPut { key, compat }).await?)
         }
         HostCommand::Delete { host } => {
             client.delete_host(&host).await?;

@@ -701,6 +701,11 @@ pub struct FakeTarget {
 }
 
 impl FakeTarget {
+    /// How a volume is served now.
+    pub fn export(&self, id: VolumeId) -> Option<Export> {
+        self.exports.lock().get(&id).cloned()
+    }
+
     pub fn hosts(&self, id: VolumeId) -> BTreeSet<Nqn> {
         self.exports.lock().get(&id).map(|e| e.nqns().cloned().collect()).unwrap_or_default()
     }
@@ -793,6 +798,6 @@ impl Target for FakeTarget {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        vec![Portal { address: "192.0.2.1".into(), port: 4420 }]
+        vec![Portal::tcp("192.0.2.1", 4420)]
     }
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use orlop_api::{AuthenticationPut, ChapPut, Host, HostName, HostPut, Page, Problem};
+use orlop_api::{AuthenticationPut, ChapPut, Host, HostName, HostPut, Page, Problem, TlsPut};
 
 use super::{PageQuery, limit, optional, submit};
 use crate::engine::{Action, Outcome};
@@ -116,6 +116,41 @@ pub async fn no_chap(
     At(name): At<HostName>,
 ) -> ApiResult<StatusCode> {
     submit(&api, who, Action::ChapHost(name, None)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has what a host says by NVMe encrypted, with a key that it has too: its volumes are served at portals with TLS and at no
+/// other. A host that has one can be given another at any time, and what is connected stays so.
+#[utoipa::path(put, path = "/v1/hosts/{host}/tls", tag = "hosts", params(("host" = String, Path)),
+    request_body = TlsPut, responses(
+    (status = 200, body = Host, description = "Done, or so already"),
+    (status = 412, body = Problem, content_type = "application/problem+json", description = "Has none, and is attached"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn tls(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+    Ask(ask): Ask<TlsPut>,
+) -> ApiResult<Json<Host>> {
+    match submit(&api, who, Action::TlsHost(name, Some(ask))).await? {
+        Outcome::Host { host, .. } => Ok(Json(host)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Takes a host's key away: its volumes are served without TLS again.
+#[utoipa::path(delete, path = "/v1/hosts/{host}/tls", tag = "hosts", params(("host" = String, Path)), responses(
+    (status = 204, description = "Done, or so already"),
+    (status = 412, body = Problem, content_type = "application/problem+json", description = "Has one, and is attached"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn no_tls(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+) -> ApiResult<StatusCode> {
+    submit(&api, who, Action::TlsHost(name, None)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -72,6 +72,7 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(hosts::get, hosts::put, hosts::delete))
         .routes(routes!(hosts::authenticate, hosts::trust))
         .routes(routes!(hosts::chap, hosts::no_chap))
+        .routes(routes!(hosts::tls, hosts::no_tls))
         .routes(routes!(zones::list))
         .routes(routes!(zones::get, zones::put, zones::delete))
         .routes(routes!(attachments::list))

@@ -94,7 +94,8 @@ mod tests {
             get /v1/snapshot-groups/{group}|get /v1/orphans|post /v1/orphans/{orphan}/adopt|\
             delete /v1/orphans/{orphan}|get /v1/hosts|get /v1/hosts/{host}|put /v1/hosts/{host}|\
             delete /v1/hosts/{host}|put /v1/hosts/{host}/authentication|delete /v1/hosts/{host}/authentication|\
-            put /v1/hosts/{host}/chap|delete /v1/hosts/{host}/chap|get /v1/zones|get /v1/zones/{zone}|\
+            put /v1/hosts/{host}/chap|delete /v1/hosts/{host}/chap|\
+            put /v1/hosts/{host}/tls|delete /v1/hosts/{host}/tls|get /v1/zones|get /v1/zones/{zone}|\
             put /v1/zones/{zone}|delete /v1/zones/{zone}|\
             get /v1/volumes/{volume}/attachments|\
             get /v1/volumes/{volume}/attachments/{host}|put /v1/volumes/{volume}/attachments/{host}|\
@@ -103,7 +104,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 33 && !source.contains(".route("), "{added}");
+        assert!(added == 34 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }

@@ -247,7 +247,7 @@ impl Protocol for Ctl {
         None
     }
 
-    fn portal_names(&self) -> Vec<String> {
+    fn portal_names(&self, _export: &Export) -> Vec<String> {
         self.file.config.portals(self.kind).iter().map(ToString::to_string).collect()
     }
 
@@ -268,7 +268,7 @@ impl Protocol for Ctl {
         let own = net::own_addresses().unwrap_or_default();
         for PortalConfig { address, port } in self.file.config.portals(self.kind) {
             let mut push = |a: &IpAddr| {
-                let portal = Portal { address: a.to_string(), port: *port };
+                let portal = Portal::tcp(a.to_string(), *port);
                 if !found.contains(&portal) {
                     found.push(portal);
                 }

@@ -43,7 +43,7 @@ fn host(h: usize) -> HostId {
     HostId::Iqn(HOSTS[h].parse().unwrap())
 }
 
-const READS: Rights = Rights { read_only: true, squash: orlop_api::Squash::Root };
+const READS: Rights = Rights { read_only: true, squash: orlop_api::Squash::Root, tls: false };
 
 fn export(n: usize, device: &str, hosts: impl IntoIterator<Item = (HostId, Rights)>) -> Export {
     Export {

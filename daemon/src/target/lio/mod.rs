@@ -129,7 +129,7 @@ impl Protocol for Lio {
         }
     }
 
-    fn portal_names(&self) -> Vec<String> {
+    fn portal_names(&self, _export: &Export) -> Vec<String> {
         self.config.portals.iter().map(ToString::to_string).collect()
     }
 

@@ -222,7 +222,7 @@ impl Protocol for Nfs {
         }
     }
 
-    fn portal_names(&self) -> Vec<String> {
+    fn portal_names(&self, _export: &Export) -> Vec<String> {
         vec![self.config.portal_name()]
     }
 

@@ -18,8 +18,8 @@ use crate::target::sim::Fault;
 use crate::target::sim::nfs::{Access, SimNfs};
 use crate::target::{Report, Rights, Target};
 
-const RW: Rights = Rights { read_only: false, squash: Squash::None };
-const RO: Rights = Rights { read_only: true, squash: Squash::Root };
+const RW: Rights = Rights { read_only: false, squash: Squash::None, tls: false };
+const RO: Rights = Rights { read_only: true, squash: Squash::Root, tls: false };
 const FOREIGN: &str = "/srv/theirs";
 /// One in each part of the networks below, and one in none.
 const HOSTS: [&str; 5] = ["10.0.0.5", "10.0.0.6", "10.0.1.7", "10.0.200.8", "192.168.0.9"];
@@ -446,7 +446,7 @@ fn settings_are_spelled_out() {
     assert!(config.is_served("+3 +4 +4.1 +4.2") && !config.is_served("-3 +4 +4.1 +4.2"));
     let only = NfsConfig { versions: [NfsVersion::V4_2].into(), ..config };
     assert!(only.is_served("-2 -3 +4 -4.0 -4.1 +4.2") && !only.is_served("+3 +4 +4.1 +4.2"));
-    assert_eq!(only.portals(), [Portal { address: "10.0.0.1".into(), port: 2049 }]);
+    assert_eq!(only.portals(), [Portal::tcp("10.0.0.1", 2049)]);
 }
 
 impl NfsConfig {

@@ -1,6 +1,7 @@
 //! Making one change.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,6 +27,13 @@ impl Nvmet {
                 Change::Refuse { object, detail } => {
                     return Err(TargetError::Foreign { object: object.clone(), detail: detail.clone() });
                 }
+                Change::NoPortal { tls } => {
+                    let which =
+                        if *tls { "with TLS, which a host of it has a key for" } else { "without TLS" };
+                    return Err(TargetError::Unsupported(format!(
+                        "{nqn} needs a portal {which}: [nvmet] portals has none"
+                    )));
+                }
                 Change::DropControllers { keep, qid_max } => {
                     let path = format!("subsystems/{nqn}/attr_qid_max");
                     match self.tree.write(&path, &qid_max.to_string()) {
@@ -35,6 +43,8 @@ impl Nvmet {
                 }
                 Change::MakeSubsystem => return self.make_subsystem(step, nqn, deadline),
                 Change::Authenticate { host } => return self.have_proved(host, deadline),
+                Change::RemoveKey { identity } => return self.remove_key(identity),
+                Change::PutKeys { host } => return self.put_keys(host, nqn),
                 Change::Allow { host } => return self.allow(step, nqn, host, deadline),
                 Change::Link { port, portal } => {
                     let path = format!("ports/{port}/subsystems/{nqn}");
@@ -47,7 +57,7 @@ impl Nvmet {
                 }
                 change => self.change(nqn, change),
             },
-            Step::Port { port, change, .. } => {
+            Step::Port { port, portal, change } => {
                 let path = format!("ports/{port}");
                 match change {
                     PortChange::Remove => {
@@ -61,6 +71,21 @@ impl Nvmet {
                     PortChange::Set { attribute, value } => {
                         let path = format!("{path}/{attribute}");
                         let result = self.tree.write(&path, value);
+                        if result.as_ref().is_err_and(|e| lacks(e, attribute, value)) {
+                            return Err(TargetError::Unsupported(format!(
+                                "{attribute} {value} of ports, which portal {portal} needs"
+                            )));
+                        }
+                        (path, result)
+                    }
+                    PortChange::Refer { name, to } => {
+                        let path = format!("{path}/referrals/{name}");
+                        let result = self.refer(&path, *to);
+                        (path, result)
+                    }
+                    PortChange::Unrefer { name } => {
+                        let path = format!("{path}/referrals/{name}");
+                        let result = gone(self.tree.remove_dir(&path));
                         (path, result)
                     }
                 }
@@ -107,7 +132,8 @@ impl Nvmet {
                 let path = at(attribute);
                 let result = tree.write(&path, value);
                 // A kernel without it shows its own model; the identity is in the namespace.
-                (path, if *attribute == "attr_model" { gone(result) } else { result })
+                let dispensable = ["attr_model", "attr_qid_max"].contains(attribute);
+                (path, if dispensable { gone(result) } else { result })
             }
             Change::MakeNamespace => {
                 let path = at(&format!("namespaces/{NSID}"));
@@ -117,7 +143,8 @@ impl Nvmet {
             Change::SetNamespace { attribute, value } => {
                 let path = at(&format!("namespaces/{NSID}/{attribute}"));
                 let result = tree.write(&path, value);
-                (path, result)
+                // A kernel before 6.13 has no reservations.
+                (path, if *attribute == "resv_enable" { gone(result) } else { result })
             }
             Change::Enable => {
                 let path = at(&format!("namespaces/{NSID}/enable"));
@@ -131,6 +158,9 @@ impl Nvmet {
             }
             // Handled by the caller.
             Change::Refuse { .. }
+            | Change::NoPortal { .. }
+            | Change::RemoveKey { .. }
+            | Change::PutKeys { .. }
             | Change::DropControllers { .. }
             | Change::MakeSubsystem
             | Change::Authenticate { .. }
@@ -149,6 +179,23 @@ impl Nvmet {
             return Ok(());
         }
         gone(self.tree.remove_dir(path)).or_else(|e| if is(&e, Errno::BUSY) { Ok(()) } else { Err(e) })
+    }
+
+    /// Has discovery at a port refer to another one.
+    fn refer(&self, path: &str, to: SocketAddr) -> io::Result<()> {
+        there(self.tree.make_dir(path))?;
+        let family = if to.is_ipv4() { "ipv4" } else { "ipv6" };
+        let (address, port) = (to.ip().to_string(), to.port().to_string());
+        for (attribute, value) in [
+            ("addr_trtype", "tcp"),
+            ("addr_adrfam", family),
+            ("addr_traddr", &address),
+            ("addr_trsvcid", &port),
+            ("enable", "1"),
+        ] {
+            self.tree.write(&format!("{path}/{attribute}"), value)?;
+        }
+        Ok(())
     }
 
     /// Lets a host in. What it must prove comes first, every time: another volume's step may have removed the
@@ -223,7 +270,12 @@ fn failed(step: &Step, path: String, source: io::Error) -> TargetError {
     TargetError::Kernel { step: step.to_string(), path: Path::new(&path).into(), source }
 }
 
-/// The first link to a port opens it. EINVAL: the address is malformed or there is no TCP transport.
+/// Whether a kernel can't do what an attribute of a port says: it has no such attribute, or no TLS.
+fn lacks(e: &io::Error, attribute: &str, value: &str) -> bool {
+    e.kind() == io::ErrorKind::NotFound || attribute == "addr_tsas" && value != "none" && is(e, Errno::INVAL)
+}
+
+/// The first link to a port opens it. EINVAL: there is no such transport. ENODEV: none of its devices has the address.
 fn opening_failed(e: &io::Error) -> bool {
     [Errno::ADDRNOTAVAIL, Errno::ADDRINUSE, Errno::AFNOSUPPORT, Errno::ACCESS, Errno::NODEV, Errno::INVAL]
         .iter()

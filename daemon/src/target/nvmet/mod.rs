@@ -13,26 +13,31 @@
 mod apply;
 mod observe;
 mod plan;
+mod portal;
 mod secrets;
 mod state;
+pub mod tls;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{Portal, VolumeId};
 
 pub use plan::{FIRST_PORT, PORT_COUNT};
+pub use portal::{AnaState, NvmetPortal};
 pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
 
 use super::keys::HostKeys;
-use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
+use super::portal::resolved;
+use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope};
 use crate::kernel::Deadline;
 use crate::kernel::configfs::ConfigFs;
+use crate::kernel::keyring::KernelKeyring;
 use crate::model::NqnPrefix;
 
 /// Where the kernel has its configuration.
@@ -52,13 +57,28 @@ pub struct NvmetConfig {
     /// The names that are ours.
     pub prefix: NqnPrefix,
     /// Where to listen; at most [`PORT_COUNT`]. The order matters: a portal keeps its port by its place.
-    pub portals: Vec<PortalConfig>,
+    pub portals: Vec<NvmetPortal>,
+    /// Other discovery services, which discovery here refers hosts to.
+    pub referrals: Vec<SocketAddr>,
+    /// The most I/O queues of a controller, 1 to 128. A fence may make it one less, and back.
+    pub io_queues: u16,
+    /// The most commands of a queue, 16 to 1024. Not given: the kernel's own limit.
+    pub queue_size: Option<u16>,
 }
+
+/// The kernel's own limit, and its default.
+pub const IO_QUEUES: u16 = 128;
 
 impl Default for NvmetConfig {
     fn default() -> Self {
         let portal = PortalConfig { address: Ipv4Addr::UNSPECIFIED.into(), port: 4420 };
-        Self { prefix: NqnPrefix::default(), portals: vec![portal] }
+        Self {
+            prefix: NqnPrefix::default(),
+            portals: vec![NvmetPortal::tcp(portal)],
+            referrals: Vec::new(),
+            io_queues: IO_QUEUES,
+            queue_size: None,
+        }
     }
 }
 
@@ -68,6 +88,7 @@ pub struct Nvmet {
     tree: Arc<dyn ConfigTree>,
     debug: Option<Arc<dyn ConfigTree>>,
     keys: HostKeys,
+    tls: Arc<dyn tls::TlsKeyring>,
     /// Between two looks at what the kernel completes later.
     poll: Duration,
 }
@@ -76,13 +97,19 @@ impl Nvmet {
     /// Over the running kernel.
     pub fn kernel(config: NvmetConfig) -> Self {
         let debug: Arc<dyn ConfigTree> = Arc::new(ConfigFs::at(DEBUG_ROOT));
-        Self::over(config, Arc::new(ConfigFs::at(CONFIG_ROOT)), Some(debug))
+        let tls = Arc::new(KernelKeyring::named(tls::KEYRING));
+        Self::over(config, Arc::new(ConfigFs::at(CONFIG_ROOT)), Some(debug), tls)
     }
 
-    /// Over any tree that behaves so, and, where it is known, one that lists controllers as
-    /// `<subsystem>/ctrl<N>/hostnqn`.
-    pub fn over(config: NvmetConfig, tree: Arc<dyn ConfigTree>, debug: Option<Arc<dyn ConfigTree>>) -> Self {
-        Self { config, tree, debug, keys: HostKeys::default(), poll: Duration::from_millis(10) }
+    /// Over any tree that behaves so, where it is known one that lists controllers as
+    /// `<subsystem>/ctrl<N>/hostnqn`, and a keyring.
+    pub fn over(
+        config: NvmetConfig,
+        tree: Arc<dyn ConfigTree>,
+        debug: Option<Arc<dyn ConfigTree>>,
+        tls: Arc<dyn tls::TlsKeyring>,
+    ) -> Self {
+        Self { config, tree, debug, keys: HostKeys::default(), tls, poll: Duration::from_millis(10) }
     }
 
     /// What hosts must prove.
@@ -134,8 +161,8 @@ impl Protocol for Nvmet {
         }
     }
 
-    fn portal_names(&self) -> Vec<String> {
-        self.config.ports().map(|(_, p)| p.to_string()).collect()
+    fn portal_names(&self, export: &Export) -> Vec<String> {
+        self.config.ports_of(export).map(|(_, p)| p.to_string()).collect()
     }
 
     fn announce_size(&self, export: &Export, _deadline: &Deadline) -> Result<()> {
@@ -144,7 +171,11 @@ impl Protocol for Nvmet {
 
     fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()> {
         match host {
-            HostId::Nqn(nqn) => self.have_proved(nqn.as_str(), deadline),
+            HostId::Nqn(nqn) => {
+                // What was its key goes, whatever else can be had.
+                let key = self.have_new_key(nqn.as_str(), deadline);
+                self.have_proved(nqn.as_str(), deadline).and(key)
+            }
             _ => Ok(()),
         }
     }
@@ -154,6 +185,6 @@ impl Protocol for Nvmet {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        portal::reachable(self.config.ports().map(|(_, p)| p))
+        resolved(self.config.ports().map(|(_, p)| (&p.at, p.shown())))
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use orlop_api::{Nqn, VolumeId};
 
 use super::state::{Namespace, Observed, Port, Subsystem};
-use super::{Nvmet, plan};
+use super::{Nvmet, plan, portal};
 use crate::kernel::Deadline;
 use crate::target::tree::{attribute, in_words, list, optional, target_of};
 use crate::target::{Desired, Result, Scope, TargetError};
@@ -20,10 +20,13 @@ impl Nvmet {
             io::ErrorKind::NotFound => TargetError::Unsupported("nvmet: is the module loaded?".into()),
             _ => in_words("ports")(e),
         })?;
-        match scope.volume() {
-            Some(volume) => self.look_at_one(volume, desired, &ports),
-            None => self.look_at_all(&ports, deadline),
-        }
+        let mut seen = match scope.volume() {
+            Some(volume) => self.look_at_one(volume, desired, &ports)?,
+            None => self.look_at_all(&ports, deadline)?,
+        };
+        seen.lists_controllers = self.debug.as_deref().is_some_and(|debug| debug.list("").is_ok());
+        self.look_at_keys(scope, desired, &mut seen)?;
+        Ok(seen)
     }
 
     /// The volumes that have a subsystem.
@@ -60,7 +63,7 @@ impl Nvmet {
         }
         for id in ports.iter().filter_map(|p| plan::our_port(p)) {
             if usize::from(id - plan::FIRST_PORT) < self.config.portals.len() {
-                seen.ports.insert(id, self.port(id, false)?);
+                seen.ports.insert(id, self.port(id)?);
             }
         }
         Ok(seen)
@@ -106,20 +109,29 @@ impl Nvmet {
                 }
             }
             if let Some(id) = ours {
-                seen.ports.insert(id, self.port(id, foreign)?);
+                let mut port = Port { foreign_links: foreign, ..self.port(id)? };
+                for name in list(tree, &format!("ports/{id}/referrals"))? {
+                    if !name.starts_with(plan::REFERRAL) {
+                        port.foreign_links = true;
+                    } else {
+                        let enabled = attribute(tree, &format!("ports/{id}/referrals/{name}/enable"))?;
+                        port.referrals.insert(name, enabled.is_some_and(|v| v != "0"));
+                    }
+                }
+                seen.ports.insert(id, port);
             }
         }
         Ok(seen)
     }
 
-    fn port(&self, id: u16, foreign_links: bool) -> Result<Port> {
+    fn port(&self, id: u16) -> Result<Port> {
         let mut attributes = BTreeMap::new();
-        for name in plan::PORT_ATTRIBUTES {
+        for name in portal::ATTRIBUTES {
             if let Some(value) = attribute(&*self.tree, &format!("ports/{id}/{name}"))? {
                 attributes.insert(name, value);
             }
         }
-        Ok(Port { attributes, foreign_links })
+        Ok(Port { attributes, ..Port::default() })
     }
 
     fn subsystem(&self, nqn: &Nqn) -> Result<Option<Subsystem>> {

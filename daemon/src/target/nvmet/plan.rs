@@ -22,12 +22,14 @@
 //! between is refused and may give up (DNR), which is why this is the second choice.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
-use orlop_api::{Nqn, VolumeId};
+use orlop_api::{Nqn, Transport, VolumeId};
 
-use super::NvmetConfig;
+use super::portal::{self, NvmetPortal};
 use super::state::{Change, NSID, Observed, Port, PortChange, Step, Subsystem};
-use crate::target::portal::{PortalConfig, device, shared_devices};
+use super::{IO_QUEUES, NvmetConfig};
+use crate::target::portal::{device, shared_devices};
 use crate::target::{Desired, Export, Scope};
 
 /// The first of the port ids that are ours, and how many there are.
@@ -35,15 +37,11 @@ pub const FIRST_PORT: u16 = 28416;
 /// See [`FIRST_PORT`].
 pub const PORT_COUNT: u16 = 64;
 
-/// The attributes of a port that are ours to decide, in the order in which they are written.
-pub(super) const PORT_ATTRIBUTES: [&str; 4] = ["addr_trtype", "addr_adrfam", "addr_traddr", "addr_trsvcid"];
-
 /// What initiators read as the model of every volume.
 pub(super) const MODEL: &str = "Orlop";
 
-/// `attr_qid_max` rests at one of these. Writing the other one drops the controllers; 128 is the
-/// kernel's own value and its maximum. (Since 6.x any write does; before, only another value.)
-const QID_MAX: (u16, u16) = (128, 127);
+/// What the names of referrals of ours begin with.
+pub(super) const REFERRAL: &str = "orlop-";
 
 /// The id in a port directory's name, if it is one of ours.
 pub(super) fn our_port(name: &str) -> Option<u16> {
@@ -58,6 +56,7 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
     let mut volumes: BTreeSet<VolumeId> = desired.keys().copied().collect();
     if scope != Scope::Desired {
         volumes.extend(seen.subsystems.keys());
+        volumes.extend(seen.stale_keys.keys());
     }
     if let Some(only) = scope.volume() {
         volumes.retain(|v| *v == only);
@@ -80,7 +79,7 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
         let rebuilt = v.close();
         closing.append(&mut v.steps);
         if let Some(export) = v.want {
-            match in_the_way(export, &double, seen) {
+            match in_the_way(config, export, &double, seen) {
                 Some(refuse) => v.step(refuse),
                 None => v.build(export, rebuilt),
             }
@@ -117,6 +116,7 @@ pub(super) fn sever(config: &NvmetConfig, volume: VolumeId, desired: &Desired, s
         misplaced: &BTreeSet::new(),
         steps: Vec::new(),
     };
+    v.take_keys();
     if is.any_host {
         v.step(Change::Close);
     }
@@ -129,7 +129,15 @@ fn can_drop(is: &Subsystem) -> bool {
     is.controllers.is_some() && is.qid_max.is_some()
 }
 
-fn in_the_way(export: &Export, double: &BTreeSet<String>, seen: &Observed) -> Option<Change> {
+fn in_the_way(
+    config: &NvmetConfig,
+    export: &Export,
+    double: &BTreeSet<String>,
+    seen: &Observed,
+) -> Option<Change> {
+    if config.ports_of(export).next().is_none() {
+        return Some(Change::NoPortal { tls: export.tls() });
+    }
     let device = device(export);
     let detail = match seen.foreign_devices.get(&device) {
         Some(nqn) => format!("subsystem {nqn} serves it as well"),
@@ -156,8 +164,16 @@ impl Volume<'_> {
         self.steps.push(Step::Volume { volume: self.volume, nqn: self.nqn.clone(), change });
     }
 
+    /// Keys go before the hosts that had them: these say which keys there may be.
+    fn take_keys(&mut self) {
+        for identity in self.seen.stale_keys.get(&self.volume).into_iter().flatten() {
+            self.step(Change::RemoveKey { identity: identity.clone() });
+        }
+    }
+
     /// Closing steps. True if nothing of the subsystem is left after them.
     fn close(&mut self) -> bool {
+        self.take_keys();
         let Some(is) = self.is else { return true };
         if is.any_host {
             self.step(Change::Close);
@@ -177,14 +193,20 @@ impl Volume<'_> {
         let strangers = is.controllers.iter().flatten().any(|c| !keep.contains(c));
         // A host that has just been disallowed may be connecting at this moment and not be listed yet.
         if strangers || !left.is_empty() || is.any_host {
-            let qid_max = if is.qid_max == Some(QID_MAX.0) { QID_MAX.1 } else { QID_MAX.0 };
+            let (rest, other) = self.config.qid_max();
+            let qid_max = if is.qid_max == Some(rest) { other } else { rest };
             self.step(Change::DropControllers { keep, qid_max });
         }
         for host in left {
             self.step(Change::RemoveHost { host });
         }
+        // Not where it should not be: without TLS, a host is believed its name.
+        let elsewhere = |port: &str| match our_port(port) {
+            Some(id) => !self.config.ports_of(want).any(|(p, _)| p == id),
+            None => false,
+        };
         for (port, entry) in &is.links {
-            if self.misplaced.contains(port) {
+            if self.misplaced.contains(port) || elsewhere(port) {
                 self.step(Change::Unlink { port: port.clone(), entry: entry.clone() });
             }
         }
@@ -244,6 +266,10 @@ impl Volume<'_> {
             self.step(Change::Set { attribute: "attr_serial", value: want.identity.serial.clone() });
             self.step(Change::Set { attribute: "attr_model", value: MODEL.into() });
             self.step(Change::MakeNamespace);
+            // A fence must not lose the reservations of hosts that stay, as making all anew would.
+            if self.seen.lists_controllers {
+                self.step(Change::SetNamespace { attribute: "resv_enable", value: "1".into() });
+            }
             for (attribute, value) in [
                 ("device_path", device(want)),
                 ("device_uuid", want.identity.uuid.hyphenated().to_string()),
@@ -251,6 +277,12 @@ impl Volume<'_> {
             ] {
                 self.step(Change::SetNamespace { attribute, value });
             }
+        }
+        let (rest, other) = self.config.qid_max();
+        // Only what differs: writing it drops the controllers.
+        let limited = is.map_or(Some(IO_QUEUES), |s| s.qid_max);
+        if limited.is_some_and(|is| is != rest && is != other) {
+            self.step(Change::Set { attribute: "attr_qid_max", value: rest.to_string() });
         }
         if !is.is_some_and(|s| s.namespaces.values().all(|n| n.enabled)) {
             self.step(Change::Enable);
@@ -261,6 +293,11 @@ impl Volume<'_> {
                 self.step(Change::Authenticate { host: host.to_string() });
             }
         }
+        for host in want.nqns().map(Nqn::as_str) {
+            if self.seen.keyless.contains(&(self.volume, host.to_string())) {
+                self.step(Change::PutKeys { host: host.to_string() });
+            }
+        }
         for host in want.nqns().map(Nqn::as_str).filter(|h| !known.contains(h)) {
             // In the scope of all, an earlier volume's step may have made it: that is not an error.
             if !self.seen.hosts.contains(host) {
@@ -268,7 +305,7 @@ impl Volume<'_> {
             }
             self.step(Change::Allow { host: host.to_string() });
         }
-        for (id, portal) in self.config.ports() {
+        for (id, portal) in self.config.ports_of(want) {
             let name = id.to_string();
             let linked = is.is_some_and(|s| s.links.iter().any(|(p, _)| *p == name));
             if !linked || self.misplaced.contains(&name) {
@@ -278,21 +315,14 @@ impl Volume<'_> {
     }
 }
 
-/// Ports of ours that serve another address than the configured one, or none that is configured.
+/// Ports of ours that serve another address than the configured one, or otherwise, or none that is configured.
 fn misplaced_ports(config: &NvmetConfig, seen: &Observed) -> BTreeSet<String> {
-    let wanted: BTreeMap<u16, &PortalConfig> = config.ports().collect();
+    let wanted: BTreeMap<u16, &NvmetPortal> = config.ports().collect();
     let wrong = seen.ports.iter().filter(|(id, port)| match wanted.get(id) {
-        Some(portal) => !wrong_attributes(portal, port).is_empty(),
+        Some(wanted) => !portal::misconfigured(config, wanted, port).is_empty(),
         None => true,
     });
     wrong.map(|(id, _)| id.to_string()).collect()
-}
-
-fn wrong_attributes(portal: &PortalConfig, port: &Port) -> Vec<(&'static str, String)> {
-    let family = if portal.address.is_ipv4() { "ipv4" } else { "ipv6" };
-    let values = ["tcp".to_string(), family.into(), portal.address.to_string(), portal.port.to_string()];
-    let wanted = PORT_ATTRIBUTES.into_iter().zip(values);
-    wanted.filter(|(name, value)| port.attributes.get(name) != Some(value)).collect()
 }
 
 fn plan_ports(
@@ -308,26 +338,80 @@ fn plan_ports(
             // What somebody else has linked there stays there.
             if !wanted.contains(id) && !port.foreign_links && misplaced.contains(&id.to_string()) {
                 let portal = format!("of port {id}");
+                for name in port.referrals.keys().cloned() {
+                    let change = PortChange::Unrefer { name };
+                    steps.push(Step::Port { port: *id, portal: portal.clone(), change });
+                }
                 steps.push(Step::Port { port: *id, portal, change: PortChange::Remove });
             }
         }
     }
-    for (id, portal) in config.ports() {
-        let mut push = |change| steps.push(Step::Port { port: id, portal: portal.to_string(), change });
+    for (id, wanted) in config.ports() {
+        let mut push = |change| steps.push(Step::Port { port: id, portal: wanted.to_string(), change });
         let none = Port::default();
         let port = seen.ports.get(&id).unwrap_or_else(|| {
             push(PortChange::Make);
             &none
         });
-        for (attribute, value) in wrong_attributes(portal, port) {
+        let fixed = portal::misconfigured(config, wanted, port);
+        for (attribute, value) in fixed.into_iter().chain(portal::out_of_date(wanted, port)) {
             push(PortChange::Set { attribute, value });
+        }
+        // One volume's steps look at no referrals, but for those of a port that they make.
+        if scope.volume().is_none() || !seen.ports.contains_key(&id) {
+            plan_referrals(config, wanted, port, &mut push);
+        }
+    }
+}
+
+fn plan_referrals(
+    config: &NvmetConfig,
+    portal: &NvmetPortal,
+    port: &Port,
+    push: &mut impl FnMut(PortChange),
+) {
+    let wanted: BTreeMap<String, SocketAddr> =
+        config.referrals_of(portal).into_iter().map(|to| (format!("{REFERRAL}{to}"), to)).collect();
+    for (name, enabled) in &port.referrals {
+        if !enabled || !wanted.contains_key(name) {
+            push(PortChange::Unrefer { name: name.clone() });
+        }
+    }
+    for (name, to) in wanted {
+        if port.referrals.get(&name) != Some(&true) {
+            push(PortChange::Refer { name, to });
         }
     }
 }
 
 impl NvmetConfig {
     /// The configured portals with the ids of their ports.
-    pub(super) fn ports(&self) -> impl Iterator<Item = (u16, &PortalConfig)> {
+    pub(super) fn ports(&self) -> impl Iterator<Item = (u16, &NvmetPortal)> {
         (FIRST_PORT..FIRST_PORT + PORT_COUNT).zip(&self.portals)
+    }
+
+    /// Those at which a volume is served.
+    pub(super) fn ports_of(&self, export: &Export) -> impl Iterator<Item = (u16, &NvmetPortal)> {
+        let tls = export.tls();
+        self.ports().filter(move |(_, p)| p.tls == tls)
+    }
+
+    /// `attr_qid_max` rests at the first of these, or at the other: writing the one that it is not drops the controllers.
+    /// (Since 6.x any write does; before, only another value.)
+    fn qid_max(&self) -> (u16, u16) {
+        (self.io_queues, if self.io_queues > 1 { self.io_queues - 1 } else { 2 })
+    }
+
+    /// Where discovery at a portal refers hosts to: to what is configured, and to the other portals of this machine, so
+    /// that who knows one finds all. By TCP alone, and none where it begins with TLS: nobody has a key for discovery.
+    fn referrals_of(&self, portal: &NvmetPortal) -> Vec<SocketAddr> {
+        let plain = |p: &NvmetPortal| !p.tls && p.transport == Transport::Tcp;
+        if !plain(portal) {
+            return Vec::new();
+        }
+        let other = |p: &&NvmetPortal| plain(p) && p.at != portal.at && !p.at.address.is_unspecified();
+        let own = self.portals.iter().filter(other);
+        let own = own.map(|p| SocketAddr::new(p.at.address, p.at.port));
+        own.chain(self.referrals.iter().copied()).collect()
     }
 }

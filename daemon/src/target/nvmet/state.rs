@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 
 use orlop_api::{Nqn, VolumeId};
 
@@ -17,6 +18,12 @@ pub struct Observed {
     pub hosts: BTreeSet<String>,
     /// Those of them of which the kernel does not ask the secret that it should.
     pub unproven: BTreeSet<String>,
+    /// Volumes and hosts that should come to them by TLS, and for which the kernel does not have the keys that it should.
+    pub keyless: BTreeSet<(VolumeId, String)>,
+    /// The identities of keys that should not be there, by the volume that they are for.
+    pub stale_keys: BTreeMap<VolumeId, BTreeSet<String>>,
+    /// The kernel lists controllers.
+    pub lists_controllers: bool,
     /// Devices that foreign subsystems have configured, and by which. Only in the scope of all: it
     /// costs a look at every foreign subsystem.
     pub foreign_devices: BTreeMap<String, String>,
@@ -67,9 +74,11 @@ pub struct Namespace {
 /// A port in our range.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Port {
-    /// The address attributes, by name. Missing where the kernel has no such attribute.
+    /// Its attributes, by name. Missing where the kernel has no such attribute.
     pub attributes: BTreeMap<&'static str, String>,
-    /// Whether anything that is not ours is linked. Only in the scope of all.
+    /// What discovery there refers to under names of ours, and whether it does. Not in the scope of one volume.
+    pub referrals: BTreeMap<String, bool>,
+    /// Whether anything that is not ours is linked, or referred to. Only in the scope of all.
     pub foreign_links: bool,
 }
 
@@ -128,6 +137,11 @@ pub enum Change {
         /// The value of `attr_qid_max` that does it.
         qid_max: u16,
     },
+    /// Take a key away by which a host could begin TLS.
+    RemoveKey {
+        /// Its identity.
+        identity: String,
+    },
     /// Remove a host's directory if nobody uses it.
     RemoveHost {
         /// Its NQN.
@@ -135,6 +149,11 @@ pub enum Change {
     },
     /// Remove the subsystem.
     RemoveSubsystem,
+    /// Not possible: there is no portal for it.
+    NoPortal {
+        /// Such one is missing.
+        tls: bool,
+    },
     /// Not possible: says why.
     Refuse {
         /// What is in the way.
@@ -172,6 +191,11 @@ pub enum Change {
         /// Its NQN.
         host: String,
     },
+    /// Give the kernel the keys by which a host may begin TLS.
+    PutKeys {
+        /// Its NQN.
+        host: String,
+    },
     /// Let a host in, which must prove what it should.
     Allow {
         /// Its NQN.
@@ -200,6 +224,18 @@ pub enum PortChange {
         /// The value.
         value: String,
     },
+    /// Have discovery refer hosts to another one.
+    Refer {
+        /// The referral's name.
+        name: String,
+        /// Where that is.
+        to: SocketAddr,
+    },
+    /// Take a referral back.
+    Unrefer {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl fmt::Display for Step {
@@ -211,8 +247,10 @@ impl fmt::Display for Step {
                 Change::RemoveNamespace { nsid } => write!(f, "remove namespace {nsid} of {nqn}"),
                 Change::Disallow { entry } => write!(f, "no longer allow {entry} at {nqn}"),
                 Change::DropControllers { .. } => write!(f, "drop the controllers of {nqn}"),
+                Change::RemoveKey { identity } => write!(f, "remove the TLS key {identity}"),
                 Change::RemoveHost { host } => write!(f, "remove host {host}"),
                 Change::RemoveSubsystem => write!(f, "remove {nqn}"),
+                Change::NoPortal { .. } => write!(f, "find a portal for {nqn}"),
                 Change::Refuse { object, .. } => write!(f, "refuse {nqn} because of {object}"),
                 Change::MakeSubsystem => write!(f, "create {nqn}"),
                 Change::Set { attribute, value } => write!(f, "set {attribute} of {nqn} to {value}"),
@@ -223,6 +261,7 @@ impl fmt::Display for Step {
                 Change::Enable => write!(f, "enable namespace {NSID} of {nqn}"),
                 Change::MakeHost { host } => write!(f, "create host {host}"),
                 Change::Authenticate { host } => write!(f, "have {host} authenticated as it should be"),
+                Change::PutKeys { host } => write!(f, "add the TLS keys of {host} for {nqn}"),
                 Change::Allow { host } => write!(f, "allow {host} at {nqn}"),
                 Change::Link { port, .. } => write!(f, "link {nqn} to port {port}"),
             },
@@ -232,6 +271,8 @@ impl fmt::Display for Step {
                 PortChange::Set { attribute, value } => {
                     write!(f, "set {attribute} of port {port} to {value}")
                 }
+                PortChange::Refer { to, .. } => write!(f, "refer from port {port} to {to}"),
+                PortChange::Unrefer { name } => write!(f, "remove the referral {name} of port {port}"),
             },
         }
     }

@@ -6,11 +6,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{AuthenticationPut, ByteSize, VolumeId};
+use orlop_api::{AuthenticationPut, ByteSize, TlsPut, VolumeId};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno;
 
+use super::tls::{SimKeyring, TlsKeyring, keys_of};
 use super::*;
 use crate::model::Identity;
 use crate::target::keys::Proof;
@@ -24,6 +25,10 @@ const HOSTS: [&str; 5] = [
     "nqn.2014-08.org.nvmexpress:uuid:d",
     "nqn.2014-08.org.nvmexpress:uuid:stranger",
 ];
+/// The host that must come by TLS.
+const SECURE: usize = 3;
+/// The port that begins with it.
+const SECURE_PORT: u16 = FIRST_PORT + 2;
 const FOREIGN: &str = "nqn.2020-01.com.example:theirs";
 
 fn volume(n: usize) -> VolumeId {
@@ -44,7 +49,7 @@ fn export(n: usize, device: &str, hosts: &[usize]) -> Export {
         identity: Identity::of(volume(n), &NqnPrefix::default()),
         backing: device.into(),
         size: ByteSize(1 << 30),
-        hosts: hosts.iter().map(|h| (host(*h), Rights::default())).collect(),
+        hosts: hosts.iter().map(|h| (host(*h), Rights { tls: *h == SECURE, ..Rights::default() })).collect(),
     }
 }
 
@@ -53,8 +58,10 @@ fn desired(all: &[(usize, &[usize])]) -> Desired {
 }
 
 fn config() -> NvmetConfig {
-    let portal = |a: &str| PortalConfig { address: a.parse().unwrap(), port: 4420 };
-    NvmetConfig { portals: vec![portal("10.0.0.1"), portal("fd00::1")], ..NvmetConfig::default() }
+    let at = |a: &str, port| PortalConfig { address: a.parse().unwrap(), port };
+    let portal = |a: &str| NvmetPortal::tcp(at(a, 4420));
+    let secure = NvmetPortal { tls: true, ..NvmetPortal::tcp(at("10.0.0.1", 4430)) };
+    NvmetConfig { portals: vec![portal("10.0.0.1"), portal("fd00::1"), secure], ..NvmetConfig::default() }
 }
 
 fn soon() -> Deadline {
@@ -67,6 +74,8 @@ const BLIND: SimKernel = SimKernel {
     model: true,
     revalidate: true,
     authentication: true,
+    tls: true,
+    reservations: true,
     devices: false,
 };
 
@@ -103,10 +112,12 @@ impl Watched {
 }
 
 impl Watched {
-    /// Who must prove a secret and could connect to a volume without.
+    /// Who must prove a secret, or come by TLS, and could connect to a volume without.
     fn unproved(&self, n: usize) -> BTreeSet<&'static str> {
         let must = |h: &&str| matches!(self.keys.get(h), Some(Proof::Secret(_)));
-        self.tree.may_connect_unproved(&nqn(n), &HOSTS).into_iter().filter(must).collect()
+        let without = self.tree.may_connect_unproved(&nqn(n), &HOSTS).into_iter().filter(must);
+        let encrypted = |h: &&str| self.keys.tls(h).is_some();
+        without.chain(self.tree.may_connect_in_clear(&nqn(n), &HOSTS).into_iter().filter(encrypted)).collect()
     }
 }
 
@@ -146,6 +157,7 @@ struct Stand {
     watched: Arc<Watched>,
     target: Nvmet,
     keys: HostKeys,
+    ring: Arc<SimKeyring>,
     /// Every connection that was ever made: volume number, host, controller.
     connections: Vec<(usize, &'static str, ControllerHandle)>,
 }
@@ -161,9 +173,11 @@ impl Stand {
             keys: keys.clone(),
             violations: Mutex::default(),
         });
-        let target = Nvmet::over(config(), watched.clone(), Some(Arc::new(tree.debug())));
+        let ring = Arc::new(SimKeyring::default());
+        let target = Nvmet::over(config(), watched.clone(), Some(Arc::new(tree.debug())), ring.clone());
         let target = target.with_keys(keys.clone()).with_poll(Duration::ZERO);
-        Self { tree, watched, target, keys, connections: Vec::new() }
+        keys.put_tls(&HOSTS[SECURE].parse().unwrap(), Some(tls_key(1)));
+        Self { tree, watched, target, keys, ring, connections: Vec::new() }
     }
 
     fn converge(&self, scope: Scope, desired: &Desired) -> Result<Report> {
@@ -180,8 +194,15 @@ impl Stand {
         result
     }
 
-    /// A host connects, which knows whatever secret is asked of it.
+    /// A host connects, which knows whatever secret is asked of it, and has its TLS key if it should have one.
     fn connect(&mut self, n: usize, host: usize, port: u16) -> io::Result<()> {
+        if self.tree.read(&format!("ports/{port}/addr_tsas")).is_ok_and(|v| v == "tls1.3") {
+            let key = self.keys.tls(HOSTS[host]).ok_or(Errno::KEYREJECTED)?;
+            let known = |(identity, key): (String, Vec<u8>)| self.ring.get(&identity).unwrap() == Some(key);
+            if !keys_of(&key, HOSTS[host], &nqn(n).parse().unwrap()).into_iter().any(known) {
+                return Err(Errno::KEYREJECTED.into());
+            }
+        }
         let secret = self.tree.read(&format!("hosts/{}/dhchap_key", HOSTS[host])).unwrap_or_default();
         let handle = self.tree.connect_with(HOSTS[host], &nqn(n), port, &secret)?;
         self.connections.push((n, HOSTS[host], handle));
@@ -191,7 +212,7 @@ impl Stand {
     fn connect_all(&mut self) {
         for n in 0..2 {
             for host in 0..HOSTS.len() {
-                for port in [FIRST_PORT, FIRST_PORT + 1] {
+                for port in [FIRST_PORT, FIRST_PORT + 1, SECURE_PORT] {
                     let _ = self.connect(n, host, port);
                 }
             }
@@ -518,7 +539,8 @@ fn an_overrun_stops_between_two_steps() {
 #[test]
 fn without_the_module_it_is_unsupported() {
     let dir = tempfile::tempdir().unwrap();
-    let target = Nvmet::over(config(), Arc::new(ConfigFs::at(dir.path())), None);
+    let target =
+        Nvmet::over(config(), Arc::new(ConfigFs::at(dir.path())), None, Arc::new(SimKeyring::default()));
     let error = target.converge(Scope::All, &Desired::new(), &soon()).unwrap_err();
     assert!(matches!(error, TargetError::Unsupported(_)), "{error}");
 }
@@ -582,7 +604,7 @@ fn any_deed() -> impl Strategy<Value = Deed> {
     ];
     let host = (0usize..4).prop_map(|h| HOSTS[h].to_string());
     let port = prop_oneof![
-        3 => Just(FIRST_PORT), 2 => Just(FIRST_PORT + 1), 1 => Just(FIRST_PORT + 2), 2 => Just(1u16)
+        3 => Just(FIRST_PORT), 2 => Just(FIRST_PORT + 1), 2 => Just(SECURE_PORT), 1 => Just(FIRST_PORT + 3), 2 => Just(1u16)
     ];
     let attribute = prop_oneof![
         Just(("attr_allow_any_host", "1")),
@@ -606,6 +628,12 @@ fn any_deed() -> impl Strategy<Value = Deed> {
         Just(("addr_traddr", "fd00::1")),
         Just(("addr_traddr", "10.9.9.9")),
         Just(("addr_trsvcid", "4420")),
+        Just(("addr_trsvcid", "4430")),
+        Just(("addr_tsas", "tls1.3")),
+        Just(("addr_tsas", "none")),
+        Just(("addr_treq", "not required")),
+        Just(("ana_groups/1/ana_state", "inaccessible")),
+        Just(("param_max_queue_size", "64")),
     ];
     prop_oneof![
         4 => subsystem.clone().prop_map(|s| Deed::Make(format!("subsystems/{s}"))),
@@ -747,10 +775,13 @@ proptest! {
             for n in 0..2 {
                 let wanted = wanted(&want, n);
                 prop_assert_eq!(&s.tree.may_connect(&nqn(n), &HOSTS), &wanted);
+                let tls = want.get(&volume(n)).is_some_and(Export::tls);
                 for (h, name) in HOSTS.iter().enumerate() {
                     for port in [FIRST_PORT, FIRST_PORT + 1] {
-                        prop_assert_eq!(s.connect(n, h, port).is_ok(), wanted.contains(name));
+                        prop_assert_eq!(s.connect(n, h, port).is_ok(), wanted.contains(name) && !tls);
                     }
+                    let secure = wanted.contains(name) && h == SECURE;
+                    prop_assert_eq!(s.connect(n, h, SECURE_PORT).is_ok(), secure);
                 }
             }
             let new = s.connections.iter().filter(|c| s.tree.is_live(c.2));
@@ -800,6 +831,192 @@ proptest! {
         }
         prop_assert_eq!(s.complaints(&want), Vec::<String>::new());
     }
+}
+
+fn tls_key(n: u8) -> TlsPut {
+    use base64::Engine;
+    let secret: Vec<u8> = (0..32).map(|b| b ^ n).collect();
+    let text = [&secret[..], &crc32fast::hash(&secret).to_le_bytes()].concat();
+    let text = base64::engine::general_purpose::STANDARD.encode(text);
+    TlsPut { key: format!("NVMeTLSkey-1:01:{text}:").parse().unwrap(), compat: false }
+}
+
+#[test]
+fn a_host_with_a_key_comes_by_tls_and_nobody_else_does() {
+    for kernel in [SimKernel::default(), BLIND] {
+        let mut s = Stand::new(kernel);
+        let want = desired(&[(0, &[SECURE]), (1, &[0])]);
+        s.converge(Scope::Volume(volume(0)), &want).unwrap();
+        s.converge(Scope::Volume(volume(1)), &want).unwrap();
+        assert_eq!(s.tree.read(&format!("ports/{SECURE_PORT}/addr_treq")).unwrap(), "required");
+        s.connect(0, SECURE, SECURE_PORT).unwrap();
+        assert!(s.connect(0, SECURE, FIRST_PORT).is_err() && s.connect(1, 0, SECURE_PORT).is_err());
+        s.connect(1, 0, FIRST_PORT).unwrap();
+        assert_eq!(s.ring.identities().unwrap().len(), 3, "{:?}", s.ring);
+        assert!(
+            s.ring.identities().unwrap().iter().all(|i| i.contains(&nqn(0)) && i.contains(HOSTS[SECURE]))
+        );
+
+        // Another key: the next connection needs it, and what is connected stays.
+        s.keys.put_tls(&HOSTS[SECURE].parse().unwrap(), Some(tls_key(2)));
+        let HostId::Nqn(name) = host(SECURE) else { panic!() };
+        Target::prove(&s.target, &host(SECURE), &soon()).unwrap();
+        let now: BTreeMap<_, _> = keys_of(&tls_key(2), name.as_str(), &nqn(0).parse().unwrap());
+        assert_eq!(s.ring.identities().unwrap(), now.keys().cloned().collect::<Vec<_>>());
+        assert!(now.iter().all(|(i, k)| s.ring.get(i).unwrap().as_ref() == Some(k)));
+        assert!(s.connections.iter().all(|c| s.tree.is_live(c.2)));
+        assert!(s.converge(Scope::All, &want).unwrap().steps.is_empty());
+
+        // Detached, it has no key any more.
+        s.converge(Scope::Fence(volume(0)), &Desired::new()).unwrap();
+        assert_eq!(s.ring.identities().unwrap(), [""; 0]);
+        assert_eq!(s.complaints(&desired(&[(1, &[0])])), [""; 0]);
+    }
+}
+
+#[test]
+fn keys_that_nobody_should_have_go_and_those_of_others_stay() {
+    let s = Stand::new(SimKernel::default());
+    let theirs = format!("NVMe0R01 {} {FOREIGN}", HOSTS[0]);
+    let stale = format!("NVMe1R01 {} {} digest", HOSTS[0], nqn(5));
+    for identity in [&theirs, &stale, "something else"] {
+        s.ring.put(identity, b"k").unwrap();
+    }
+    s.converge(Scope::All, &desired(&[(0, &[0])])).unwrap();
+    assert_eq!(s.ring.identities().unwrap(), [theirs, "something else".into()]);
+}
+
+#[test]
+fn without_a_portal_or_a_key_nobody_comes_by_tls() {
+    let s = Stand::new(SimKernel::default());
+    let plain = NvmetConfig { portals: config().portals[..1].to_vec(), ..config() };
+    let target = Nvmet::over(plain, s.watched.clone(), None, s.ring.clone()).with_keys(s.keys.clone());
+    let want = desired(&[(0, &[SECURE])]);
+    let error = target.converge(Scope::Volume(volume(0)), &want, &soon()).unwrap_err();
+    assert_eq!(error.kind(), orlop_api::ErrorKind::Unsupported, "{error}");
+    s.keys.put_tls(&HOSTS[SECURE].parse().unwrap(), None);
+    let error = s.converge(Scope::Volume(volume(0)), &want).unwrap_err();
+    assert!(matches!(error, TargetError::Unfit { .. }), "{error}");
+    assert!(s.tree.may_connect(&nqn(0), &HOSTS).is_empty());
+
+    // A kernel that can't: the portal is down, and the volume is not served at another.
+    let s = Stand::new(SimKernel { tls: false, ..SimKernel::default() });
+    let error = s.converge(Scope::Volume(volume(0)), &want).unwrap_err();
+    assert!(s.tree.may_connect_in_clear(&nqn(0), &HOSTS).is_empty(), "{error}");
+    assert!(s.converge(Scope::Volume(volume(1)), &desired(&[(1, &[0])])).is_ok());
+}
+
+/// Compared with what nvme-cli 2.13 with libnvme 1.13 inserts for the same keys: the way of before 1.16.
+#[test]
+fn keys_are_derived_as_hosts_do() {
+    use base64::Engine;
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let (host, subsystem) = ("nqn.2014-08.org.nvmexpress:uuid:a", nqn(0).parse().unwrap());
+    for (retained, bytes, version, digest, want) in [
+        ("00", 32, 0, "", "Th3w3R82t/IBhI2PkPaFrvJF8KhlJ8EK0V5H8FcxRS6AriX7"),
+        (
+            "00",
+            32,
+            1,
+            " NMRFCD2Osf6i8qH/5oLka/3ZIPu3nbIqpJOtrIPwta0=",
+            "Sn6tKL1lY9xUXKVjYGShWkKJdrrTXUwT40F5CpMRSriOA22b",
+        ),
+        ("01", 32, 0, "", "Fq5NOBYE89OV0zilud877wqJSycyfD6Fg8WWHB6IiFCuhKmf"),
+        (
+            "01",
+            32,
+            1,
+            " wzfbnX7WqsZXOsoWSTJZ1Vgughw5MslBd1ZUmwWISyA=",
+            "0VnhUqt+P+7M9TlzL8ArGREhVj4vsfjv/kUBalVmgEGdOk5+",
+        ),
+        ("02", 48, 0, "", "tnWAN4EuMVXIWX12zZWuEFTzHR35AKobfYdYUeYtP7gO3vN5RYUOPjDDiD35W8+HxjmK7A=="),
+        (
+            "02",
+            48,
+            1,
+            " gGBebzDRqKqwquz8RmrEjjerI7coWlDXkoyIC8SVIlmsgBD8/nv0PlyaOK+8O3zY",
+            "2LRoQKt+oYhcfVrEnkE6udOiRRmN56le02KG+pZGf5A63YrxYhX4jRkITsV7orHPWE0WbQ==",
+        ),
+    ] {
+        let secret: Vec<u8> = (0..bytes).collect();
+        let text = base64.encode([&secret[..], &crc32fast::hash(&secret).to_le_bytes()].concat());
+        let key = format!("NVMeTLSkey-1:{retained}:{text}:").parse().unwrap();
+        let hash = if bytes == 32 { 1 } else { 2 };
+        let identity = format!("NVMe{version}R{hash:02} {host} {subsystem}{digest}");
+        // It is shown with a checksum.
+        let want = base64.decode(want).unwrap().split_last_chunk::<4>().unwrap().0.to_vec();
+        let ask = TlsPut { key, compat: true };
+        let keys = keys_of(&ask, host, &subsystem);
+        assert_eq!(keys.get(&identity), Some(&want), "{identity}");
+
+        // A host that does as the specification has it has other keys. Where the identity is the same too, there is room
+        // for one of them; where it has a digest of what is retained, for both.
+        let other = keys_of(&TlsPut { compat: false, ..ask }, host, &subsystem);
+        let same = version == 1 && retained != "00";
+        assert_eq!(other.get(&identity) == Some(&want), same, "{identity}");
+        assert_eq!(other.len(), if retained == "00" { 2 } else { 3 });
+    }
+}
+
+#[test]
+fn portals_have_states_limits_and_referrals() {
+    let s = Stand::new(SimKernel::default());
+    let mut config = config();
+    config.portals[1].ana = AnaState::NonOptimized;
+    config.referrals = vec!["10.9.9.9:8009".parse().unwrap()];
+    (config.io_queues, config.queue_size) = (8, Some(64));
+    let target = |config: &NvmetConfig| {
+        Nvmet::over(config.clone(), s.watched.clone(), Some(Arc::new(s.tree.debug())), s.ring.clone())
+            .with_poll(Duration::ZERO)
+    };
+    let want = desired(&[(0, &[0])]);
+    target(&config).converge(Scope::All, &want, &soon()).unwrap();
+    let read = |path: String| s.tree.read(&path).unwrap();
+    let (first, second) = (FIRST_PORT, FIRST_PORT + 1);
+    assert_eq!(read(format!("ports/{first}/ana_groups/1/ana_state")), "optimized");
+    assert_eq!(read(format!("ports/{second}/ana_groups/1/ana_state")), "non-optimized");
+    assert_eq!(read(format!("ports/{first}/param_max_queue_size")), "64");
+    assert_eq!(read(format!("subsystems/{}/attr_qid_max", nqn(0))), "8");
+    assert_eq!(read(format!("subsystems/{}/namespaces/1/resv_enable", nqn(0))), "1");
+    let referrals = |port: u16| s.tree.list(&format!("ports/{port}/referrals")).unwrap();
+    assert_eq!(referrals(first), ["orlop-10.9.9.9:8009", "orlop-[fd00::1]:4420"]);
+    assert_eq!(referrals(second), ["orlop-10.0.0.1:4420", "orlop-10.9.9.9:8009"]);
+    assert_eq!(referrals(SECURE_PORT), [""; 0]);
+    let enabled = format!("ports/{first}/referrals/orlop-10.9.9.9:8009/enable");
+    assert_eq!(read(enabled.clone()), "1");
+    assert_eq!(target(&config).converge(Scope::All, &want, &soon()).unwrap().steps, [""; 0]);
+
+    // A path is taken out of use without a disconnection, and what others have changed is put back.
+    let handle = s.tree.connect(HOSTS[0], &nqn(0), first).unwrap();
+    config.portals[0].ana = AnaState::Inaccessible;
+    s.tree.write(&enabled, "0").unwrap();
+    s.tree.make_dir(&format!("ports/{first}/referrals/theirs")).unwrap();
+    let steps = target(&config).converge(Scope::All, &want, &soon()).unwrap().steps;
+    assert_eq!(steps.len(), 3, "{steps:?}");
+    assert!(s.tree.is_live(handle));
+    assert_eq!(read(enabled), "1");
+
+    // Another limit reaches who is connected: it comes back with it.
+    config.io_queues = 4;
+    target(&config).converge(Scope::All, &want, &soon()).unwrap();
+    assert_eq!(read(format!("subsystems/{}/attr_qid_max", nqn(0))), "4");
+
+    // A portal that goes takes its referrals along, unless somebody else has one there.
+    config.portals.truncate(1);
+    target(&config).converge(Scope::All, &want, &soon()).unwrap();
+    assert_eq!(s.tree.list("ports").unwrap(), [first.to_string()]);
+    assert_eq!(referrals(first), ["orlop-10.9.9.9:8009", "theirs"]);
+}
+
+#[test]
+fn a_portal_of_a_transport_that_is_not_there_is_unsupported() {
+    let s = Stand::new(SimKernel::default());
+    let mut config = config();
+    config.portals.truncate(1);
+    config.portals[0].transport = orlop_api::Transport::Rdma;
+    let target = Nvmet::over(config, s.watched.clone(), None, s.ring.clone());
+    let error = target.converge(Scope::Volume(volume(0)), &desired(&[(0, &[0])]), &soon()).unwrap_err();
+    assert_eq!(error.kind(), orlop_api::ErrorKind::Unsupported, "{error}");
 }
 
 #[test]

@@ -19,13 +19,15 @@ pub use tree::{ControllerHandle, SimKernel, SimTree};
 use super::keys::HostKeys;
 use super::lio::{Lio, LioConfig};
 use super::nfs::{Nfs, NfsConfig};
+use super::nvmet::tls::SimKeyring;
 use super::nvmet::{Nvmet, NvmetConfig};
 use nfs::SimNfs;
 
 /// A target over a simulated kernel, and the kernel itself.
 pub fn target(config: NvmetConfig, keys: HostKeys, kernel: SimKernel) -> (Nvmet, Arc<SimTree>) {
     let tree = Arc::new(SimTree::new(kernel));
-    let nvmet = Nvmet::over(config, tree.clone(), Some(Arc::new(tree.debug())));
+    let tls = Arc::new(SimKeyring::default());
+    let nvmet = Nvmet::over(config, tree.clone(), Some(Arc::new(tree.debug())), tls);
     (nvmet.with_keys(keys), tree)
 }
 

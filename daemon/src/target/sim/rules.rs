@@ -86,6 +86,9 @@ impl State {
                     ("ana_grpid", "1"),
                     ("buffered_io", "0"),
                 ]);
+                if kernel.reservations {
+                    all.insert("resv_enable".into(), "0".into());
+                }
                 if kernel.revalidate {
                     all.insert("revalidate_size".into(), String::new());
                 }
@@ -117,8 +120,30 @@ impl State {
                     ("addr_treq", "not specified"),
                     ("addr_tsas", ""),
                     ("param_inline_data_size", "-1"),
+                    ("param_max_queue_size", "-1"),
                 ];
-                self.ports.insert(id.into(), Port { attributes: attributes(&all), ..Default::default() });
+                let ana = attributes(&[("ana_state", "optimized")]);
+                let mut port = Port { attributes: attributes(&all), ana, ..Default::default() };
+                if !kernel.tls {
+                    port.attributes.remove("addr_tsas");
+                }
+                self.ports.insert(id.into(), port);
+            }
+            ["ports", id, "referrals", name] => {
+                let port = self.ports.get_mut(id).ok_or(Errno::NOENT)?;
+                if port.referrals.contains_key(name) {
+                    return Err(Errno::EXIST);
+                }
+                let all = [
+                    ("addr_trtype", ""),
+                    ("addr_adrfam", ""),
+                    ("addr_traddr", ""),
+                    ("addr_trsvcid", ""),
+                    ("addr_treq", "not specified"),
+                    ("addr_portid", "0"),
+                    ("enable", "0"),
+                ];
+                port.referrals.insert(name.into(), attributes(&all));
             }
             _ => return Err(Errno::PERM),
         }
@@ -152,10 +177,14 @@ impl State {
             }
             ["ports", id] => {
                 let port = self.ports.get(id).ok_or(Errno::NOENT)?;
-                if !port.links.is_empty() {
+                if !port.links.is_empty() || !port.referrals.is_empty() {
                     return Err(Errno::NOTEMPTY);
                 }
                 self.ports.remove(id);
+            }
+            ["ports", id, "referrals", name] => {
+                let port = self.ports.get_mut(id).ok_or(Errno::NOENT)?;
+                port.referrals.remove(name).ok_or(Errno::NOENT)?;
             }
             _ => return Err(Errno::PERM),
         }
@@ -171,6 +200,8 @@ impl State {
             }
             ["hosts", name] => self.hosts.get(name),
             ["ports", id] => self.ports.get(id).map(|p| &p.attributes),
+            ["ports", id, "ana_groups", "1"] => self.ports.get(id).map(|p| &p.ana),
+            ["ports", id, "referrals", name] => self.ports.get(id)?.referrals.get(name),
             _ => None,
         }
     }
@@ -190,6 +221,25 @@ impl State {
             ["subsystems", nqn] => self.write_subsystem(nqn, name, value, &old),
             ["subsystems", nqn, "namespaces", id] => self.write_namespace(nqn, id, name, value, kernel),
             ["ports", id] => self.write_port(id, name, value),
+            ["ports", id, "ana_groups", "1"] => {
+                let states = ["optimized", "non-optimized", "inaccessible", "persistent-loss", "change"];
+                one_of(value, &states)?;
+                let port = self.ports.get_mut(id).ok_or(Errno::NOENT)?;
+                port.ana.insert((*name).into(), value.into());
+                Ok(())
+            }
+            ["ports", id, "referrals", of] => {
+                let port = self.ports.get_mut(id).ok_or(Errno::NOENT)?;
+                let referral = port.referrals.get_mut(of).ok_or(Errno::NOENT)?;
+                let enabled = referral.get("enable").is_some_and(|v| v == "1");
+                match *name {
+                    "enable" => drop(boolean(value)?),
+                    _ if enabled => return Err(Errno::ACCESS),
+                    _ => {}
+                }
+                referral.insert((*name).into(), value.into());
+                Ok(())
+            }
             ["hosts", host] => {
                 // A zero ends the text, so one alone is the empty text.
                 let value = value.split('\0').next().unwrap_or_default();
@@ -245,6 +295,8 @@ impl State {
         let enabled = namespace.enabled();
         let mut value = value.to_string();
         match name {
+            "resv_enable" if enabled => return Err(Errno::BUSY),
+            "resv_enable" => drop(boolean(&value)?),
             "device_path" | "device_uuid" | "device_nguid" if enabled => return Err(Errno::BUSY),
             "device_path" if value.is_empty() => return Err(Errno::INVAL),
             "device_path" => {}
@@ -280,7 +332,20 @@ impl State {
             return Err(Errno::ACCESS);
         }
         match name {
-            "addr_trtype" => one_of(value, &["tcp", "rdma", "loop", "fc"])?,
+            "addr_trtype" => {
+                one_of(value, &["tcp", "rdma", "loop", "fc"])?;
+                let security = if value == "tcp" { "none" } else { "connected" };
+                if let Some(tsas) = port.attributes.get_mut("addr_tsas") {
+                    *tsas = security.into();
+                }
+            }
+            "addr_tsas" => {
+                one_of(value, &["none", "tls1.3"])?;
+                let required = if value == "tls1.3" { "required" } else { "not specified" };
+                port.attributes.insert("addr_treq".into(), required.into());
+            }
+            "addr_treq" => one_of(value, &["not specified", "required", "not required"])?,
+            "param_max_queue_size" => number(value, 0..=65535)?,
             "addr_adrfam" => one_of(value, &["ipv4", "ipv6", "ib", "fc", "loop"])?,
             "addr_traddr" => printable(value, 256)?,
             "addr_trsvcid" => printable(value, 32)?,
@@ -369,6 +434,7 @@ impl State {
                 names(&self.subsystems.get(nqn).ok_or(Errno::NOENT)?.hosts)
             }
             ["ports", id, "subsystems"] => names(&self.ports.get(id).ok_or(Errno::NOENT)?.links),
+            ["ports", id, "referrals"] => names(&self.ports.get(id).ok_or(Errno::NOENT)?.referrals),
             ref directory => names(self.attributes_of(directory).ok_or(Errno::NOENT)?),
         })
     }

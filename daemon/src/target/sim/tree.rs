@@ -22,6 +22,10 @@ pub struct SimKernel {
     pub revalidate: bool,
     /// Hosts can be authenticated.
     pub authentication: bool,
+    /// Ports can begin with TLS.
+    pub tls: bool,
+    /// Namespaces have reservations.
+    pub reservations: bool,
     /// Enabling a namespace needs its device to exist.
     pub devices: bool,
 }
@@ -35,6 +39,8 @@ impl Default for SimKernel {
             model: true,
             revalidate: true,
             authentication: true,
+            tls: true,
+            reservations: true,
             devices: false,
         }
     }
@@ -74,6 +80,9 @@ impl Subsystem {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Port {
     pub attributes: Attributes,
+    /// What hosts are told of the first group's paths.
+    pub ana: Attributes,
+    pub referrals: BTreeMap<String, Attributes>,
     /// Link name to subsystem.
     pub links: BTreeMap<String, String>,
 }
@@ -115,6 +124,11 @@ impl State {
 
     pub fn allows(&self, subsystem: &Subsystem, host: &str) -> bool {
         subsystem.any_host() || subsystem.hosts.values().any(|h| h == host)
+    }
+
+    /// Whether a connection to a port begins with TLS.
+    pub fn is_secure(port: &Port) -> bool {
+        port.attributes.get("addr_tsas").is_some_and(|v| v == "tls1.3")
     }
 
     /// Whether a host that knows that secret, or none, has proved what it must. Of nobody is anything asked where all
@@ -211,6 +225,14 @@ impl SimTree {
         hosts.iter().copied().filter(|h| state.allows(found, h)).collect()
     }
 
+    /// Of these hosts, those that could connect to a subsystem now by a port that does not begin with TLS.
+    pub fn may_connect_in_clear<'a>(&self, subsystem: &str, hosts: &[&'a str]) -> BTreeSet<&'a str> {
+        let all = self.may_connect(subsystem, hosts);
+        let state = self.state.lock();
+        let clear = |p: &Port| !State::is_secure(p) && p.links.values().any(|s| s == subsystem);
+        if state.ports.values().any(clear) { all } else { BTreeSet::new() }
+    }
+
     /// Of these hosts, those that could connect to a subsystem now without any secret.
     pub fn may_connect_unproved<'a>(&self, subsystem: &str, hosts: &[&'a str]) -> BTreeSet<&'a str> {
         let mut all = self.may_connect(subsystem, hosts);
@@ -240,6 +262,10 @@ impl SimTree {
         }
         for (n, port) in &state.ports {
             put(format!("ports/{n}"), &port.attributes);
+            put(format!("ports/{n}/ana_groups/1"), &port.ana);
+            for (name, referral) in &port.referrals {
+                put(format!("ports/{n}/referrals/{name}"), referral);
+            }
             put(format!("ports/{n}/subsystems"), &port.links);
         }
         all
@@ -320,6 +346,9 @@ pub struct SimDebug {
 impl ConfigTree for SimDebug {
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
         let mut state = self.state.lock();
+        if self.visible && path.is_empty() {
+            return Ok(state.subsystems.keys().cloned().collect());
+        }
         if !self.visible || !state.subsystems.contains_key(path) {
             return Err(Errno::NOENT.into());
         }
