@@ -33,13 +33,24 @@ pub struct LabOptions {
     pub cpus: u32,
     /// MiB of memory of the appliance.
     pub memory: u32,
+    /// The appliance's configuration, on top of what its image has.
+    pub config: String,
 }
 
 impl LabOptions {
     /// Four disks of 4 GiB, two storage networks.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         let disks = (0..4).map(|n| (format!("data{n}"), 4u64 << 30)).collect();
-        Self { dir: dir.into(), disks, links: 2, initiators: 1, payload: Vec::new(), cpus: 2, memory: 2048 }
+        Self {
+            dir: dir.into(),
+            disks,
+            links: 2,
+            initiators: 1,
+            payload: Vec::new(),
+            cpus: 2,
+            memory: 2048,
+            config: String::new(),
+        }
     }
 }
 
@@ -85,6 +96,7 @@ impl Lab {
             .cpus(options.cpus)
             .memory(options.memory)
             .credential("orlop.token", token.as_bytes())
+            .credential("orlop.config", options.config.as_bytes())
             .payload(&payload)
             .forward(8443);
         for (serial, size) in &options.disks {

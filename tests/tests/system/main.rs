@@ -13,10 +13,12 @@ mod disks;
 mod guests;
 mod iscsi;
 mod lifecycle;
+mod multipath;
 mod pools;
 mod secrets;
 mod shares;
 mod snapshots;
+mod tls;
 mod unprotected;
 mod world;
 
@@ -37,6 +39,8 @@ const SCENARIOS: &[Scenario] = &[
     ("a_kill_at_every_failpoint_converges", crashes::kill_at_every_failpoint),
     ("a_power_cut_loses_nothing_acknowledged", crashes::power_cut_loses_nothing),
     ("a_host_proves_its_secret", secrets::host_proves_its_secret),
+    ("a_host_comes_by_tls", tls::host_comes_by_tls),
+    ("portals_have_states_and_limits", multipath::have_states_and_limits),
     ("disks_by_iscsi", iscsi::disks_by_iscsi),
     ("an_iscsi_host_proves_its_secret", iscsi::an_iscsi_host_proves_its_secret),
     ("a_fenced_iscsi_writer_is_cut_off", iscsi::a_fenced_iscsi_writer_is_cut_off),

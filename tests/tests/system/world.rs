@@ -18,6 +18,9 @@ pub const XFS: &str = "xfs";
 pub const BTRFS: &str = "btrfs";
 pub const LVM: &str = "lvm";
 
+/// The default portal, and one with TLS beside it.
+const CONFIG: &str = "[nvmet]\nportals = [\"0.0.0.0:4420\", { listen = \"0.0.0.0:4421\", tls = true }]\n";
+
 pub struct World {
     pub lab: Lab,
     pub contracts: Contracts,
@@ -37,6 +40,7 @@ impl World {
         options.disks = ["tank0", "xfs0", "btrfs0", "lvm0", "used0"].map(|s| (s.into(), 3 << 30)).into();
         options.disks.extend((0..5).map(|n| (format!("safe{n}"), 1 << 30)));
         options.initiators = 2;
+        options.config = CONFIG.into();
         for name in ["orlopd", "stream"] {
             options.payload.push(instrumented(name)?);
         }
@@ -88,6 +92,11 @@ impl World {
     pub fn attach(&self, volume: &Volume, host: u8) -> Result<Attachment> {
         let host = self.host(host)?;
         Ok(self.api(self.lab.api.attach(&VolumeRef::Id(volume.id), &host))?)
+    }
+
+    /// The same attachment as it is shown now.
+    pub fn attach_again(&self, a: &Attachment) -> Result<Attachment> {
+        Ok(self.api(self.lab.api.attach(&VolumeRef::Id(a.volume), &a.host))?)
     }
 
     pub fn detach(&self, volume: &Volume, host: u8) -> Result<()> {
