@@ -4,7 +4,7 @@
 //! turn errors into messages and exit codes: 0 for a stop that was asked for, 1 for a failure, 2 for a
 //! wrong command line.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,18 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use orlop_api::Protocol;
 use orlopd::config::{self, Settings};
-use orlopd::engine::{Engine, EngineSettings, FillLimits, Offer, Targets};
+use orlopd::engine::{Engine, EngineSettings, FillLimits};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
+use orlopd::serving;
 use orlopd::target::keys::HostKeys;
-use orlopd::target::lio::{Lio, LioConfig};
-use orlopd::target::nfs::{Nfs, NfsConfig};
-use orlopd::target::nvmet::{Nvmet, NvmetConfig};
-use orlopd::target::sim;
-use orlopd::target::{PortalConfig, Target};
 use orlopd::telemetry::{self, Dropped, Metrics};
 use orlopd::token;
 use sd_notify::NotifyState;
@@ -118,6 +113,11 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
 }
 
 fn simulate(args: &Args, settings: &mut Settings) -> anyhow::Result<()> {
+    if serving::by_ctl(settings) {
+        bail!(
+            "CTL is not simulated: leave iscsi_portals and nvme_portals of [ctl] out, or start without --sim"
+        );
+    }
     let state = match &args.state {
         Some(dir) => std::path::absolute(dir)?,
         None => {
@@ -251,47 +251,9 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Jobs that may wait in one lane.
 const LANE_DEPTH: usize = 1024;
 
-/// The targets that the configuration asks for, or such over a simulated kernel.
-fn targets(sim: bool, settings: &Settings, keys: &HostKeys) -> Targets {
-    let prefix = || settings.nvmet.nqn_prefix.clone();
-    let portals = |list: &[SocketAddr]| {
-        list.iter().map(|p| PortalConfig { address: p.ip(), port: p.port() }).collect::<Vec<_>>()
-    };
-    let nvmet = NvmetConfig {
-        prefix: prefix(),
-        portals: settings.nvmet.portals.clone(),
-        referrals: settings.nvmet.referrals.clone(),
-        io_queues: settings.nvmet.io_queues,
-        queue_size: settings.nvmet.queue_size,
-    };
-    let lio = LioConfig { prefix: prefix(), portals: portals(&settings.lio.portals) };
-    let any = settings.nfs.listen.iter().all(IpAddr::is_unspecified) && settings.nfs.listen.len() == 2;
-    let nfs = NfsConfig {
-        addresses: if any { Vec::new() } else { settings.nfs.listen.clone() },
-        versions: settings.nfs.versions.iter().copied().collect(),
-        threads: settings.nfs.threads,
-        ..NfsConfig::default()
-    };
-    let (with_lio, with_nfs) = (!settings.lio.portals.is_empty(), !settings.nfs.listen.is_empty());
-    let mut targets = Targets::new();
-    let mut serve = |protocol, offered: bool, target: Arc<dyn Target>| {
-        targets.insert(protocol, Offer { target, offered });
-    };
-    if sim {
-        serve(Protocol::Nvme, true, Arc::new(sim::target(nvmet, keys.clone(), Default::default()).0));
-        serve(Protocol::Iscsi, with_lio, Arc::new(sim::lio_target(lio, keys.clone(), Default::default()).0));
-        serve(Protocol::Nfs, with_nfs, Arc::new(sim::nfs_target(nfs).0));
-    } else {
-        serve(Protocol::Nvme, true, Arc::new(Nvmet::kernel(nvmet).with_keys(keys.clone())));
-        serve(Protocol::Iscsi, with_lio, Arc::new(Lio::kernel(lio).with_keys(keys.clone())));
-        serve(Protocol::Nfs, with_nfs, Arc::new(Nfs::kernel(nfs)));
-    }
-    targets
-}
-
 fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> EngineSettings {
     let host_keys = HostKeys::default();
-    let targets = targets(sim, settings, &host_keys);
+    let targets = serving::targets(sim, settings, &host_keys);
     let keys = KeyRing::default();
     EngineSettings {
         state_dir: settings.state_dir.clone(),

@@ -28,6 +28,8 @@ pub struct Fragment {
     #[serde(default)]
     pub lio: Lio,
     #[serde(default)]
+    pub ctl: Ctl,
+    #[serde(default)]
     pub nfs: Nfs,
     #[serde(default)]
     pub log: Log,
@@ -106,6 +108,18 @@ impl<'de> Deserialize<'de> for NvmetPortal {
 #[allow(missing_docs)]
 pub struct Lio {
     pub portals: Given<Vec<String>>,
+}
+
+/// `[ctl]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Ctl {
+    pub iscsi_portals: Given<Vec<String>>,
+    pub nvme_portals: Given<Vec<String>>,
+    pub nvme_access: Given<String>,
+    pub file: Given<String>,
+    pub pidfile: Given<String>,
 }
 
 /// `[nfs]`

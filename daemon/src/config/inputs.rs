@@ -34,6 +34,11 @@ pub struct Inputs {
     pub queue_size: Option<At<u64>>,
     pub nqn_prefix: Option<At<String>>,
     pub lio_portals: Option<At<Vec<String>>>,
+    pub ctl_iscsi_portals: Option<At<Vec<String>>>,
+    pub ctl_nvme_portals: Option<At<Vec<String>>>,
+    pub ctl_nvme_access: Option<At<String>>,
+    pub ctl_file: Option<At<String>>,
+    pub ctl_pidfile: Option<At<String>>,
     pub nfs_listen: Option<At<Vec<String>>>,
     pub nfs_versions: Option<At<Vec<String>>>,
     pub nfs_threads: Option<At<u64>>,
@@ -69,6 +74,11 @@ impl Inputs {
         take(&mut self.queue_size, f.nvmet.queue_size, file, text);
         take(&mut self.nqn_prefix, f.nvmet.nqn_prefix, file, text);
         take(&mut self.lio_portals, f.lio.portals, file, text);
+        take(&mut self.ctl_iscsi_portals, f.ctl.iscsi_portals, file, text);
+        take(&mut self.ctl_nvme_portals, f.ctl.nvme_portals, file, text);
+        take(&mut self.ctl_nvme_access, f.ctl.nvme_access, file, text);
+        take(&mut self.ctl_file, f.ctl.file, file, text);
+        take(&mut self.ctl_pidfile, f.ctl.pidfile, file, text);
         take(&mut self.nfs_listen, f.nfs.listen, file, text);
         take(&mut self.nfs_versions, f.nfs.versions, file, text);
         take(&mut self.nfs_threads, f.nfs.threads, file, text);

@@ -11,7 +11,9 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
-pub use settings::{ApiSettings, Limits, LogFormat, LogSettings, NvmetSettings, PoolsSettings, Settings};
+pub use settings::{
+    ApiSettings, CtlSettings, Limits, LogFormat, LogSettings, NvmetSettings, PoolsSettings, Settings,
+};
 
 use inputs::Inputs;
 
@@ -265,6 +267,50 @@ mod tests {
         assert!(got[0].starts_with("o.toml:2: "), "{got:?}");
         let got = errors("a = = 1\n");
         assert!(got[0].starts_with("o.toml:1: "), "{got:?}");
+    }
+
+    #[test]
+    fn a_protocol_is_served_by_one_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |text: &str| {
+            write(dir.path(), "o.toml", text);
+            load(&dir.path().join("o.toml"), None).unwrap()
+        };
+        let s = read("[ctl]\niscsi_portals = [\"10.0.0.1:3260\"]\n");
+        assert!(s.lio.portals.is_empty() && s.nvmet == Settings::default().nvmet);
+        assert_eq!(read(&s.to_string()), s);
+        let s = read("[ctl]\nnvme_portals = [\"[::]:4420\"]\nnvme_access = \"by-network\"\n");
+        assert!(s.nvmet.portals.is_empty() && s.lio == Settings::default().lio);
+        assert_eq!(s.ctl.nvme_access, crate::target::ctl::NvmeAccess::ByNetwork);
+        assert_eq!(read(&s.to_string()), s);
+        // A section without portals chooses nothing.
+        let s = read("[ctl]\nfile = \"/etc/orlop-ctl.conf\"\n[lio]\nportals = [\"10.0.0.1:3260\"]\n");
+        assert_eq!(s.lio.portals.len(), 1);
+
+        let both = "[ctl]\niscsi_portals = [\"10.0.0.1:3260\"]\nnvme_portals = [\"10.0.0.1:4420\"]\n\
+                    [lio]\nportals = [\"10.0.0.2:3260\"]\n[nvmet]\nportals = [\"10.0.0.2:4420\"]\n";
+        let got = errors(both);
+        assert!(got.len() == 2, "{got:?}");
+        assert!(
+            got[0].starts_with("o.toml:5: lio.portals and ctl.iscsi_portals would both serve"),
+            "{got:?}"
+        );
+        assert!(
+            got[1].starts_with("o.toml:7: nvmet.portals and ctl.nvme_portals would both serve"),
+            "{got:?}"
+        );
+        assert!(
+            got[0].contains("[lio]") && got[0].contains("[ctl]") && got[1].contains("[nvmet]"),
+            "{got:?}"
+        );
+        for (text, want) in [
+            ("nvme_access = \"everybody\"", "o.toml:2: ctl.nvme_access must be refused or by-network"),
+            ("file = \"ctl.conf\"", "o.toml:2: ctl.file must be an absolute path"),
+            ("iscsi_portals = [\"here\"]", "o.toml:2: ctl.iscsi_portals must be ADDRESS:PORT"),
+        ] {
+            let got = errors(&format!("[ctl]\n{text}\n"));
+            assert!(got.len() == 1 && got[0].starts_with(want), "{text}: {got:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::inputs::{At, Inputs};
 use super::{ConfigError, fragment};
 use crate::model::NqnPrefix;
 use crate::target::PortalConfig;
+use crate::target::ctl::NvmeAccess;
 use crate::target::nfs::NfsVersion;
 use crate::target::nvmet::{AnaState, IO_QUEUES, NvmetConfig, NvmetPortal, PORT_COUNT};
 
@@ -27,6 +28,8 @@ pub struct Settings {
     pub nvmet: NvmetSettings,
     /// `[lio]`
     pub lio: LioSettings,
+    /// `[ctl]`
+    pub ctl: CtlSettings,
     /// `[nfs]`
     pub nfs: NfsSettings,
     /// `[log]`
@@ -73,6 +76,21 @@ pub struct NvmetSettings {
 pub struct LioSettings {
     /// `portals`: addresses and ports at which targets are served. Empty: iSCSI is not served.
     pub portals: Vec<SocketAddr>,
+}
+
+/// `[ctl]`: the target of FreeBSD. What has portals here is not served by `[lio]` or `[nvmet]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CtlSettings {
+    /// `iscsi_portals`: addresses and ports at which targets are served. Empty: not by CTL.
+    pub iscsi_portals: Vec<SocketAddr>,
+    /// `nvme_portals`: the same for controllers.
+    pub nvme_portals: Vec<SocketAddr>,
+    /// `nvme_access`: who may use volumes by NVMe, where nobody is asked who he is.
+    pub nvme_access: NvmeAccess,
+    /// `file`: what `ctld` was told to read.
+    pub file: PathBuf,
+    /// `pidfile`: where `ctld` writes the number of its process.
+    pub pidfile: PathBuf,
 }
 
 /// `[nfs]`: the NFS server.
@@ -153,6 +171,13 @@ impl Default for Settings {
                 nqn_prefix_text: "nqn.2026-11.dev.orlop".into(),
             },
             lio: LioSettings { portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3260)] },
+            ctl: CtlSettings {
+                iscsi_portals: Vec::new(),
+                nvme_portals: Vec::new(),
+                nvme_access: NvmeAccess::default(),
+                file: "/var/db/orlop/ctl.conf".into(),
+                pidfile: "/var/run/ctld.pid".into(),
+            },
             nfs: NfsSettings {
                 listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
                 versions: NfsVersion::ALL.to_vec(),
@@ -213,7 +238,6 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
     wrong.set(&mut s.api.token_console, "api.token_console", i.token_console, |v| {
         if v == "none" { Ok(None) } else { absolute(v).map(Some) }
     });
-    wrong.set(&mut s.nvmet.portals, "nvmet.portals", i.portals, nvmet_portals);
     wrong.set(&mut s.nvmet.referrals, "nvmet.referrals", i.referrals, addresses);
     let number = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
     wrong.set(&mut s.nvmet.io_queues, "nvmet.io_queues", i.io_queues, |v| {
@@ -222,7 +246,31 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
     wrong.set(&mut s.nvmet.queue_size, "nvmet.queue_size", i.queue_size, |v| {
         within(v, 16, 1024).map(number).map(Some)
     });
+    wrong.set(&mut s.ctl.iscsi_portals, "ctl.iscsi_portals", i.ctl_iscsi_portals, addresses);
+    wrong.set(&mut s.ctl.nvme_portals, "ctl.nvme_portals", i.ctl_nvme_portals, addresses);
+    wrong.set(&mut s.ctl.nvme_access, "ctl.nvme_access", i.ctl_nvme_access, |v| {
+        let found = NvmeAccess::ALL.into_iter().find(|a| a.as_str() == v);
+        found.ok_or_else(|| format!("must be refused or by-network, not {v:?}"))
+    });
+    wrong.set(&mut s.ctl.file, "ctl.file", i.ctl_file, absolute);
+    wrong.set(&mut s.ctl.pidfile, "ctl.pidfile", i.ctl_pidfile, absolute);
+    let (by_nvmet, by_lio) = (place(i.portals.as_ref()), place(i.lio_portals.as_ref()));
+    let nvme_by_ctl = !s.ctl.nvme_portals.is_empty();
+    wrong.set(&mut s.nvmet.portals, "nvmet.portals", i.portals, |v| match nvmet_portals(v) {
+        Ok(list) if list.is_empty() && !nvme_by_ctl => Err("must name at least one address".into()),
+        other => other,
+    });
     wrong.set(&mut s.lio.portals, "lio.portals", i.lio_portals, addresses);
+    let iscsi_by_ctl = !s.ctl.iscsi_portals.is_empty();
+    // What stands nowhere gives way.
+    if iscsi_by_ctl {
+        s.lio.portals.clear();
+        wrong.set(&mut (), "lio.portals", by_lio, |()| Err(twice("ctl.iscsi_portals", "iSCSI", "lio")));
+    }
+    if nvme_by_ctl {
+        s.nvmet.portals.clear();
+        wrong.set(&mut (), "nvmet.portals", by_nvmet, |()| Err(twice("ctl.nvme_portals", "NVMe", "nvmet")));
+    }
     wrong.set(&mut s.nfs.listen, "nfs.listen", i.nfs_listen, |v| {
         distinct(v, |text| text.parse().map_err(|_| format!("must be numeric addresses, not {text:?}")))
     });
@@ -271,6 +319,19 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
     wrong.set(&mut l.drain, "limits.drain_seconds", i.drain_seconds, seconds(0, 3_600));
     wrong.set(&mut l.pool_threads, "limits.pool_threads", i.pool_threads, count(1, 64));
     if wrong.0.is_empty() { Ok(s) } else { Err(wrong.0) }
+}
+
+/// Where a list that is not empty is given.
+fn place<T>(given: Option<&At<Vec<T>>>) -> Option<At<()>> {
+    let at = given.filter(|at| !at.value.is_empty())?;
+    Some(At { value: (), file: at.file.clone(), line: at.line })
+}
+
+fn twice(other: &str, protocol: &str, section: &str) -> String {
+    format!(
+        "and {other} would both serve {protocol}, which one target serves: set one of them to [], in [{section}] or \
+         in [ctl]"
+    )
 }
 
 fn within(n: u64, low: u64, high: u64) -> Result<u64, String> {
@@ -331,9 +392,6 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn nvmet_portals(list: Vec<fragment::NvmetPortal>) -> Result<Vec<NvmetPortal>, String> {
     let given = list.iter().map(|p| p.listen.clone()).collect();
     let addresses = addresses(given)?;
-    if addresses.is_empty() {
-        return Err("must name at least one address".into());
-    }
     if addresses.len() > usize::from(PORT_COUNT) {
         return Err(format!("must name at most {PORT_COUNT} addresses"));
     }
@@ -408,6 +466,11 @@ impl fmt::Display for Settings {
         }
         writeln!(f, "nqn_prefix = {}\n", text(&self.nvmet.nqn_prefix_text))?;
         writeln!(f, "[lio]\nportals = {}\n", list(&self.lio.portals))?;
+        let c = &self.ctl;
+        writeln!(f, "[ctl]\niscsi_portals = {}", list(&c.iscsi_portals))?;
+        writeln!(f, "nvme_portals = {}", list(&c.nvme_portals))?;
+        writeln!(f, "nvme_access = {}", text(c.nvme_access.as_str()))?;
+        writeln!(f, "file = {}\npidfile = {}\n", path(&c.file), path(&c.pidfile))?;
         let texts = |all: Vec<String>| {
             let items: Vec<String> = all.iter().map(|a| text(a)).collect();
             format!("[{}]", items.join(", "))

@@ -211,4 +211,23 @@ async fn the_configuration_is_checked() {
     assert_eq!(bad.status.code(), Some(1));
     let text = String::from_utf8_lossy(&bad.stderr).into_owned();
     assert!(text.contains("orlopd.toml:2: unknown field `drain`"), "{text}");
+    let both = "[ctl]\niscsi_portals = [\"10.0.0.1:3260\"]\n[lio]\nportals = [\"10.0.0.2:3260\"]\n";
+    std::fs::write(&file, both).unwrap();
+    let text = String::from_utf8_lossy(&check().stderr).into_owned();
+    assert!(
+        text.contains("orlopd.toml:4: lio.portals and ctl.iscsi_portals would both serve iSCSI"),
+        "{text}"
+    );
+    std::fs::write(&file, "[ctl]\niscsi_portals = [\"10.0.0.1:3260\"]\n").unwrap();
+    assert!(check().status.success());
+    let simulated = std::process::Command::new(env!("CARGO_BIN_EXE_orlopd"))
+        .args(["--sim", "--listen", "none", "--state"])
+        .arg(dir.path().join("state"))
+        .arg("--config")
+        .arg(&file)
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .output()
+        .unwrap();
+    assert_eq!(simulated.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&simulated.stderr).contains("CTL is not simulated"));
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod authentication;
+mod ctl;
 mod disks;
 mod encryption;
 mod fakes;
@@ -19,10 +20,13 @@ use std::time::Duration;
 use orlop_api::*;
 
 use super::*;
+use crate::target::keys::HostKeys;
 use fakes::{FakePools, FakeTarget, Platter};
 
 const LONG: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(100);
+
+type More = Box<dyn Fn(&mut Targets, &HostKeys) + Send + Sync>;
 
 /// A machine: what survives a restart of the daemon.
 struct Rig {
@@ -30,12 +34,19 @@ struct Rig {
     platter: Arc<Platter>,
     target: Arc<FakeTarget>,
     nfs: Arc<FakeTarget>,
+    /// Puts other targets beside these or in their place.
+    more: More,
     engine: Option<Engine>,
 }
 
 impl Rig {
     async fn new() -> Self {
+        Self::with(|_, _| {}).await
+    }
+
+    async fn with(more: impl Fn(&mut Targets, &HostKeys) + Send + Sync + 'static) -> Self {
         let mut rig = Self {
+            more: Box::new(more),
             dir: tempfile::tempdir().unwrap(),
             platter: Arc::default(),
             target: Arc::default(),
@@ -56,17 +67,20 @@ impl Rig {
     }
 
     async fn start(&mut self) {
+        let host_keys = HostKeys::default();
+        let mut targets = Targets::from(
+            [(Protocol::Nvme, &self.target), (Protocol::Nfs, &self.nfs)]
+                .map(|(p, t)| (p, Offer { target: t.clone() as _, offered: true })),
+        );
+        (self.more)(&mut targets, &host_keys);
         let settings = || EngineSettings {
             state_dir: self.dir.path().to_path_buf(),
             sim: true,
             prefix: Default::default(),
-            targets: Targets::from(
-                [(Protocol::Nvme, &self.target), (Protocol::Nfs, &self.nfs)]
-                    .map(|(p, t)| (p, Offer { target: t.clone() as _, offered: true })),
-            ),
+            targets: targets.clone(),
             pools: Arc::new(FakePools(self.platter.clone())),
             keys: self.platter.new_ring(),
-            host_keys: Default::default(),
+            host_keys: host_keys.clone(),
             pool_threads: 2,
             fill: Default::default(),
             lane_depth: 64,

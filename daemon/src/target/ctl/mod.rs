@@ -34,12 +34,12 @@ pub(crate) mod ucl;
 mod xml;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,11 +51,10 @@ pub use kernel::{KernelPort, Lun, Session};
 pub use state::{Admission, Entry, Observed, Refusal, Seen, Step};
 pub use tools::CtlTools;
 
-use super::PortalConfig;
 use super::keys::HostKeys;
-use super::{Desired, Export, HostId, Protocol, Result, Scope};
+use super::{Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
+use crate::kernel::Deadline;
 use crate::kernel::exec::ExecError;
-use crate::kernel::{Deadline, net};
 use crate::model::NqnPrefix;
 
 /// What can be listed, in the XML that the kernel makes.
@@ -104,6 +103,19 @@ pub enum NvmeAccess {
     /// hosts in the file only hides controllers from the discovery of others. A host that leaves is cut off, and is back
     /// if it tries. A host that must prove a secret makes its volume `Unsupported`.
     ByNetwork,
+}
+
+impl NvmeAccess {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Refused, Self::ByNetwork];
+
+    /// As it is spelled in settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::ByNetwork => "by-network",
+        }
+    }
 }
 
 /// How volumes are served.
@@ -180,9 +192,9 @@ pub struct CtlFile {
 }
 
 impl CtlFile {
-    /// Over the installed commands.
-    pub fn system(config: CtlConfig) -> std::result::Result<Self, ExecError> {
-        Ok(Self::over(config, Arc::new(CtlTools::locate()?)))
+    /// Over the installed commands. Where there are none all that is asked of it is [`super::TargetError::Absent`].
+    pub fn system(config: CtlConfig) -> Self {
+        Self::over(config, Arc::new(CtlTools))
     }
 
     /// Over anything that behaves so.
@@ -264,21 +276,6 @@ impl Protocol for Ctl {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        let mut found = Vec::new();
-        let own = net::own_addresses().unwrap_or_default();
-        for PortalConfig { address, port } in self.file.config.portals(self.kind) {
-            let mut push = |a: &IpAddr| {
-                let portal = Portal::tcp(a.to_string(), *port);
-                if !found.contains(&portal) {
-                    found.push(portal);
-                }
-            };
-            if !address.is_unspecified() {
-                push(address);
-                continue;
-            }
-            own.iter().filter(|a| a.is_ipv4() == address.is_ipv4()).for_each(&mut push);
-        }
-        found
+        portal::reachable(self.file.config.portals(self.kind).iter())
     }
 }

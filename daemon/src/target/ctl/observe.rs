@@ -45,7 +45,7 @@ impl State {
 /// What went wrong with a command, in a step.
 pub(super) fn failed(step: &str, error: ExecError) -> TargetError {
     match error {
-        ExecError::Missing(name) => TargetError::Unsupported(name.into()),
+        ExecError::Missing(name) => TargetError::Absent(format!("CTL: {name} is not installed")),
         ExecError::Overrun { source, .. } => TargetError::Deadline(step.into(), source),
         error => TargetError::Kernel {
             step: step.into(),

@@ -742,7 +742,7 @@ fn commands_are_called_as_their_manuals_say() {
     script("pgrep", "case \"$*\" in *-P*) echo 12; echo 13;; *) echo 11;; esac");
     script("pkill", "exit 3");
     crate::kernel::exec::find_in(Some(dir.path().into()));
-    let tools = CtlTools::locate().unwrap();
+    let tools = CtlTools;
     let pidfile = std::path::Path::new("/var/run/ctld.pid");
     assert!(!tools.accepts(std::path::Path::new("/f.new"), &soon()).unwrap());
     assert!(!tools.reload(pidfile, &soon()).unwrap());

@@ -11,29 +11,19 @@ use crate::kernel::exec::{ExecError, Tool};
 /// The most that a list may have: 50,000 sessions.
 const MAX_LIST: usize = 64 << 20;
 
-/// The installed commands, found once.
-#[derive(Debug, Clone)]
-pub struct CtlTools {
-    ctld: Tool,
-    ctladm: Tool,
-    pgrep: Tool,
-    pkill: Tool,
-}
+/// The installed commands. Each is looked for when it is needed: a machine without them serves nothing by CTL, and the
+/// daemon starts all the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CtlTools;
 
 impl CtlTools {
-    /// Finds them.
-    pub fn locate() -> Result<Self, ExecError> {
-        Ok(Self {
-            ctld: Tool::locate("ctld")?,
-            ctladm: Tool::locate("ctladm")?.at_most(MAX_LIST),
-            pgrep: Tool::locate("pgrep")?,
-            pkill: Tool::locate("pkill")?,
-        })
+    fn ctladm() -> Result<Tool, ExecError> {
+        Ok(Tool::locate("ctladm")?.at_most(MAX_LIST))
     }
 
     /// Process numbers that `pgrep` finds: 1 is its status for none.
     fn find(&self, args: &[&OsStr], deadline: &Deadline) -> Result<BTreeSet<u32>, ExecError> {
-        let output = self.pgrep.run(args, deadline)?;
+        let output = Tool::locate("pgrep")?.run(args, deadline)?;
         match output.code {
             Some(0) => output
                 .text()?
@@ -49,7 +39,7 @@ impl CtlTools {
 impl Ctld for CtlTools {
     fn accepts(&self, file: &Path, deadline: &Deadline) -> Result<bool, ExecError> {
         let args = [OsStr::new("-u"), OsStr::new("-t"), OsStr::new("-f"), file.as_os_str()];
-        Ok(self.ctld.run(&args, deadline)?.code == Some(0))
+        Ok(Tool::locate("ctld")?.run(&args, deadline)?.code == Some(0))
     }
 
     // -L: the file must be locked, which the daemon does as long as it lives. A number that another process has by now
@@ -57,7 +47,7 @@ impl Ctld for CtlTools {
     fn reload(&self, pidfile: &Path, deadline: &Deadline) -> Result<bool, ExecError> {
         let args = ["-HUP", "-L", "-x", "-F"].map(OsStr::new);
         let args = [args[0], args[1], args[2], args[3], pidfile.as_os_str(), OsStr::new("ctld")];
-        let output = self.pkill.run(&args, deadline)?;
+        let output = Tool::locate("pkill")?.run(&args, deadline)?;
         match output.code {
             Some(0) => Ok(true),
             // 1: none matched; 3: no such file, or it is not locked.
@@ -89,12 +79,12 @@ impl Ctld for CtlTools {
             List::IscsiSessions => "islist",
             List::NvmeSessions => "nvlist",
         };
-        let output = self.ctladm.run(&[verb, "-x"], deadline)?.success()?;
+        let output = Self::ctladm()?.run(&[verb, "-x"], deadline)?.success()?;
         Ok(output.text()?.to_string())
     }
 
     fn terminate(&self, session: u64, deadline: &Deadline) -> Result<(), ExecError> {
         // Its status says as well that there is no such session. What counts is the list afterwards.
-        self.ctladm.run(&["isterminate", "-c", &session.to_string()], deadline).map(|_| ())
+        Self::ctladm()?.run(&["isterminate", "-c", &session.to_string()], deadline).map(|_| ())
     }
 }
