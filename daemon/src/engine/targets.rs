@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use orlop_api::{HostName, Portal, Protocol, Squash, VolumeId};
+use orlop_api::{HostName, Portal, Protocol, Squash, VolumeId, VolumeKind};
 use tokio::time::Instant;
 
 use super::core::{Core, Outcome, SLOW, answer, run};
@@ -149,10 +149,10 @@ impl Core {
         fence: bool,
     ) -> Outcome<(Vec<String>, bool)> {
         let scope = if fence { Scope::Fence(id) } else { Scope::Volume(id) };
-        let export = self.export_of(id, extra);
-        let (serve, mut steps) = (export.is_some(), Vec::new());
+        let desired = self.desired_of(id, extra);
+        let (serve, mut steps) = (!desired.is_empty(), Vec::new());
         for protocol in self.protocols_of(id) {
-            let desired = export.clone().into_iter().map(|e| (id, e)).collect();
+            let desired = desired.clone();
             let until = self.target_until(protocol);
             steps.extend(self.converge(protocol, scope, desired, until).await?.steps);
         }
@@ -168,17 +168,22 @@ impl Core {
             return Ok(Vec::new());
         }
         let until = self.target_until(protocol);
-        Ok(self.converge(protocol, Scope::Volume(id), Desired::new(), until).await?.steps)
+        // Who is attached has nothing by this one; where that can't be told, he waits.
+        let desired = self.desired_of(id, None).kept_out();
+        Ok(self.converge(protocol, Scope::Volume(id), desired, until).await?.steps)
     }
 
     /// Converges everything that is open, by each protocol. What could not be served, and why; an error is the target's
     /// as a whole.
     pub(super) async fn converge_all(&self, scope: Scope) -> Vec<(Protocol, Outcome<Report>)> {
-        let ids: Vec<_> = self.opened.lock().keys().copied().collect();
+        let mut ids: BTreeSet<_> = self.opened.lock().keys().copied().collect();
+        // Those that can't be served now as well: somebody waits for them.
+        ids.extend(self.view.read().attached_volumes());
         let mut desired: BTreeMap<Protocol, Desired> = BTreeMap::new();
         for id in ids {
-            if let (Some(export), [protocol]) = (self.export_of(id, None), &self.protocols_of(id)[..]) {
-                desired.entry(*protocol).or_default().insert(id, export);
+            let one = self.desired_of(id, None);
+            for protocol in self.protocols_of(id) {
+                desired.entry(protocol).or_default().absorb(one.clone());
             }
         }
         let each = self.targets.keys().map(|protocol| {
@@ -233,7 +238,7 @@ impl Core {
 
     /// Tells connected hosts that a volume has grown.
     pub(super) async fn announce_size(&self, id: VolumeId, until: Instant) -> Outcome<()> {
-        let Some(export) = self.export_of(id, None) else { return Ok(()) };
+        let Some(export) = self.desired_of(id, None).remove(&id) else { return Ok(()) };
         let until = until.min(Instant::now() + self.settings.target_deadline);
         for protocol in self.protocols_of(id) {
             let (server, export) = (self.server(protocol)?, export.clone());
@@ -251,40 +256,56 @@ impl Core {
         run(&server.lane, until, move |deadline| target.prove(&host, deadline)).await
     }
 
-    /// How a volume should be served: to the hosts in the view and `extra`. `None` if to nobody, or if
-    /// its backing is not open.
-    fn export_of(&self, id: VolumeId, extra: Option<(&HostName, Grant)>) -> Option<Export> {
-        let opened = self.opened.lock().get(&id).cloned()?;
+    /// How a volume should be served: to the hosts in the view and `extra`. Empty if to nobody. Who is attached and can't be
+    /// let in (its backing is not open, nothing serves it, a secret is lost) waits.
+    fn desired_of(&self, id: VolumeId, extra: Option<(&HostName, Grant)>) -> Desired {
+        let mut desired = Desired::new();
+        let opened = self.opened.lock().get(&id).cloned();
         let view = self.view.read();
-        let protocol = view.entry(id)?.label.protocol();
-        if !self.targets.get(&protocol)?.offered {
-            return None;
-        }
-        match (&opened.place, protocol.kind()) {
-            (Place::Device(_), orlop_api::VolumeKind::Block) => {}
-            (Place::Directory(_), orlop_api::VolumeKind::Filesystem) => {}
-            _ => return None,
-        }
         let attached = view.hosts_of(id).filter_map(|name| Some((name, view.grant_of(id, name)?)));
+        let attached: Vec<(&HostName, Grant)> = attached.chain(extra).collect();
+        if attached.is_empty() {
+            return desired;
+        }
+        // Of one that no pool has now it is not known by what it was served.
+        let own = view.entry(id).map(|entry| entry.label.protocol());
+        let opened =
+            opened.filter(|opened| own.is_some_and(|protocol| self.can_serve(&opened.place, protocol)));
         let mut hosts: BTreeMap<HostId, Rights> = BTreeMap::new();
-        for (name, grant) in attached.chain(extra) {
-            let record = view.host_record(name).filter(|h| h.is_admissible(protocol));
-            for (host, rights) in record.into_iter().flat_map(|r| hosts_of(r, grant, protocol)) {
-                // Two zones of one network: it may do what both let it do.
-                let known = hosts.entry(host).or_insert(rights);
-                known.read_only |= rights.read_only;
-                known.squash = known.squash.max(rights.squash);
+        let mut waiting = BTreeSet::new();
+        for protocol in Protocol::ALL.into_iter().filter(|p| own.is_none_or(|own| own == *p)) {
+            for (name, grant) in &attached {
+                let Some(record) = view.host_record(name) else { continue };
+                let admissible = opened.is_some() && record.is_admissible(protocol);
+                for (host, rights) in hosts_of(record, *grant, protocol) {
+                    if !admissible {
+                        waiting.insert(host);
+                        continue;
+                    }
+                    // Two zones of one network: it may do what both let it do.
+                    let known = hosts.entry(host).or_insert(rights);
+                    known.read_only |= rights.read_only;
+                    known.squash = known.squash.max(rights.squash);
+                }
             }
         }
-        if hosts.is_empty() {
-            return None;
+        if hosts.is_empty() || !waiting.is_empty() {
+            desired.wait(id, waiting);
         }
-        Some(Export {
-            identity: self.identity(id),
-            backing: opened.path().to_owned(),
-            size: opened.size,
-            hosts,
-        })
+        if let Some(opened) = opened.filter(|_| !hosts.is_empty()) {
+            let (identity, backing) = (self.identity(id), opened.path().to_owned());
+            desired.insert(id, Export { identity, backing, size: opened.size, hosts });
+        }
+        desired
+    }
+
+    /// Whether what a pool has opened can be served by a protocol.
+    fn can_serve(&self, place: &Place, protocol: Protocol) -> bool {
+        let fits = match place {
+            Place::Device(_) => protocol.kind() == VolumeKind::Block,
+            Place::Directory(_) => protocol.kind() == VolumeKind::Filesystem,
+        };
+        fits && self.check_served(protocol).is_ok()
     }
 
     /// Raises or clears the alarm about portals that could not be opened.

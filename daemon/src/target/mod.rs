@@ -7,6 +7,7 @@
 
 mod converge;
 pub mod ctl;
+mod desired;
 pub mod keys;
 pub mod lio;
 pub mod nfs;
@@ -25,6 +26,7 @@ use rustix::io::Errno;
 use crate::kernel::{Deadline, Overrun};
 use crate::model::Identity;
 
+pub use desired::Desired;
 pub use portal::PortalConfig;
 pub use tree::ConfigTree;
 
@@ -96,9 +98,6 @@ pub struct Rights {
     /// NVMe: what it says is encrypted, with a key that it has.
     pub tls: bool,
 }
-
-/// What should be served, within a scope.
-pub type Desired = BTreeMap<VolumeId, Export>;
 
 /// How much of the kernel's configuration a convergence looks at and may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

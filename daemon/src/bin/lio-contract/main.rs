@@ -148,7 +148,7 @@ fn check(first: &str, second: &str) -> ExitCode {
         volumes: [VolumeId::mint(), VolumeId::mint()],
         sessions: Vec::new(),
     };
-    let checks: [Check; 18] = [
+    let checks: [Check; 19] = [
         ("a foreign target and backstore can be made", Bench::foreign),
         ("two volumes are built", Bench::builds),
         ("a second convergence changes nothing", Bench::settled),
@@ -162,6 +162,7 @@ fn check(first: &str, second: &str) -> ExitCode {
         ("who was let in by another hand goes alone", Bench::adopts),
         ("open to all is made anew", Bench::closes),
         ("drift is put right", Bench::drift),
+        ("paths are equal, and it is put right", Bench::paths),
         ("wrong identity is made anew", Bench::repairs),
         ("a missing device fails one volume", Bench::one_fails),
         ("a foreign user of a device is refused", Bench::refuses_double),
@@ -407,6 +408,23 @@ impl Bench {
         ensure!(steps.len() == 1, "{steps:?}");
         self.sessions = vec![self.enter(HOSTS[2])?];
         Ok(())
+    }
+
+    fn paths(&mut self) -> Result<()> {
+        let group = self.store(0, "alua/default_tg_pt_gp");
+        let best = |bench: &Self| -> Result<()> {
+            let of = |name: &str| bench.tree.read(&format!("{group}/{name}"));
+            let (kind, state) = (of("alua_access_type")?, of("alua_access_state")?);
+            ensure!((&*kind, &*state) == ("Implicit", "0"), "{kind} {state}");
+            Ok(())
+        };
+        best(self)?;
+        self.tree.write(&format!("{group}/alua_access_state"), "2")?;
+        self.tree.write(&format!("{group}/alua_access_type"), "3")?;
+        let steps = self.converge(Scope::Volume(self.volumes[0]), &self.desired([&HOSTS[2..], &[]])?)?;
+        ensure!(steps.len() == 2, "{steps:?}");
+        best(self)?;
+        self.all_stay()
     }
 
     fn repairs(&mut self) -> Result<()> {

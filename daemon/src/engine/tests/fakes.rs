@@ -764,7 +764,7 @@ impl Target for FakeTarget {
         let mut exports = self.exports.lock();
         let before = exports.clone();
         match scope {
-            Scope::All => *exports = desired.clone(),
+            Scope::All => *exports = (**desired).clone(),
             Scope::Desired => exports.extend(desired.clone()),
             Scope::Volume(id) | Scope::Fence(id) => match desired.get(&id) {
                 Some(e) => drop(exports.insert(id, e.clone())),

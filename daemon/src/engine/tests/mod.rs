@@ -7,6 +7,7 @@ mod disks;
 mod encryption;
 mod fakes;
 mod filesystems;
+mod iscsi;
 mod orphans;
 mod properties;
 mod smart;

@@ -137,6 +137,11 @@ impl Lio {
                 let result = tree.write(&path, &format!("udev_path={device}"));
                 (path, result)
             }
+            Change::Alua { attribute, value } => {
+                let path = backstore(&format!("{}/{attribute}", super::plan::PORT_GROUP));
+                let result = gone(tree.write(&path, value));
+                (path, result)
+            }
             Change::MakeGroup => {
                 let path = format!("iscsi/{iqn}/{GROUP}");
                 let result = there(tree.make_dir(&path));

@@ -16,6 +16,7 @@
 //!   session, and lets in later without being listed anywhere. Making a directory of that name takes it over, session
 //!   and all.
 //! - iblock opens the device for itself alone, and follows its size, its write cache and its discard by itself.
+//! - The group of target ports that a LUN is put into lets hosts change the state of paths by themselves (explicit ALUA).
 //! - What listens is shared by all targets that name the same portal. An address that the machine does not have is no
 //!   error.
 

@@ -15,7 +15,7 @@ use crate::target::{Desired, Result, Scope, TargetError};
 const SERIAL: &str = "T10 VPD Unit Serial Number:";
 
 /// The device in a backstore's `info`. The attribute `udev_path` is no more than a note.
-fn pointed_at(info: &str) -> Option<String> {
+pub(super) fn pointed_at(info: &str) -> Option<String> {
     let device = info.split_once("UDEV PATH: ")?.1;
     let device = device.split_once("  readonly:").map_or(device, |(device, _)| device);
     Some(device.lines().next()?.trim().to_string())
@@ -41,6 +41,9 @@ impl Lio {
             }
             if let Some(target) = self.target(&self.config.prefix.target(volume))? {
                 seen.targets.insert(volume, target);
+            }
+            if !desired.is_attached(volume) && self.is_remembered(volume) {
+                seen.remembered.insert(volume);
             }
         }
         if scope.volume().is_none() {
@@ -83,11 +86,18 @@ impl Lio {
         let serial = serial.strip_prefix(SERIAL).unwrap_or(&serial).trim().to_string();
         let able = field("attrib/max_unmap_block_desc_count")?.is_some_and(|n| n != "0");
         let off = |value: Option<String>| value.is_some_and(|v| v == "0");
+        let mut alua = BTreeMap::new();
+        for (attribute, _, _) in plan::ALUA {
+            if let Some(value) = field(&format!("{}/{attribute}", plan::PORT_GROUP))? {
+                alua.insert(attribute, value);
+            }
+        }
         Ok(Some(Backstore {
             device: field("info")?.as_deref().and_then(pointed_at),
             serial,
             product: field("wwn/product_id")?,
             enabled: enabled != "0",
+            alua,
             wasteful: able && (off(field("attrib/emulate_tpu")?) || off(field("attrib/emulate_tpws")?)),
         }))
     }

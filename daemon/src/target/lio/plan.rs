@@ -41,6 +41,22 @@ pub(super) const ATTRIBUTES: [(&str, &str); 6] = [
 ];
 const AUTHENTICATION: &str = "authentication";
 
+/// How hosts are told of the paths to a LUN (ALUA): the attributes of the group of target ports that the kernel puts every
+/// LUN into, how each reads when it is right, and what is written for that, in the order in which they are written. All
+/// portals are of one machine and as good as each other, so there is one group, active and optimized. It is for the
+/// appliance alone to say so: with explicit ALUA, which the kernel begins with, any host could send the paths of all hosts of
+/// a volume to standby.
+pub(super) const ALUA: [(&str, &str, &str); 3] = [
+    ("alua_support_active_optimized", "1", "1"),
+    (ACCESS_TYPE, "Implicit", "1"),
+    // The kernel takes it only where ALUA is implicit.
+    ("alua_access_state", "0", "0"),
+];
+const ACCESS_TYPE: &str = "alua_access_type";
+
+/// The group's directory in a backstore.
+pub(super) const PORT_GROUP: &str = "alua/default_tg_pt_gp";
+
 /// What initiators read as the model of every volume.
 pub(super) const PRODUCT: &str = "Orlop";
 
@@ -48,7 +64,7 @@ pub(super) const PRODUCT: &str = "Orlop";
 pub(super) fn plan(config: &LioConfig, scope: Scope, desired: &Desired, seen: &Observed) -> Vec<Step> {
     let mut volumes: BTreeSet<VolumeId> = desired.keys().copied().collect();
     if scope != Scope::Desired {
-        volumes.extend(seen.targets.keys().chain(seen.backstores.keys()));
+        volumes.extend(seen.targets.keys().chain(seen.backstores.keys()).chain(&seen.remembered));
     }
     if let Some(only) = scope.volume() {
         volumes.retain(|v| *v == only);
@@ -63,6 +79,8 @@ pub(super) fn plan(config: &LioConfig, scope: Scope, desired: &Desired, seen: &O
             target: seen.targets.get(&volume),
             backstore: seen.backstores.get(&volume),
             want: desired.get(&volume),
+            waiting: desired.waiting(volume).collect(),
+            remembered: seen.remembered.contains(&volume),
             steps: Vec::new(),
         };
         let left = v.close();
@@ -111,6 +129,11 @@ fn in_the_way(export: &Export, double: &BTreeSet<String>, seen: &Observed) -> Op
     Some(Change::Refuse { object: device, detail })
 }
 
+/// Hosts by their IQNs.
+fn names<'a>(hosts: impl Iterator<Item = &'a HostId>) -> impl Iterator<Item = &'a str> {
+    hosts.filter_map(|host| if let HostId::Iqn(iqn) = host { Some(iqn.as_str()) } else { None })
+}
+
 /// Its hosts by their IQNs.
 fn hosts(export: &Export) -> impl Iterator<Item = (&str, Rights)> {
     export.hosts.iter().filter_map(|(host, rights)| match host {
@@ -127,6 +150,10 @@ struct Volume<'a> {
     target: Option<&'a Target>,
     backstore: Option<&'a Backstore>,
     want: Option<&'a Export>,
+    /// Hosts that are attached and not let in for the moment.
+    waiting: Vec<&'a HostId>,
+    /// Nobody is attached, and it is still written down what hosts had registered.
+    remembered: bool,
     steps: Vec<Step>,
 }
 
@@ -230,10 +257,10 @@ impl<'a> Volume<'a> {
         if self.target.is_some() {
             self.step(Change::RemoveTarget);
         }
+        if self.remembered {
+            self.step(Change::Forget);
+        }
         if self.backstore.is_some() {
-            if self.want.is_none() {
-                self.step(Change::Forget);
-            }
             self.step(Change::RemoveBackstore);
         }
     }
@@ -262,7 +289,11 @@ impl<'a> Volume<'a> {
             self.step(Change::Point { device: device(want) });
             self.step(Change::EnableBackstore);
             self.step(Change::Discard);
-            let hosts = hosts(want).map(|(host, _)| host.to_string()).collect();
+            // All else of it is so in a new one.
+            self.step(Change::Alua { attribute: ACCESS_TYPE, value: "1" });
+            // Who waits too: he gets his back when he is let in, and not if the backstore has been given none of it.
+            let hosts = names(want.hosts.keys().chain(self.waiting.iter().copied()));
+            let hosts = hosts.map(str::to_string).collect();
             self.step(Change::Restore { hosts });
             self.step(Change::MakeTarget);
             self.step(Change::MakeGroup);
@@ -270,8 +301,15 @@ impl<'a> Volume<'a> {
                 self.step(Change::Set { attribute, value });
             }
             self.step(Change::MakeLun);
-        } else if self.backstore.is_some_and(|b| b.wasteful) {
-            self.step(Change::Discard);
+        } else if let Some(backstore) = self.backstore {
+            if backstore.wasteful {
+                self.step(Change::Discard);
+            }
+            for (attribute, right, value) in ALUA {
+                if backstore.alua.get(attribute).is_some_and(|is| is != right) {
+                    self.step(Change::Alua { attribute, value });
+                }
+            }
         }
         for (host, rights) in hosts(want) {
             self.allow(host, rights, left.and_then(|g| g.acls.get(host)));

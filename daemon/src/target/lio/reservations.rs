@@ -6,16 +6,22 @@
 //! cut it may be cut off: what is not whole in it is left out.
 //!
 //! A host that is detached loses its registrations in the kernel. In the file they stay until another one changes:
-//! only those of hosts that may use the volume are given back, and with the last host the file goes.
+//! only those of hosts that are attached are given back. The file goes when nobody is attached any more: not while the
+//! volume is served to nobody because its backing is not open, or because nobody who is attached can be let in. A host that
+//! waits outside while others are served gets its own back with the backstore's next making, if no other one has changed
+//! its registration meanwhile: the kernel writes only those that are in force.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use orlop_api::VolumeId;
+
 use super::apply::failed;
 use super::state::Step;
 use super::{ADAPTER, Lio};
 use crate::kernel::Deadline;
+use crate::model::Identity;
 use crate::target::{Result, TargetError};
 
 /// The files that the kernel writes. Paths are absolute.
@@ -24,6 +30,8 @@ pub trait Reservations: Send + Sync {
     fn prepare(&self, directory: &Path) -> io::Result<()>;
     /// A file's text; `NotFound` where there is none.
     fn read(&self, file: &Path) -> io::Result<String>;
+    /// Whether there is such a file.
+    fn exists(&self, file: &Path) -> io::Result<bool>;
     /// Removes a file.
     fn remove(&self, file: &Path) -> io::Result<()>;
 }
@@ -40,6 +48,10 @@ impl Reservations for ReservationsOnDisk {
 
     fn read(&self, file: &Path) -> io::Result<String> {
         std::fs::read_to_string(file)
+    }
+
+    fn exists(&self, file: &Path) -> io::Result<bool> {
+        file.try_exists()
     }
 
     fn remove(&self, file: &Path) -> io::Result<()> {
@@ -78,14 +90,17 @@ impl Lio {
         Path::new(&root).join("pr")
     }
 
-    /// The kernel names the file by the unit's serial number.
-    fn file(&self, step: &Step) -> Result<Option<PathBuf>> {
-        let path = format!("core/{ADAPTER}/{}/wwn/vpd_unit_serial", step.volume);
-        let serial = crate::target::tree::attribute(&*self.tree, &path)?.unwrap_or_default();
-        let serial = serial.rsplit(": ").next().unwrap_or_default();
-        // Whatever it is, it is one name in that directory.
-        let name = !serial.is_empty() && serial.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        Ok(name.then(|| self.directory().join(format!("aptpl_{serial}"))))
+    /// The kernel names the file by the unit's serial number: by the one that the volume has, whatever somebody has written
+    /// to its backstore.
+    fn file(&self, volume: VolumeId) -> PathBuf {
+        let serial = Identity::of(volume, &self.config.prefix).scsi_serial;
+        self.directory().join(format!("aptpl_{serial}"))
+    }
+
+    /// Whether the kernel has written anything down of a volume's hosts. Where that can't be told it may have: so what is
+    /// wrong is told by the step that forgets it, when all are cut off.
+    pub(super) fn is_remembered(&self, volume: VolumeId) -> bool {
+        self.reservations.exists(&self.file(volume)).unwrap_or(true)
     }
 
     pub(super) fn restore(&self, step: &Step, hosts: &BTreeSet<String>, deadline: &Deadline) -> Result<()> {
@@ -95,7 +110,7 @@ impl Lio {
         };
         let directory = self.directory();
         self.reservations.prepare(&directory).map_err(on_disk(&directory))?;
-        let Some(file) = self.file(step)? else { return Ok(()) };
+        let file = self.file(step.volume);
         let text = match self.reservations.read(&file) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -116,7 +131,7 @@ impl Lio {
     }
 
     pub(super) fn forget(&self, step: &Step) -> Result<()> {
-        let Some(file) = self.file(step)? else { return Ok(()) };
+        let file = self.file(step.volume);
         match self.reservations.remove(&file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(step, file.display().to_string(), e)),
             _ => Ok(()),

@@ -12,6 +12,8 @@ pub struct Observed {
     pub targets: BTreeMap<VolumeId, Target>,
     /// Backstores in our adapter whose name is a volume's id.
     pub backstores: BTreeMap<VolumeId, Backstore>,
+    /// Volumes that nobody is attached to, and whose registrations the kernel has written down.
+    pub remembered: BTreeSet<VolumeId>,
     /// Devices of foreign backstores, and which. Only in the scope of all: it costs a look at every one. The kernel
     /// refuses such a device in any case.
     pub foreign_devices: BTreeMap<String, String>,
@@ -30,6 +32,9 @@ pub struct Backstore {
     pub enabled: bool,
     /// It could free blocks that hosts give up, and does not.
     pub wasteful: bool,
+    /// Attributes of the group of target ports that every LUN is in ([`super::plan::ALUA`]), as they read. Missing where the
+    /// kernel has no such attribute.
+    pub alua: BTreeMap<&'static str, String>,
 }
 
 /// A target with a name of ours: its portal groups by the names of their directories.
@@ -160,7 +165,7 @@ pub enum Change {
     },
     /// Remove the target.
     RemoveTarget,
-    /// Forget who had registered and reserved: the volume is nobody's any more.
+    /// Forget who had registered and reserved: nobody is attached to the volume any more.
     Forget,
     /// Remove the backstore.
     RemoveBackstore,
@@ -189,6 +194,13 @@ pub enum Change {
     EnableBackstore,
     /// Free blocks that hosts give up, if the device can.
     Discard,
+    /// Write an attribute of the group of target ports.
+    Alua {
+        /// Its name.
+        attribute: &'static str,
+        /// The value.
+        value: &'static str,
+    },
     /// Give back the registrations of these hosts that were to outlive a restart.
     Restore {
         /// Who may use the volume.
@@ -262,6 +274,9 @@ impl fmt::Display for Step {
             Change::Point { device } => write!(f, "point backstore {volume} at {device}"),
             Change::EnableBackstore => write!(f, "enable backstore {volume}"),
             Change::Discard => write!(f, "free blocks that are given up in backstore {volume}"),
+            Change::Alua { attribute, value } => {
+                write!(f, "set {attribute} of backstore {volume} to {value}")
+            }
             Change::Restore { .. } => write!(f, "give back reservations of {volume}"),
             Change::MakeTarget => write!(f, "create {iqn}"),
             Change::MakeGroup => write!(f, "create {GROUP} of {iqn}"),

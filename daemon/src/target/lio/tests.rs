@@ -1,6 +1,10 @@
 //! The target over the simulated kernel: by example, and from any state to any other.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod deeds;
+mod paths;
+mod reservations;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
@@ -11,6 +15,8 @@ use orlop_api::{ByteSize, ChapCredentials, ChapPut, VolumeId};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno;
+
+use deeds::{Deed, any_deed, any_desired, any_kernel};
 
 use super::*;
 use crate::model::Identity;
@@ -29,6 +35,8 @@ const HOSTS: [&str; 5] = [
 const FOREIGN: &str = "iqn.2020-01.com.example:theirs";
 const FOREIGN_STORE: &str = "core/iblock_0/theirs";
 const PORTALS: [&str; 2] = ["10.0.0.1:3260", "[fd00::1]:3260"];
+/// The paths to a volume: equal, and no host's to change.
+const BEST: [&str; 2] = ["Implicit", "0"];
 const OLD: SimLioKernel =
     SimLioKernel { own_authentication: false, product: false, discard: false, devices: false };
 
@@ -237,6 +245,12 @@ impl Stand {
                 let _ = self.login(n, h);
             }
         }
+    }
+
+    /// What hosts are told of the paths to a volume.
+    fn paths(&self, n: usize) -> [String; 2] {
+        ["alua_access_type", "alua_access_state"]
+            .map(|name| self.tree.read(&format!("{}/alua/default_tg_pt_gp/{name}", store(n))).unwrap())
     }
 
     /// Nobody who is not desired has a session, and nobody writes who may only read.
@@ -484,41 +498,6 @@ fn another_device_is_made_anew() {
     assert!(s.tree.read(&format!("{}/info", store(0))).unwrap().contains("/dev/d7"));
 }
 
-const FILE: &str = "PR_REG_START: 0
-initiator_fabric=iSCSI
-initiator_node=iqn.1993-08.org.debian:01:a
-sa_res_key=7
-res_holder=1
-PR_REG_END: 0
-PR_REG_START: 1
-initiator_fabric=iSCSI
-initiator_node=iqn.1993-08.org.debian:01:d
-sa_res_key=8
-PR_REG_END: 1
-";
-
-#[test]
-fn reservations_are_given_back_before_anybody_is_served_and_go_with_the_volume() {
-    let s = Stand::new(SimLioKernel::default());
-    let want = desired(&[(0, &[0, 1])]);
-    let serial = &want[&volume(0)].identity.scsi_serial;
-    let file = format!("/var/target/pr/aptpl_{serial}");
-    s.tree.put_file(Path::new(&file), Some(FILE));
-    for after in 0..40 {
-        s.tree.fault_after(after, Fault::Fail(Errno::IO));
-        let _ = s.converge(Scope::All, &want);
-        s.tree.fault_after(usize::MAX, Fault::Fail(Errno::IO));
-        s.converge(Scope::All, &want).unwrap();
-        let restored = s.tree.restored(&store(0));
-        assert_eq!(restored.len(), 1, "stopped after {after}: {restored:?}");
-        assert!(restored[0].contains("sa_res_key=7,res_holder=1"), "{restored:?}");
-        // Without its LUN it is made anew.
-        s.tree.unlink(&format!("{}/lun/lun_0/{}", group(0), volume(0))).unwrap();
-    }
-    s.converge(Scope::All, &Desired::new()).unwrap();
-    assert!(!s.tree.has_file(Path::new(&file)));
-}
-
 #[test]
 fn without_the_module_it_is_unsupported() {
     let dir = tempfile::tempdir().unwrap();
@@ -575,120 +554,6 @@ fn theirs(tree: &SimLio, device: &str) {
         tree.make_dir(dir).unwrap();
     }
     tree.link(FOREIGN_STORE, &format!("{group}/lun/lun_0/x")).unwrap();
-}
-
-/// Something that somebody did to the target before.
-#[derive(Debug, Clone)]
-enum Deed {
-    Make(String),
-    Write(String, String),
-    Link(String, String),
-    Unlink(String),
-    Remove(String),
-    Login(usize, usize),
-    Logout(usize),
-}
-
-fn any_deed() -> impl Strategy<Value = Deed> {
-    let n = 0usize..2;
-    let h = 0usize..5;
-    let in_group = prop_oneof![
-        Just("attrib/generate_node_acls=1"),
-        Just("attrib/generate_node_acls=0"),
-        Just("attrib/cache_dynamic_acls=1"),
-        Just("attrib/authentication=0"),
-        Just("attrib/authentication=1"),
-        Just("attrib/demo_mode_write_protect=0"),
-        Just("attrib/prod_mode_write_protect=0"),
-        Just("enable=0"),
-        Just("enable=1"),
-    ];
-    let in_acl = prop_oneof![
-        Just("attrib/authentication=0"),
-        Just("attrib/authentication=1"),
-        Just("attrib/authentication=-1"),
-        Just("auth/password=NULL"),
-        Just("auth/userid=somebody"),
-        Just("lun_0/write_protect=0"),
-        Just("lun_0/write_protect=1"),
-    ];
-    let in_store = prop_oneof![
-        Just("wwn/vpd_unit_serial=123"),
-        Just("control=udev_path=/dev/d0"),
-        Just("control=udev_path=/dev/d1"),
-        Just("udev_path=/dev/other"),
-        Just("enable=1"),
-        Just("attrib/emulate_tpu=0"),
-    ];
-    let write = |at: String, what: &str| {
-        let (name, value) = what.split_once('=').unwrap();
-        Deed::Write(format!("{at}/{name}"), value.into())
-    };
-    let dir = |n: usize| {
-        prop_oneof![
-            Just(format!("core/{ADAPTER}")),
-            Just("iscsi".to_string()),
-            Just(store(n)),
-            Just(format!("iscsi/{}", iqn(n))),
-            Just(group(n)),
-            Just(format!("iscsi/{}/tpgt_2", iqn(n))),
-            Just(format!("{}/lun/lun_0", group(n))),
-            Just(format!("{}/lun/lun_1", group(n))),
-            Just(format!("{}/np/{}", group(n), PORTALS[0])),
-            Just(format!("{}/np/10.9.9.9:3260", group(n))),
-        ]
-    };
-    let in_hosts = |n: usize, h: usize| {
-        prop_oneof![
-            3 => Just(acl(n, h)),
-            2 => Just(format!("{}/lun_0", acl(n, h))),
-            1 => Just(format!("{}/lun_7", acl(n, h))),
-        ]
-    };
-    let mapping = |n: usize, h: usize, from: usize, to: usize| {
-        Deed::Link(format!("{}/lun/lun_{from}", group(n)), format!("{}/lun_{to}/x", acl(n, h)))
-    };
-    prop_oneof![
-        6 => n.clone().prop_flat_map(dir).prop_map(Deed::Make),
-        5 => (n.clone(), h.clone()).prop_flat_map(move |(n, h)| in_hosts(n, h)).prop_map(Deed::Make),
-        6 => (n.clone(), in_group).prop_map(move |(n, w)| write(group(n), w)),
-        6 => (n.clone(), h.clone(), in_acl).prop_map(move |(n, h, w)| write(acl(n, h), w)),
-        4 => (n.clone(), in_store).prop_map(move |(n, w)| write(store(n), w)),
-        3 => (n.clone(), 0usize..2, 0usize..2).prop_map(|(n, m, lun)| {
-            Deed::Link(store(m), format!("{}/lun/lun_{lun}/{}", group(n), volume(m)))
-        }),
-        4 => (n.clone(), h.clone(), 0usize..2, prop_oneof![Just(0usize), Just(7)])
-            .prop_map(move |(n, h, from, to)| mapping(n, h, from, to)),
-        1 => n.clone().prop_map(|n| Deed::Unlink(format!("{}/lun/lun_0/{}", group(n), volume(n)))),
-        1 => (n.clone(), h.clone())
-            .prop_map(|(n, h)| Deed::Unlink(format!("{}/lun_0/{}", acl(n, h), volume(n)))),
-        1 => n.clone().prop_map(|n| Deed::Remove(format!("{}/np/{}", group(n), PORTALS[0]))),
-        1 => (n.clone(), h.clone()).prop_map(|(n, h)| Deed::Remove(acl(n, h))),
-        8 => (n, h).prop_map(|(n, h)| Deed::Login(n, h)),
-        2 => (0usize..20).prop_map(Deed::Logout),
-    ]
-}
-
-fn any_desired() -> impl Strategy<Value = Desired> {
-    let hosts = proptest::collection::btree_map(0usize..4, any::<bool>(), 1..4);
-    let one = move |n| {
-        let device = prop_oneof![9 => Just(n), 1 => Just(0)];
-        proptest::option::weighted(0.75, (hosts.clone(), device)).prop_map(move |e| {
-            e.map(|(hosts, d)| {
-                let hosts: Vec<(usize, bool)> = hosts.into_iter().collect();
-                (volume(n), export(n, &format!("/dev/d{d}"), &hosts))
-            })
-        })
-    };
-    (one(0), one(1)).prop_map(|(a, b)| a.into_iter().chain(b).collect())
-}
-
-fn any_kernel() -> impl Strategy<Value = SimLioKernel> {
-    any::<(bool, bool)>().prop_map(|(product, discard)| SimLioKernel {
-        product,
-        discard,
-        ..SimLioKernel::default()
-    })
 }
 
 /// A state of the kernel: perhaps one that we built, and then what others did.
@@ -748,6 +613,9 @@ proptest! {
         let again = s.converge(Scope::All, &want).expect("the kernel can be read");
         prop_assert_eq!(&again.steps, &Vec::<String>::new());
         prop_assert_eq!(s.tree.dump(), state);
+        for n in (0..2).filter(|n| want.contains_key(&volume(*n)) && !report.failed.contains_key(&volume(*n))) {
+            prop_assert_eq!(s.paths(n), BEST);
+        }
         if report.is_complete() {
             for n in 0..2 {
                 // Of host 0 nothing is known: somebody else's secret is left to it.

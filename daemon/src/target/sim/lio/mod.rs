@@ -257,6 +257,9 @@ impl Reservations for SimReservations {
     fn read(&self, file: &Path) -> io::Result<String> {
         self.0.state.lock().files.get(file).cloned().ok_or_else(|| Errno::NOENT.into())
     }
+    fn exists(&self, file: &Path) -> io::Result<bool> {
+        Ok(self.0.has_file(file))
+    }
     fn remove(&self, file: &Path) -> io::Result<()> {
         self.0.state.lock().files.remove(file).map(drop).ok_or_else(|| Errno::NOENT.into())
     }

@@ -101,9 +101,13 @@ impl State {
                     ("attrib/emulate_tpu", "0"),
                     ("attrib/emulate_tpws", "0"),
                     ("attrib/max_unmap_block_desc_count", "0"),
+                    ("alua/default_tg_pt_gp/alua_access_state", "0"),
+                    ("alua/default_tg_pt_gp/alua_access_type", "Implicit and Explicit"),
+                    ("alua/default_tg_pt_gp/alua_support_active_optimized", "1"),
                     ("pr/res_aptpl_metadata", ""),
                 ];
-                self.put(path, Node::Item, &attributes, &["alua", "attrib", "pr", "wwn"]);
+                let groups = ["alua", "alua/default_tg_pt_gp", "attrib", "pr", "wwn"];
+                self.put(path, Node::Item, &attributes, &groups);
                 if kernel.product {
                     let product = Node::Attribute("IBLOCK".into());
                     self.nodes.insert(format!("{path}/wwn/product_id"), product);
@@ -244,6 +248,7 @@ impl State {
                     return Err(Errno::NOSYS);
                 }
             }
+            ["core", _, _, "alua", _, attribute] => value = self.alua(parent(path), attribute, &value)?,
             ["core", _, _, "pr", "res_aptpl_metadata"] => {
                 let backstore = parent(parent(path)).to_string();
                 if self.is_link_target(&backstore) || !value.contains("initiator_node=") {
@@ -291,6 +296,34 @@ impl State {
         }
         self.nodes.insert(path.into(), Node::Attribute(value));
         Ok(())
+    }
+
+    /// How an attribute of a group of target ports reads when that was written.
+    fn alua(&self, group: &str, attribute: &str, value: &str) -> Answer<String> {
+        let number: u32 = value.parse().map_err(|_| Errno::INVAL)?;
+        let is = |attribute: &str| self.attribute(&format!("{group}/{attribute}"));
+        match attribute {
+            "alua_support_active_optimized" => Ok(u8::from(number != 0).to_string()),
+            "alua_access_type" => {
+                let all = ["None", "Implicit", "Explicit", "Implicit and Explicit"];
+                let found = usize::try_from(number).ok().and_then(|n| all.get(n));
+                found.map(|text| (*text).to_string()).ok_or(Errno::INVAL)
+            }
+            "alua_access_state" => {
+                if self.attribute(&format!("{}/enable", parent(parent(group)))) != "1" {
+                    return Err(Errno::NODEV);
+                }
+                let implicit = is("alua_access_type").starts_with("Implicit");
+                let supported = match number {
+                    0 => is("alua_support_active_optimized") == "1",
+                    // Dependent on the address, which explicit ALUA excludes.
+                    4 => is("alua_access_type") == "Implicit",
+                    n => n < 4,
+                };
+                if implicit && supported { Ok(number.to_string()) } else { Err(Errno::INVAL) }
+            }
+            _ => Err(Errno::ACCESS),
+        }
     }
 
     fn point(&mut self, backstore: &str, value: &str) -> Answer<()> {
