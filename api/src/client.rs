@@ -23,7 +23,8 @@ use crate::{
     Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName,
     HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace,
     Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System,
-    TlsPut, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    Target, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone,
+    ZonePut,
 };
 
 /// The answer to a call.
@@ -164,6 +165,11 @@ impl Client {
     /// Whether the daemon takes changes.
     pub async fn ready(&self) -> Result<()> {
         self.send(self.request(Method::GET, &["readyz"])?).await.map(drop)
+    }
+
+    /// `GET /v1/targets`: asks every target, so it takes a moment.
+    pub async fn targets(&self) -> Result<Vec<Target>> {
+        Ok(self.get::<Page<Target>>(&["v1", "targets"]).await?.items)
     }
 
     /// `GET /v1/disks`

@@ -7,6 +7,7 @@ mod orphan;
 mod pool;
 mod snapshot;
 mod system;
+mod target;
 mod volume;
 
 pub use disk::*;
@@ -15,4 +16,5 @@ pub use orphan::*;
 pub use pool::*;
 pub use snapshot::*;
 pub use system::*;
+pub use target::*;
 pub use volume::*;

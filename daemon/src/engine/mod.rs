@@ -29,6 +29,7 @@ mod locks;
 mod orphans;
 mod pools;
 mod recovery;
+mod shown_targets;
 mod snapshots;
 mod space;
 mod targets;
@@ -45,7 +46,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orlop_api::{Attachment, Disk, EventKind, HostName, Orphans, System, SystemState, Tenant, VolumeId};
+use orlop_api::{
+    Attachment, Disk, EventKind, HostName, Orphans, System, SystemState, Target, Tenant, VolumeId,
+};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use secrecy::SecretString;
 use tokio::time::Instant;
@@ -279,6 +282,11 @@ impl Engine {
             ));
         }
         Ok(self.core.orphans(Instant::now() + within).await)
+    }
+
+    /// The kernel's targets, and what is in them of others. Asks each of them, so it takes a moment.
+    pub async fn targets(&self, within: Duration) -> Vec<Target> {
+        self.core.shown_targets(Instant::now() + within).await
     }
 
     /// All that an initiator needs, if it is attached.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orlop_api::{HostName, Portal, Protocol, Squash, VolumeId, VolumeKind};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::core::{Core, Outcome, SLOW, answer, run};
@@ -30,9 +31,11 @@ pub struct Offer {
 
 /// A target with its lane: one thread, so one writer, and what one protocol waits for is no other's trouble.
 pub(super) struct Server {
-    target: Arc<dyn Target>,
-    offered: bool,
-    lane: Lane,
+    pub(super) target: Arc<dyn Target>,
+    pub(super) offered: bool,
+    pub(super) lane: Lane,
+    /// Portals that could not be opened when it last converged, and why.
+    pub(super) down: Mutex<BTreeMap<String, String>>,
 }
 
 /// Gives the targets their lanes.
@@ -42,7 +45,8 @@ pub(super) fn start(targets: &Targets, depth: usize) -> Result<BTreeMap<Protocol
         let name = format!("target {}", protocol.as_str());
         let lane = Lane::start(&name, 1, depth, Some(SLOW));
         let lane = lane.map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))?;
-        servers.insert(*protocol, Server { target: target.clone(), offered: *offered, lane });
+        let (target, offered, down) = (target.clone(), *offered, Mutex::default());
+        servers.insert(*protocol, Server { target, offered, lane, down });
     }
     Ok(servers)
 }
@@ -311,13 +315,18 @@ impl Core {
     /// Raises or clears the alarm about portals that could not be opened.
     fn note_portals(&self, protocol: Protocol, report: &Report) {
         let subject = format!("portals/{}", protocol.as_str());
-        let down: Vec<String> =
-            report.portals_down.iter().map(|e: &TargetError| super::error::chain(e)).collect();
+        let down: BTreeMap<String, String> =
+            report.portals_down.iter().map(|(name, e)| (name.clone(), super::error::chain(e))).collect();
+        let words = down.values().cloned().collect::<Vec<_>>().join("; ");
         let mut view = self.view.write();
         if down.is_empty() {
             view.clear(&subject);
         } else {
-            view.raise(subject, format!("not all portals are served: {}", down.join("; ")));
+            view.raise(subject, format!("not all portals are served: {words}"));
+        }
+        drop(view);
+        if let Some(server) = self.targets.get(&protocol) {
+            *server.down.lock() = down;
         }
     }
 }

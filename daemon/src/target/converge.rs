@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Portal, TargetKind, VolumeId};
 
+use super::foreign::Others;
 use super::{Desired, Export, HostId, Protocol, Report, Result, Scope, Target, TargetError};
 use crate::kernel::{Deadline, Overrun};
 
@@ -107,7 +108,7 @@ impl<P: Protocol> Run<'_, P> {
                 self.report.failed.entry(*volume).or_insert(error);
             }
         }
-        self.report.portals_down = std::mem::take(&mut self.down).into_values().collect();
+        self.report.portals_down = std::mem::take(&mut self.down);
     }
 
     /// The same error for each volume: `io::Error` can't be cloned, its number can.
@@ -161,6 +162,18 @@ impl<P: Protocol> Target for P {
 
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
         Protocol::served(self, deadline)
+    }
+
+    fn kind(&self) -> TargetKind {
+        Protocol::kind(self)
+    }
+
+    fn foreign(&self, deadline: &Deadline) -> Result<Others> {
+        Protocol::foreign(self, deadline)
+    }
+
+    fn listens(&self) -> Vec<(String, Portal)> {
+        Protocol::listens(self)
     }
 
     fn portals(&self) -> Vec<Portal> {

@@ -8,6 +8,7 @@
 mod converge;
 pub mod ctl;
 mod desired;
+pub mod foreign;
 pub mod keys;
 pub mod lio;
 pub mod nfs;
@@ -20,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use orlop_api::{ByteSize, ErrorKind, Iqn, Network, Nqn, Portal, Squash, VolumeId};
+use foreign::Others;
+use orlop_api::{ByteSize, ErrorKind, Iqn, Network, Nqn, Portal, Squash, TargetKind, VolumeId};
 use rustix::io::Errno;
 
 use crate::kernel::{Deadline, Overrun};
@@ -135,8 +137,9 @@ pub struct Report {
     /// The volumes that are not as they should be. The others are. Always empty in the scope of one
     /// volume: there it is the call's error.
     pub failed: BTreeMap<VolumeId, TargetError>,
-    /// Portals that could not be opened, while others could: hosts have fewer paths than they should.
-    pub portals_down: Vec<TargetError>,
+    /// Portals that could not be opened, by the names that [`Protocol::portal_names`] has of them, while others could: hosts
+    /// have fewer paths than they should.
+    pub portals_down: BTreeMap<String, TargetError>,
 }
 
 impl Report {
@@ -260,6 +263,9 @@ pub trait Protocol: Send + Sync {
     /// All portals at which a volume should be served. When none of them can be opened, it can't be.
     fn portal_names(&self, export: &Export) -> Vec<String>;
 
+    /// Where it should listen, as it is configured, by those names.
+    fn listens(&self) -> Vec<(String, Portal)>;
+
     /// Tells connected hosts that a volume has grown.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
 
@@ -269,6 +275,12 @@ pub trait Protocol: Send + Sync {
 
     /// The volumes that the kernel has something of, served or half built.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
+
+    /// Which of the kernel's targets it is.
+    fn kind(&self) -> TargetKind;
+
+    /// What there is in it of others. Changes nothing.
+    fn foreign(&self, deadline: &Deadline) -> Result<Others>;
 
     /// Where hosts can reach what is served, wildcard addresses resolved to the machine's own.
     fn portals(&self) -> Vec<Portal>;
@@ -297,6 +309,15 @@ pub trait Target: Send + Sync {
 
     /// The volumes that the kernel has something of, under our names.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
+
+    /// Which of the kernel's targets it is.
+    fn kind(&self) -> TargetKind;
+
+    /// What there is in it of others. Changes nothing.
+    fn foreign(&self, deadline: &Deadline) -> Result<Others>;
+
+    /// Where it should listen, as it is configured, by the names of portals in reports.
+    fn listens(&self) -> Vec<(String, Portal)>;
 
     /// Where hosts can reach what is served.
     fn portals(&self) -> Vec<Portal>;

@@ -18,6 +18,13 @@ pub struct PortalConfig {
     pub port: u16,
 }
 
+impl PortalConfig {
+    /// As it is configured, by TCP.
+    pub(super) fn shown(&self) -> Portal {
+        Portal::tcp(self.address.to_string(), self.port)
+    }
+}
+
 impl fmt::Display for PortalConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         SocketAddr::new(self.address, self.port).fmt(f)

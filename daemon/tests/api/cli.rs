@@ -134,6 +134,12 @@ async fn a_volume_from_making_to_deleting() {
     assert!(good(&d, "completions bash").contains("_orlop"));
     assert_eq!(good(&d, "volume list").lines().count(), 1);
     assert!(good(&d, "disk list").lines().next().unwrap().contains("HEALTH"));
+    let targets = good(&d, "target list");
+    assert!(
+        targets.lines().any(|l| l.starts_with("iscsi     lio     available  0.0.0.0:3260 ")),
+        "{targets}"
+    );
+    assert_eq!(json(&d, "target list")["items"].as_array().unwrap().len(), 3);
     assert_eq!(bad(&d, "pool import other --kind lvm --guid 12").0, 3);
     assert_eq!(bad(&d, "pool import other --kind zfs --guid twelve").0, 3);
     assert_eq!(bad(&d, "disk wipe nosuchdisk").0, 2);

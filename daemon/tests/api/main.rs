@@ -17,3 +17,4 @@ mod properties;
 mod raw;
 mod snapshots;
 mod space;
+mod targets;

@@ -23,6 +23,9 @@ pub enum Command {
     /// The machine's disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// The kernel's targets, by which volumes are served
+    #[command(subcommand)]
+    Target(TargetCommand),
     /// Pools, where volumes are made
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -398,6 +401,13 @@ pub enum SnapshotCommand {
         #[arg(long)]
         when_unused: bool,
     },
+}
+
+/// `orlop target`
+#[derive(Debug, Clone, Subcommand)]
+pub enum TargetCommand {
+    /// List targets: how each is, where it listens, and what is in it of others; asks every target
+    List,
 }
 
 /// `orlop orphan`

@@ -3,12 +3,14 @@
 //! Pure: returns what is to be printed. Text that came from elsewhere never reaches a terminal with
 //! its control characters.
 
+mod targets;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
     Access, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host, IscsiAccess,
     Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth, PoolHealthState,
     PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning, Snapshot, SnapshotState,
-    SourceMode, System, SystemState, Tls, Volume, VolumeId, VolumeKey, VolumeState, Zone,
+    SourceMode, System, SystemState, Target, Tls, Volume, VolumeId, VolumeKey, VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -27,6 +29,7 @@ pub enum Format {
 pub enum Answer {
     System(System),
     Disks(Vec<Disk>),
+    Targets(Vec<Target>),
     Pools(Vec<Pool>),
     Pool(Pool),
     Volumes(Vec<Volume>),
@@ -59,6 +62,7 @@ fn as_json(answer: &Answer) -> String {
     match answer {
         Answer::System(a) => json(a),
         Answer::Disks(a) => page(a),
+        Answer::Targets(a) => page(a),
         Answer::Pools(a) => page(a),
         Answer::Pool(a) => json(a),
         Answer::Volumes(a) => page(a),
@@ -85,6 +89,7 @@ fn as_table(answer: &Answer) -> String {
     match answer {
         Answer::System(a) => system(a),
         Answer::Disks(a) => list(DISK, a.iter().map(disk)),
+        Answer::Targets(a) => targets::all(a),
         Answer::Pools(a) => list(POOL, a.iter().map(pool)),
         Answer::Pool(a) => {
             one(POOL, pool(a)) + &largest(a) + &a.health.as_ref().map(health).unwrap_or_default()

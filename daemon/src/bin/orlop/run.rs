@@ -15,8 +15,8 @@ use orlop_api::{
 };
 
 use crate::grammar::{
-    Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand, VolumeCommand,
-    VolumeSpec, ZoneCommand, together, when,
+    Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand, TargetCommand,
+    VolumeCommand, VolumeSpec, ZoneCommand, together, when,
 };
 use crate::render::{self, Answer, Format};
 
@@ -38,6 +38,7 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
         Command::Pool(command) => pool(client, command).await?,
         Command::Volume(command) => volume(client, command).await?,
         Command::Snapshot(command) => snapshot(client, command).await?,
+        Command::Target(TargetCommand::List) => Answer::Targets(client.targets().await?),
         Command::Orphan(command) => orphan(client, command).await?,
         Command::Host(command) => host(client, command).await?,
         Command::Zone(command) => zone(client, command).await?,

@@ -13,6 +13,7 @@ mod properties;
 mod smart;
 mod snapshots;
 mod space;
+mod targets;
 mod zones;
 
 use std::sync::Arc;

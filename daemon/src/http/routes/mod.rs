@@ -12,6 +12,7 @@ mod orphans;
 mod pools;
 mod snapshots;
 mod system;
+mod targets;
 mod volumes;
 mod zones;
 
@@ -49,6 +50,7 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::metrics))
         .routes(routes!(system::system))
         .routes(routes!(system::document))
+        .routes(routes!(targets::list))
         .routes(routes!(disks::list))
         .routes(routes!(disks::wipe))
         .routes(routes!(pools::list, pools::create))

@@ -543,6 +543,28 @@ impl Conf {
         *self == should
     }
 
+    /// The targets or controllers that are not ours, with the devices of their LUNs. A LUN may be one that is named
+    /// elsewhere in the file.
+    pub(super) fn foreign_targets(
+        &self,
+        config: &CtlConfig,
+        kind: Kind,
+    ) -> BTreeMap<String, BTreeSet<String>> {
+        let words = words(kind);
+        let path = |lun: &Value| -> Option<String> {
+            let lun = lun.as_str().and_then(|name| section(&self.0, "lun")?.get(name)).unwrap_or(lun);
+            Some(lun.get("path")?.as_str()?.to_string())
+        };
+        let all = section(&self.0, words.targets).into_iter().flatten();
+        let foreign = all.filter(|(name, _)| config.volume(kind, name).is_none());
+        let devices = |target: &Value| match target.get(words.luns) {
+            Some(Value::Object(luns)) => luns.values().filter_map(path).collect(),
+            Some(Value::Array(luns)) => luns.iter().filter_map(path).collect(),
+            _ => BTreeSet::new(),
+        };
+        foreign.map(|(name, target)| (name.clone(), devices(target))).collect()
+    }
+
     /// Devices in what is not ours, and whose they are.
     pub(super) fn foreign_devices(&self, config: &CtlConfig) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();

@@ -25,6 +25,7 @@
 
 mod apply;
 mod conf;
+mod foreign;
 mod kernel;
 mod observe;
 mod plan;
@@ -44,13 +45,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Portal, TargetKind, VolumeId};
 use parking_lot::Mutex;
 
 pub use kernel::{KernelPort, Lun, Session};
 pub use state::{Admission, Entry, Observed, Refusal, Seen, Step};
 pub use tools::CtlTools;
 
+use super::foreign::Others;
 use super::keys::HostKeys;
 use super::{Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
 use crate::kernel::Deadline;
@@ -263,6 +265,10 @@ impl Protocol for Ctl {
         self.file.config.portals(self.kind).iter().map(ToString::to_string).collect()
     }
 
+    fn listens(&self) -> Vec<(String, Portal)> {
+        self.file.config.portals(self.kind).iter().map(|p| (p.to_string(), p.shown())).collect()
+    }
+
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()> {
         self.announce(export, deadline)
     }
@@ -273,6 +279,14 @@ impl Protocol for Ctl {
 
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
         self.ours(deadline)
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Ctl
+    }
+
+    fn foreign(&self, deadline: &Deadline) -> Result<Others> {
+        self.others(deadline)
     }
 
     fn portals(&self) -> Vec<Portal> {

@@ -21,6 +21,7 @@
 //!   error.
 
 mod apply;
+mod foreign;
 mod observe;
 mod plan;
 mod reservations;
@@ -34,11 +35,12 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Portal, TargetKind, VolumeId};
 
 pub use reservations::{Reservations, ReservationsOnDisk};
 pub use state::{Acl, Backstore, Change, Group, MappedLun, Observed, Step, Target};
 
+use super::foreign::Others;
 use super::keys::HostKeys;
 use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
 use crate::kernel::Deadline;
@@ -134,6 +136,10 @@ impl Protocol for Lio {
         self.config.portals.iter().map(ToString::to_string).collect()
     }
 
+    fn listens(&self) -> Vec<(String, Portal)> {
+        self.config.portals.iter().map(|p| (p.to_string(), p.shown())).collect()
+    }
+
     /// Nothing: LIO asks the device for its size whenever a host asks, and has no way to tell hosts to ask. They rescan
     /// (`iscsiadm -m session --rescan`).
     fn announce_size(&self, _export: &Export, _deadline: &Deadline) -> Result<()> {
@@ -149,6 +155,14 @@ impl Protocol for Lio {
 
     fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
         self.ours()
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Lio
+    }
+
+    fn foreign(&self, deadline: &Deadline) -> Result<Others> {
+        self.others(deadline)
     }
 
     fn portals(&self) -> Vec<Portal> {

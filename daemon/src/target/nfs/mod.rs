@@ -11,6 +11,7 @@
 
 mod apply;
 mod entries;
+mod foreign;
 mod observe;
 mod plan;
 mod server;
@@ -27,12 +28,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Portal, TargetKind, VolumeId};
 use parking_lot::Mutex;
 
 pub use server::{Knfsd, NfsServer};
 pub use state::{Backing, Change, Observed, Step, Volume};
 
+use super::foreign::Others;
 use super::{Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, TargetError, portal};
 use crate::kernel::{Deadline, Overrun};
 
@@ -226,6 +228,12 @@ impl Protocol for Nfs {
         vec![self.config.portal_name()]
     }
 
+    /// All by one name: the server has all or none of them.
+    fn listens(&self) -> Vec<(String, Portal)> {
+        let name = self.config.portal_name();
+        self.config.portal_configs().iter().map(|p| (name.clone(), p.shown())).collect()
+    }
+
     /// Hosts ask for the size whenever they want to know it.
     fn announce_size(&self, _export: &Export, _deadline: &Deadline) -> Result<()> {
         Ok(())
@@ -238,6 +246,14 @@ impl Protocol for Nfs {
 
     fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
         self.ours()
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Knfsd
+    }
+
+    fn foreign(&self, deadline: &Deadline) -> Result<Others> {
+        self.others(deadline)
     }
 
     fn portals(&self) -> Vec<Portal> {

@@ -11,6 +11,7 @@
 //! whole module, which every connect needs; removing one that is enabled waits too, and without that lock.
 
 mod apply;
+mod foreign;
 mod observe;
 mod plan;
 mod portal;
@@ -26,12 +27,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{Portal, VolumeId};
+use orlop_api::{Portal, TargetKind, VolumeId};
 
 pub use plan::{FIRST_PORT, PORT_COUNT};
 pub use portal::{AnaState, NvmetPortal};
 pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
 
+use super::foreign::Others;
 use super::keys::HostKeys;
 use super::portal::resolved;
 use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope};
@@ -165,6 +167,11 @@ impl Protocol for Nvmet {
         self.config.ports_of(export).map(|(_, p)| p.to_string()).collect()
     }
 
+    fn listens(&self) -> Vec<(String, Portal)> {
+        let at = |p: &NvmetPortal| Portal { address: p.at.address.to_string(), port: p.at.port, ..p.shown() };
+        self.config.ports().map(|(_, p)| (p.to_string(), at(p))).collect()
+    }
+
     fn announce_size(&self, export: &Export, _deadline: &Deadline) -> Result<()> {
         self.announce(export)
     }
@@ -182,6 +189,14 @@ impl Protocol for Nvmet {
 
     fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
         self.ours()
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Nvmet
+    }
+
+    fn foreign(&self, deadline: &Deadline) -> Result<Others> {
+        self.others(deadline)
     }
 
     fn portals(&self) -> Vec<Portal> {

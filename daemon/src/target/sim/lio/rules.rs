@@ -412,6 +412,9 @@ impl State {
     }
 
     pub fn list(&self, path: &str) -> Answer<Vec<String>> {
+        if path.is_empty() {
+            return Ok(self.nodes.keys().filter(|p| !p.contains('/')).cloned().collect());
+        }
         match self.nodes.get(path) {
             Some(Node::Item | Node::Group) => Ok(self.children(path)),
             Some(_) => Err(Errno::NOTDIR),
