@@ -41,8 +41,11 @@ impl Core {
             let protocol = entry.label.protocol();
             self.check_served(protocol)?;
             check_may_use(&host, record, protocol, grant)?;
-            if protocol == Protocol::Nvme && !how.alone {
-                check_company(&view, id, &host, record)?;
+            if protocol == Protocol::Nvme {
+                self.check_portal(&host, record)?;
+                if !how.alone {
+                    check_company(&view, id, &host, record)?;
+                }
             }
             let record = record.clone();
             let had = view.grant_of(id, &host);

@@ -92,8 +92,12 @@ impl Core {
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
         self.journal.commit(batch).await?;
-        self.forget_proofs(old.as_ref());
         self.ask_for(&record);
+        // Not for a moment without what stays.
+        for (_, id) in old.iter().flat_map(ids_of).filter(|(_, id)| ids.iter().all(|(_, stays)| stays != id))
+        {
+            self.settings.host_keys.remove(&id);
+        }
         self.view.write().put_host(name.clone(), record);
         volumes.into_iter().for_each(|id| self.dirty.mark(id));
         self.events.publish(EventKind::HostPut, about(&name));

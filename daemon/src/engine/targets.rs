@@ -84,6 +84,16 @@ impl Core {
         if self.server(protocol)?.offered { Ok(()) } else { Err(not_served(protocol)) }
     }
 
+    /// Refuses an NVMe host for which no portal is configured: with TLS, or without.
+    pub(super) fn check_portal(&self, host: &HostName, record: &HostRecord) -> Result<()> {
+        let tls = record.tls.is_some();
+        if self.server(Protocol::Nvme)?.target.listens().iter().any(|(_, at)| at.tls == tls) {
+            return Ok(());
+        }
+        let which = if tls { "with TLS, for which it has a key" } else { "without TLS, and it has no key" };
+        Err(Error::Unsupported(format!("host {host}: the configuration has no portal {which}")))
+    }
+
     /// Where hosts reach what is served by a protocol.
     pub(super) fn portals(&self, protocol: Protocol) -> Vec<Portal> {
         self.targets.get(&protocol).map(|s| s.target.portals()).unwrap_or_default()

@@ -34,9 +34,15 @@ impl KernelKeyring {
 
     /// A key's bytes, if there is such a key.
     pub fn get(&self, identity: &str) -> io::Result<Option<Vec<u8>>> {
-        match self.find(identity)? {
-            Some(key) => Ok(Some(key.read()?)),
-            None => Ok(None),
+        let Some(key) = self.find(identity)? else { return Ok(None) };
+        match key.read().map_err(io::Error::from) {
+            // Another thread may have other keyrings of its own, if the process was started with none.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                *self.serial.lock() = None;
+                self.ring()?;
+                Ok(Some(key.read()?))
+            }
+            read => read.map(Some),
         }
     }
 

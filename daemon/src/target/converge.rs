@@ -104,7 +104,7 @@ impl<P: Protocol> Run<'_, P> {
         for (volume, export) in self.desired.iter().filter(|(v, _)| only.is_none_or(|o| o == **v)) {
             let names = self.protocol.portal_names(export);
             if names.iter().all(|n| self.down.contains_key(n)) {
-                let error = TargetError::Portal { portal: names.join(", "), source: self.why_down() };
+                let error = self.why_down(&names);
                 self.report.failed.entry(*volume).or_insert(error);
             }
         }
@@ -112,12 +112,19 @@ impl<P: Protocol> Run<'_, P> {
     }
 
     /// The same error for each volume: `io::Error` can't be cloned, its number can.
-    fn why_down(&self) -> io::Error {
-        let number = self.down.values().find_map(|e| match e {
+    fn why_down(&self, names: &[String]) -> TargetError {
+        let down = || names.iter().filter_map(|n| self.down.get(n));
+        let lacks = down()
+            .find_map(|e| if let TargetError::Unsupported(what) = e { Some(what.clone()) } else { None });
+        if let Some(what) = lacks {
+            return TargetError::Unsupported(what);
+        }
+        let number = down().find_map(|e| match e {
             TargetError::Portal { source, .. } | TargetError::Kernel { source, .. } => source.raw_os_error(),
             _ => None,
         });
-        number.map_or_else(|| io::ErrorKind::NotConnected.into(), io::Error::from_raw_os_error)
+        let source = number.map_or_else(|| io::ErrorKind::NotConnected.into(), io::Error::from_raw_os_error);
+        TargetError::Portal { portal: names.join(", "), source }
     }
 
     fn finish(mut self, settled: Result<()>) -> Result<Report> {

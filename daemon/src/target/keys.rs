@@ -49,6 +49,11 @@ impl HostKeys {
         self.0.lock().tls.get(host).cloned()
     }
 
+    /// Whether any host has one.
+    pub fn has_tls(&self) -> bool {
+        !self.0.lock().tls.is_empty()
+    }
+
     /// This is the key from now on, or there is none.
     pub fn put_tls(&self, host: &Nqn, key: Option<TlsPut>) {
         let mut held = self.0.lock();

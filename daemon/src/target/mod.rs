@@ -187,6 +187,14 @@ pub enum TargetError {
         /// Why.
         detail: String,
     },
+    /// No portal is configured at which it could be served.
+    #[error("{object} needs a portal {}, and none is configured", if *.tls { "with TLS" } else { "without TLS" })]
+    NoPortal {
+        /// What.
+        object: String,
+        /// Which kind is missing.
+        tls: bool,
+    },
     /// The kernel lacks what is needed.
     #[error("the kernel lacks {0}")]
     Unsupported(String),
@@ -214,7 +222,7 @@ impl TargetError {
             Self::Kernel { .. } | Self::Unsettled(_) => ErrorKind::Internal,
             Self::Foreign { .. } => ErrorKind::Conflict,
             Self::Unfit { .. } => ErrorKind::Precondition,
-            Self::Unsupported(_) | Self::Absent(_) => ErrorKind::Unsupported,
+            Self::Unsupported(_) | Self::Absent(_) | Self::NoPortal { .. } => ErrorKind::Unsupported,
             // There is no such transport, or no device for it.
             Self::Portal { source, .. }
                 if tree::is(source, Errno::INVAL) || tree::is(source, Errno::NODEV) =>

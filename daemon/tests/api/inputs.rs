@@ -326,4 +326,14 @@ async fn bad_tls_keys_are_refused_and_not_repeated() {
     d.volume(&pool, "data").await;
     let refused = put("/v1/volumes/data/attachments/worker-1", json!({}));
     assert_eq!(refused.kind(), "unsupported", "{refused:?}");
+    // Nobody is cut off for a host that can't come.
+    put(
+        "/v1/hosts/worker-2",
+        json!({"nqn": "nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-000000000002"}),
+    );
+    put("/v1/volumes/data/attachments/worker-2", json!({}));
+    let refused = put("/v1/volumes/data/attachments/worker-1?exclusive=true", json!({}));
+    assert_eq!(refused.kind(), "unsupported", "{refused:?}");
+    let hosts = d.client().volume(&"data".parse().unwrap()).await.unwrap().hosts;
+    assert_eq!(hosts, ["worker-2".parse().unwrap()]);
 }

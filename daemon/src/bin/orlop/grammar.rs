@@ -525,7 +525,7 @@ pub enum HostCommand {
         /// The file with the key; `-` is standard input
         #[arg(long, value_name = "FILE", required_unless_present = "none")]
         key_file: Option<PathBuf>,
-        /// The host's tools are older than libnvme 1.16 and its identity has version 0
+        /// The host's tools are older than libnvme 1.16, and its identity has version 0 or its key begins NVMeTLSkey-1:00
         #[arg(long, requires = "key_file")]
         compat: bool,
         /// No TLS any more

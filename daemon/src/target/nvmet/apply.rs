@@ -23,16 +23,12 @@ const NAME_LIMIT: Duration = Duration::from_secs(20);
 impl Nvmet {
     pub(super) fn make(&self, step: &Step, deadline: &Deadline) -> Result<()> {
         let (path, result) = match step {
-            Step::Volume { nqn, change, .. } => match change {
+            Step::Volume { volume, nqn, change } => match change {
                 Change::Refuse { object, detail } => {
                     return Err(TargetError::Foreign { object: object.clone(), detail: detail.clone() });
                 }
                 Change::NoPortal { tls } => {
-                    let which =
-                        if *tls { "with TLS, which a host of it has a key for" } else { "without TLS" };
-                    return Err(TargetError::Unsupported(format!(
-                        "{nqn} needs a portal {which}: [nvmet] portals has none"
-                    )));
+                    return Err(TargetError::NoPortal { object: nqn.to_string(), tls: *tls });
                 }
                 Change::DropControllers { keep, qid_max } => {
                     let path = format!("subsystems/{nqn}/attr_qid_max");
@@ -43,8 +39,8 @@ impl Nvmet {
                 }
                 Change::MakeSubsystem => return self.make_subsystem(step, nqn, deadline),
                 Change::Authenticate { host } => return self.have_proved(host, deadline),
-                Change::RemoveKey { identity } => return self.remove_key(identity),
-                Change::PutKeys { host } => return self.put_keys(host, nqn),
+                Change::RemoveKey { identity } => return self.remove_key(*volume, identity),
+                Change::PutKeys { host } => return self.put_keys(host, *volume),
                 Change::Allow { host } => return self.allow(step, nqn, host, deadline),
                 Change::Link { port, portal } => {
                     let path = format!("ports/{port}/subsystems/{nqn}");
@@ -71,6 +67,16 @@ impl Nvmet {
                     PortChange::Set { attribute, value } => {
                         let path = format!("{path}/{attribute}");
                         let result = self.tree.write(&path, value);
+                        if *attribute == "param_max_queue_size"
+                            && (result.is_ok()
+                                || result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
+                        {
+                            // Its own limit is all that it has.
+                            if result.is_err() {
+                                tracing::warn!(portal, "this kernel has no limit for the length of queues");
+                            }
+                            return Ok(());
+                        }
                         if result.as_ref().is_err_and(|e| lacks(e, attribute, value)) {
                             return Err(TargetError::Unsupported(format!(
                                 "{attribute} {value} of ports, which portal {portal} needs"

@@ -91,6 +91,7 @@ pub struct Nvmet {
     debug: Option<Arc<dyn ConfigTree>>,
     keys: HostKeys,
     tls: Arc<dyn tls::TlsKeyring>,
+    known: tls::Known,
     /// Between two looks at what the kernel completes later.
     poll: Duration,
 }
@@ -111,7 +112,8 @@ impl Nvmet {
         debug: Option<Arc<dyn ConfigTree>>,
         tls: Arc<dyn tls::TlsKeyring>,
     ) -> Self {
-        Self { config, tree, debug, keys: HostKeys::default(), tls, poll: Duration::from_millis(10) }
+        let (keys, known) = Default::default();
+        Self { config, tree, debug, keys, tls, known, poll: Duration::from_millis(10) }
     }
 
     /// What hosts must prove.

@@ -64,6 +64,18 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
     // nvmet opens without exclusion, so it would not mind.
     let double = shared_devices(&volumes, desired);
     let (mut closing, mut building) = (Vec::new(), Vec::new());
+    // Of volumes that are left as they are, too.
+    for (volume, identities) in
+        seen.stale_keys.iter().filter(|(v, _)| !volumes.contains(v) && scope.volume().is_none())
+    {
+        let nqn = config.prefix.subsystem(*volume);
+        let step = |identity: &String| Step::Volume {
+            volume: *volume,
+            nqn: nqn.clone(),
+            change: Change::RemoveKey { identity: identity.clone() },
+        };
+        closing.extend(identities.iter().map(step));
+    }
     let misplaced = misplaced_ports(config, seen);
     for volume in volumes {
         let mut v = Volume {
@@ -203,7 +215,8 @@ impl Volume<'_> {
         // Not where it should not be: without TLS, a host is believed its name.
         let elsewhere = |port: &str| match our_port(port) {
             Some(id) => !self.config.ports_of(want).any(|(p, _)| p == id),
-            None => false,
+            // A port of somebody else is left as it is, but not our link to it.
+            None => want.tls(),
         };
         for (port, entry) in &is.links {
             if self.misplaced.contains(port) || elsewhere(port) {

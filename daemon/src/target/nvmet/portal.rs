@@ -118,9 +118,11 @@ pub(super) fn misconfigured(
         FIXED.into_iter().zip(wanted(config, portal)).filter_map(|(name, v)| Some((name, v?))).collect();
     // A kernel without TLS has not the attribute, and says nothing of what it can't do.
     let implied = |name: &str, value: &str| name == "addr_tsas" && value == "none";
+    // Neither does one before 6.9 have a limit for queues.
+    let unlimited = |name: &str| name == "param_max_queue_size" && port.attributes.contains_key(FIXED[0]);
     let is = |name: &str, value: &str| match port.attributes.get(name) {
         Some(is) => is == value,
-        None => implied(name, value),
+        None => implied(name, value) || unlimited(name),
     };
     if wanted.iter().all(|(name, value)| is(name, value)) {
         return Vec::new();

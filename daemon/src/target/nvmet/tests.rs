@@ -906,6 +906,92 @@ fn without_a_portal_or_a_key_nobody_comes_by_tls() {
     assert!(s.converge(Scope::Volume(volume(1)), &desired(&[(1, &[0])])).is_ok());
 }
 
+/// As a ring of the kernel that can't be read.
+struct NoRing;
+
+impl TlsKeyring for NoRing {
+    fn get(&self, _: &str) -> io::Result<Option<Vec<u8>>> {
+        Err(Errno::ACCESS.into())
+    }
+    fn put(&self, _: &str, _: &[u8]) -> io::Result<()> {
+        Err(Errno::ACCESS.into())
+    }
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Err(Errno::ACCESS.into())
+    }
+    fn identities(&self) -> io::Result<Vec<String>> {
+        Err(Errno::ACCESS.into())
+    }
+}
+
+#[test]
+fn a_ring_that_can_not_be_read_is_the_trouble_of_who_needs_it() {
+    let s = Stand::new(SimKernel::default());
+    let target = Nvmet::over(config(), s.watched.clone(), None, Arc::new(NoRing)).with_keys(s.keys.clone());
+    let report = target.converge(Scope::All, &desired(&[(0, &[SECURE]), (1, &[0])]), &soon()).unwrap();
+    assert_eq!(report.failed.keys().collect::<Vec<_>>(), [&volume(0)], "{report:?}");
+    assert!(s.tree.may_connect(&nqn(0), &HOSTS).is_empty());
+    assert!(s.tree.connect(HOSTS[0], &nqn(1), FIRST_PORT).is_ok());
+}
+
+/// Whoever is not let in has no key either: the kernel would take it for anybody's.
+#[test]
+fn keys_of_a_host_that_could_not_be_let_in_go() {
+    let s = Stand::new(SimKernel { authentication: false, ..SimKernel::default() });
+    s.keys.put(&host(SECURE), secret(1, None));
+    let want = desired(&[(0, &[SECURE])]);
+    s.converge(Scope::Volume(volume(0)), &want).unwrap_err();
+    assert_eq!(s.ring.identities().unwrap().len(), 3);
+    s.converge(Scope::Fence(volume(0)), &Desired::new()).unwrap();
+    assert_eq!(s.ring.identities().unwrap(), [""; 0]);
+
+    // Nor if somebody else has taken all that said that it was there.
+    let s = Stand::new(SimKernel::default());
+    s.converge(Scope::Volume(volume(0)), &want).unwrap();
+    s.tree.unlink(&format!("ports/{SECURE_PORT}/subsystems/{}", nqn(0))).unwrap();
+    s.tree.remove_dir(&format!("subsystems/{}/namespaces/1", nqn(0))).unwrap();
+    s.tree.unlink(&format!("subsystems/{}/allowed_hosts/{}", nqn(0), HOSTS[SECURE])).unwrap();
+    s.tree.remove_dir(&format!("subsystems/{}", nqn(0))).unwrap();
+    s.converge(Scope::Fence(volume(0)), &Desired::new()).unwrap();
+    assert_eq!(s.ring.identities().unwrap(), [""; 0]);
+}
+
+/// The identity of version 0 is the same for all of a host's keys.
+#[test]
+fn an_old_key_goes_wherever_it_is() {
+    let s = Stand::new(SimKernel::default());
+    let old = keys_of(&tls_key(1), HOSTS[SECURE], &nqn(0).parse().unwrap());
+    old.iter().for_each(|(identity, key)| s.ring.put(identity, key).unwrap());
+    s.keys.put_tls(&HOSTS[SECURE].parse().unwrap(), Some(tls_key(2)));
+    Target::prove(&s.target, &host(SECURE), &soon()).unwrap();
+    assert_eq!(s.ring.identities().unwrap(), [""; 0], "it is let in nowhere");
+
+    // Also where it is not known yet how the volume should be served, and its own key of now is left there.
+    let now = keys_of(&tls_key(2), HOSTS[SECURE], &nqn(1).parse().unwrap());
+    for (identity, key) in old.iter().chain(&now) {
+        s.ring.put(identity, key).unwrap();
+    }
+    s.converge(Scope::Desired, &desired(&[(2, &[0])])).unwrap();
+    assert_eq!(s.ring.identities().unwrap(), now.into_keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_link_of_ours_at_anothers_port_does_not_stay_with_tls() {
+    let s = Stand::new(SimKernel::default());
+    let want = desired(&[(0, &[SECURE]), (1, &[0])]);
+    s.converge(Scope::All, &want).unwrap();
+    s.tree.make_dir("ports/1").unwrap();
+    for (name, value) in [("trtype", "tcp"), ("adrfam", "ipv4"), ("traddr", "10.9.9.9"), ("trsvcid", "4420")]
+    {
+        s.tree.write(&format!("ports/1/addr_{name}"), value).unwrap();
+    }
+    for n in 0..2 {
+        s.tree.link(&format!("subsystems/{}", nqn(n)), &format!("ports/1/subsystems/{}", nqn(n))).unwrap();
+    }
+    s.converge(Scope::All, &want).unwrap();
+    assert_eq!(s.tree.list("ports/1/subsystems").unwrap(), [nqn(1)]);
+}
+
 /// Compared with what nvme-cli 2.13 with libnvme 1.13 inserts for the same keys: the way of before 1.16.
 #[test]
 fn keys_are_derived_as_hosts_do() {

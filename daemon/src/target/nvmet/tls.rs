@@ -17,7 +17,7 @@ use super::state::Observed;
 use super::{Nvmet, NvmetConfig};
 use crate::kernel::Deadline;
 use crate::kernel::keyring::KernelKeyring;
-use crate::target::tree::in_words;
+use crate::target::tree::{self, in_words};
 use crate::target::{Desired, Result, Scope, TargetError};
 
 /// The name of the kernel's keyring.
@@ -180,59 +180,106 @@ fn about<'a>(config: &NvmetConfig, identity: &'a str) -> Option<(&'a str, Volume
     Some((host, config.prefix.volume(subsystem)?))
 }
 
+/// The identities of ours that are in the ring, by volume: as they were last listed, and what was put there and taken
+/// away since. The kernel finds a key by looking at one after another, and has no list of one volume's.
+#[derive(Debug, Default)]
+pub(super) struct Known(parking_lot::Mutex<Option<BTreeMap<VolumeId, BTreeSet<String>>>>);
+
+impl Known {
+    fn put(&self, volume: VolumeId, identity: &str) {
+        if let Some(all) = &mut *self.0.lock() {
+            all.entry(volume).or_default().insert(identity.into());
+        }
+    }
+
+    fn remove(&self, volume: VolumeId, identity: &str) {
+        if let Some(of) = self.0.lock().as_mut().and_then(|all| all.get_mut(&volume)) {
+            of.remove(identity);
+        }
+    }
+}
+
 impl Nvmet {
-    /// Which keys are missing, and which should not be there. In the scope of one volume those of hosts that it has or
-    /// wants, and whose key is known: others need a look at all keys there are.
-    pub(super) fn look_at_keys(&self, scope: Scope, desired: &Desired, seen: &mut Observed) -> Result<()> {
+    /// Which keys are missing, and which should not be there. That the ring can't be read is the trouble of those volumes
+    /// alone that need it.
+    pub(super) fn look_at_keys(&self, scope: Scope, desired: &Desired, seen: &mut Observed) {
         let mut wanted: BTreeSet<String> = BTreeSet::new();
         for (volume, export) in desired.iter().filter(|(v, _)| scope.volume().is_none_or(|only| only == **v))
         {
             let nqn = self.config.prefix.subsystem(*volume);
             for host in export.hosts.iter().filter(|(_, rights)| rights.tls).map(|(h, _)| h.to_string()) {
                 let keys = self.keys.tls(&host).map(|put| keys_of(&put, &host, &nqn)).unwrap_or_default();
-                let mut right = !keys.is_empty();
-                for (identity, key) in keys {
-                    right &= self.key(&identity)?.as_deref() == Some(&key);
-                    wanted.insert(identity);
-                }
-                if !right {
+                let is = |(identity, key): (&String, &Vec<u8>)| {
+                    self.tls.get(identity).is_ok_and(|found| found.as_ref() == Some(key))
+                };
+                if keys.is_empty() || !keys.iter().all(is) {
                     seen.keyless.insert((*volume, host));
                 }
+                wanted.extend(keys.into_keys());
             }
         }
-        let Some(volume) = scope.volume() else {
-            for identity in self.identities()? {
-                if let Some((_, volume)) =
-                    about(&self.config, &identity).filter(|_| !wanted.contains(&identity))
-                {
-                    seen.stale_keys.entry(volume).or_default().insert(identity);
-                }
+        // Where no host has a key there is none to look for; what is left of before is found when all is looked at.
+        let unlisted = self.known.0.lock().is_none();
+        if scope.volume().is_none() || (unlisted && self.keys.has_tls()) {
+            self.list_keys();
+        }
+        let known = self.known.0.lock();
+        let Some(known) = &*known else { return };
+        for (volume, identities) in
+            known.iter().filter(|(v, _)| scope.volume().is_none_or(|only| only == **v))
+        {
+            let stale = identities.iter().filter(|i| !wanted.contains(*i));
+            // Of a volume of which it is not known how it should be served, what is surely none of its host's keys.
+            let surely = |identity: &&String| {
+                scope != Scope::Desired || desired.contains_key(volume) || !self.may_be(*volume, identity)
+            };
+            let stale: BTreeSet<String> = stale.filter(surely).cloned().collect();
+            if !stale.is_empty() {
+                seen.stale_keys.insert(*volume, stale);
             }
-            return Ok(());
+        }
+    }
+
+    /// Whether a key that is in the ring could be its host's, as far as that is known.
+    fn may_be(&self, volume: VolumeId, identity: &str) -> bool {
+        let host = about(&self.config, identity).map(|(host, _)| host);
+        let Some((host, put)) = host.and_then(|host| Some((host, self.keys.tls(host)?))) else { return true };
+        let keys = keys_of(&put, host, &self.config.prefix.subsystem(volume));
+        keys.get(identity)
+            .is_some_and(|key| self.tls.get(identity).is_ok_and(|found| found.as_ref() == Some(key)))
+    }
+
+    /// Lists what is in the ring.
+    fn list_keys(&self) {
+        let identities = match absent(self.tls.identities()) {
+            Ok(identities) => identities.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "the keys of TLS can't be listed: what should not be there may be");
+                return;
+            }
         };
-        let nqn = self.config.prefix.subsystem(volume);
-        let hosts = seen.subsystems.get(&volume).into_iter().flat_map(|s| s.hosts.values().cloned());
-        let hosts: BTreeSet<String> = hosts
-            .chain(desired.get(&volume).into_iter().flat_map(|e| e.nqns()).map(ToString::to_string))
-            .collect();
-        for host in hosts {
-            let Some(put) = self.keys.tls(&host) else { continue };
-            for identity in keys_of(&put, &host, &nqn).into_keys().filter(|i| !wanted.contains(i)) {
-                if self.key(&identity)?.is_some() {
-                    seen.stale_keys.entry(volume).or_default().insert(identity);
-                }
+        let mut all: BTreeMap<VolumeId, BTreeSet<String>> = BTreeMap::new();
+        for identity in identities {
+            if let Some((_, volume)) = about(&self.config, &identity) {
+                all.entry(volume).or_default().insert(identity);
             }
         }
-        Ok(())
+        *self.known.0.lock() = Some(all);
     }
 
     /// Gives the kernel the keys by which a host may begin TLS with a volume's subsystem.
-    pub(super) fn put_keys(&self, host: &str, nqn: &Nqn) -> Result<()> {
+    pub(super) fn put_keys(&self, host: &str, volume: VolumeId) -> Result<()> {
+        let nqn = self.config.prefix.subsystem(volume);
         let Some(put) = self.keys.tls(host) else {
             let detail = "is to come by TLS, and its key is not known".into();
             return Err(TargetError::Unfit { object: format!("host {host}"), detail });
         };
-        for (identity, key) in keys_of(&put, host, nqn) {
+        if self.known.0.lock().is_none() {
+            self.list_keys();
+        }
+        for (identity, key) in keys_of(&put, host, &nqn) {
+            // Before it is there: what is known to be there may be taken away whether it is or not.
+            self.known.put(volume, &identity);
             self.tls.put(&identity, &key).map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound => TargetError::Unsupported(
                     "TLS for NVMe over TCP (CONFIG_NVME_TARGET_TCP_TLS): its keyring is not there".into(),
@@ -247,53 +294,42 @@ impl Nvmet {
         Ok(())
     }
 
-    /// Has a host that may be let in already use its key of now: at each volume that lets it in and knew one of its keys.
-    /// What is not its key any more goes first.
+    /// Has a host that may be let in already use its key of now, at each volume that lets it in. What is not its key any
+    /// more goes first, whatever else can be had.
     pub(super) fn have_new_key(&self, host: &str, deadline: &Deadline) -> Result<()> {
         let step = || format!("changing the TLS key of {host}");
+        let now = self.keys.tls(host);
         let mut volumes = BTreeSet::new();
-        for identity in self.identities()? {
+        for identity in absent(self.tls.identities()).map_err(in_words(KEYRING))?.unwrap_or_default() {
             let Some((_, volume)) = about(&self.config, &identity).filter(|(h, _)| *h == host) else {
                 continue;
             };
             deadline.check().map_err(|o| TargetError::Deadline(step(), o))?;
-            let nqn = self.config.prefix.subsystem(volume);
-            let now = self.keys.tls(host).map(|put| keys_of(&put, host, &nqn)).unwrap_or_default();
-            if !now.contains_key(&identity) {
-                self.remove_key(&identity)?;
+            if now.is_none() || !self.may_be(volume, &identity) {
+                self.remove_key(volume, &identity)?;
             }
-            if self
-                .tree
-                .list(&format!("subsystems/{nqn}/allowed_hosts"))
-                .is_ok_and(|all| all.iter().any(|h| h == host))
+            let nqn = self.config.prefix.subsystem(volume);
+            if tree::list(&*self.tree, &format!("subsystems/{nqn}/allowed_hosts"))?.iter().any(|h| h == host)
             {
                 volumes.insert(volume);
             }
         }
-        for volume in volumes {
+        for volume in volumes.into_iter().filter(|_| now.is_some()) {
             deadline.check().map_err(|o| TargetError::Deadline(step(), o))?;
-            if self.keys.tls(host).is_some() {
-                self.put_keys(host, &self.config.prefix.subsystem(volume))?;
-            }
+            self.put_keys(host, volume)?;
         }
         Ok(())
     }
 
     /// Takes a key from the kernel.
-    pub(super) fn remove_key(&self, identity: &str) -> Result<()> {
-        absent(self.tls.remove(identity)).map_err(in_words(KEYRING)).map(drop)
-    }
-
-    fn key(&self, identity: &str) -> Result<Option<Vec<u8>>> {
-        Ok(absent(self.tls.get(identity)).map_err(in_words(KEYRING))?.flatten())
-    }
-
-    fn identities(&self) -> Result<Vec<String>> {
-        Ok(absent(self.tls.identities()).map_err(in_words(KEYRING))?.unwrap_or_default())
+    pub(super) fn remove_key(&self, volume: VolumeId, identity: &str) -> Result<()> {
+        absent(self.tls.remove(identity)).map_err(in_words(KEYRING))?;
+        self.known.remove(volume, identity);
+        Ok(())
     }
 }
 
 /// A kernel without the keyring has no keys.
 fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    crate::target::tree::optional(result)
+    tree::optional(result)
 }

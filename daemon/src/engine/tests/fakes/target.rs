@@ -126,10 +126,10 @@ impl Target for FakeTarget {
     }
 
     fn listens(&self) -> Vec<(String, Portal)> {
-        self.portals().into_iter().map(|p| ("192.0.2.1:4420".into(), p)).collect()
+        self.portals().into_iter().map(|p| (format!("{}:{}", p.address, p.port), p)).collect()
     }
 
     fn portals(&self) -> Vec<Portal> {
-        vec![Portal::tcp("192.0.2.1", 4420)]
+        vec![Portal::tcp("192.0.2.1", 4420), Portal { tls: true, ..Portal::tcp("192.0.2.1", 4421) }]
     }
 }
