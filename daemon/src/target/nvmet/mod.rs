@@ -58,7 +58,7 @@ pub const DEBUG_ROOT: &str = "/sys/kernel/debug/nvmet";
 pub struct NvmetConfig {
     /// The names that are ours.
     pub prefix: NqnPrefix,
-    /// Where to listen; at most [`PORT_COUNT`]. The order matters: a portal keeps its port by its place.
+    /// Where to listen; at most [`PORT_COUNT`]. A portal keeps its port while others come and go.
     pub portals: Vec<NvmetPortal>,
     /// Other discovery services, which discovery here refers hosts to.
     pub referrals: Vec<SocketAddr>,
@@ -166,12 +166,12 @@ impl Protocol for Nvmet {
     }
 
     fn portal_names(&self, export: &Export) -> Vec<String> {
-        self.config.ports_of(export).map(|(_, p)| p.to_string()).collect()
+        self.config.portals_of(export).map(ToString::to_string).collect()
     }
 
     fn listens(&self) -> Vec<(String, Portal)> {
         let at = |p: &NvmetPortal| Portal { address: p.at.address.to_string(), port: p.at.port, ..p.shown() };
-        self.config.ports().map(|(_, p)| (p.to_string(), at(p))).collect()
+        self.config.portals.iter().map(|p| (p.to_string(), at(p))).collect()
     }
 
     fn announce_size(&self, export: &Export, _deadline: &Deadline) -> Result<()> {
@@ -202,6 +202,6 @@ impl Protocol for Nvmet {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        resolved(self.config.ports().map(|(_, p)| (&p.at, p.shown())))
+        resolved(self.config.portals.iter().map(|p| (&p.at, p.shown())))
     }
 }

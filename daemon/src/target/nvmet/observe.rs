@@ -62,9 +62,8 @@ impl Nvmet {
             }
         }
         for id in ports.iter().filter_map(|p| plan::our_port(p)) {
-            if usize::from(id - plan::FIRST_PORT) < self.config.portals.len() {
-                seen.ports.insert(id, self.port(id)?);
-            }
+            // All of ours: which of them is whose is told by what they are.
+            seen.ports.insert(id, self.port(id)?);
         }
         Ok(seen)
     }

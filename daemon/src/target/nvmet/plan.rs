@@ -147,7 +147,7 @@ fn in_the_way(
     double: &BTreeSet<String>,
     seen: &Observed,
 ) -> Option<Change> {
-    if config.ports_of(export).next().is_none() {
+    if config.portals_of(export).next().is_none() {
         return Some(Change::NoPortal { tls: export.tls() });
     }
     let device = device(export);
@@ -213,8 +213,9 @@ impl Volume<'_> {
             self.step(Change::RemoveHost { host });
         }
         // Not where it should not be: without TLS, a host is believed its name.
+        let ports = self.config.ports_of(want, &self.seen.ports);
         let elsewhere = |port: &str| match our_port(port) {
-            Some(id) => !self.config.ports_of(want).any(|(p, _)| p == id),
+            Some(id) => !ports.contains_key(&id),
             // A port of somebody else is left as it is, but not our link to it.
             None => want.tls(),
         };
@@ -318,7 +319,7 @@ impl Volume<'_> {
             }
             self.step(Change::Allow { host: host.to_string() });
         }
-        for (id, portal) in self.config.ports_of(want) {
+        for (id, portal) in self.config.ports_of(want, &self.seen.ports) {
             let name = id.to_string();
             let linked = is.is_some_and(|s| s.links.iter().any(|(p, _)| *p == name));
             if !linked || self.misplaced.contains(&name) {
@@ -330,7 +331,7 @@ impl Volume<'_> {
 
 /// Ports of ours that serve another address than the configured one, or otherwise, or none that is configured.
 fn misplaced_ports(config: &NvmetConfig, seen: &Observed) -> BTreeSet<String> {
-    let wanted: BTreeMap<u16, &NvmetPortal> = config.ports().collect();
+    let wanted = config.ports(&seen.ports);
     let wrong = seen.ports.iter().filter(|(id, port)| match wanted.get(id) {
         Some(wanted) => !portal::misconfigured(config, wanted, port).is_empty(),
         None => true,
@@ -345,11 +346,11 @@ fn plan_ports(
     misplaced: &BTreeSet<String>,
     steps: &mut Vec<Step>,
 ) {
+    let wanted = config.ports(&seen.ports);
     if scope == Scope::All {
-        let wanted: BTreeSet<u16> = config.ports().map(|(id, _)| id).collect();
         for (id, port) in &seen.ports {
             // What somebody else has linked there stays there.
-            if !wanted.contains(id) && !port.foreign_links && misplaced.contains(&id.to_string()) {
+            if !wanted.contains_key(id) && !port.foreign_links && misplaced.contains(&id.to_string()) {
                 let portal = format!("of port {id}");
                 for name in port.referrals.keys().cloned() {
                     let change = PortChange::Unrefer { name };
@@ -359,7 +360,7 @@ fn plan_ports(
             }
         }
     }
-    for (id, wanted) in config.ports() {
+    for (id, wanted) in wanted {
         let mut push = |change| steps.push(Step::Port { port: id, portal: wanted.to_string(), change });
         let none = Port::default();
         let port = seen.ports.get(&id).unwrap_or_else(|| {
@@ -398,15 +399,35 @@ fn plan_referrals(
 }
 
 impl NvmetConfig {
-    /// The configured portals with the ids of their ports.
-    pub(super) fn ports(&self) -> impl Iterator<Item = (u16, &NvmetPortal)> {
-        (FIRST_PORT..FIRST_PORT + PORT_COUNT).zip(&self.portals)
+    /// The configured portals with the ids of their ports. One that a port of ours has already stays there: who is
+    /// connected by it must not notice that another was added before it, or taken away.
+    pub(super) fn ports(&self, seen: &BTreeMap<u16, Port>) -> BTreeMap<u16, &NvmetPortal> {
+        let (mut placed, mut left) = (BTreeMap::new(), Vec::new());
+        for wanted in self.portals.iter().take(PORT_COUNT.into()) {
+            let is_there = |(_, port): &(&u16, &Port)| portal::is_at(wanted, port);
+            match seen.iter().filter(|(id, _)| !placed.contains_key(*id)).find(is_there) {
+                Some((id, _)) => drop(placed.insert(*id, wanted)),
+                None => left.push(wanted),
+            }
+        }
+        for wanted in left {
+            let free = (FIRST_PORT..FIRST_PORT + PORT_COUNT).find(|id| !placed.contains_key(id));
+            placed.extend(free.map(|id| (id, wanted)));
+        }
+        placed
     }
 
-    /// Those at which a volume is served.
-    pub(super) fn ports_of(&self, export: &Export) -> impl Iterator<Item = (u16, &NvmetPortal)> {
+    /// Those portals at which a volume is served.
+    pub(super) fn portals_of(&self, export: &Export) -> impl Iterator<Item = &NvmetPortal> {
         let tls = export.tls();
-        self.ports().filter(move |(_, p)| p.tls == tls)
+        self.portals.iter().filter(move |p| p.tls == tls)
+    }
+
+    /// The same with the ids of their ports.
+    fn ports_of(&self, export: &Export, seen: &BTreeMap<u16, Port>) -> BTreeMap<u16, &NvmetPortal> {
+        let mut ports = self.ports(seen);
+        ports.retain(|_, p| p.tls == export.tls());
+        ports
     }
 
     /// `attr_qid_max` rests at the first of these, or at the other: writing the one that it is not drops the controllers.

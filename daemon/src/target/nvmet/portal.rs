@@ -108,6 +108,18 @@ fn wanted(config: &NvmetConfig, portal: &NvmetPortal) -> [Option<String>; 7] {
     ]
 }
 
+/// Whether a port is a portal's, however it is set up otherwise.
+pub(super) fn is_at(portal: &NvmetPortal, port: &Port) -> bool {
+    let address = &FIXED[..4];
+    let values = [
+        portal.transport.as_str().into(),
+        if portal.at.address.is_ipv4() { "ipv4".into() } else { "ipv6".to_string() },
+        portal.at.address.to_string(),
+        portal.at.port.to_string(),
+    ];
+    address.iter().zip(values).all(|(name, value)| port.attributes.get(name) == Some(&value))
+}
+
 /// What has to be written while nothing is linked: all of them where one is wrong, because they depend on each other.
 pub(super) fn misconfigured(
     config: &NvmetConfig,
