@@ -1,6 +1,6 @@
 //! The machine's own addresses.
 //!
-//! Called by targets, to say where a wildcard portal can be reached. Never changes the network.
+//! Called by targets, to say where a portal can be reached. Never changes the network.
 
 use std::net::IpAddr;
 
@@ -9,6 +9,11 @@ use std::net::IpAddr;
 /// the loopback ones: a laptop without a network is still served.
 pub fn own_addresses() -> std::io::Result<Vec<IpAddr>> {
     Ok(reachable(if_addrs::get_if_addrs()?.into_iter().map(|i| i.ip())))
+}
+
+/// All addresses of this machine, as they are.
+pub fn all_addresses() -> std::io::Result<Vec<IpAddr>> {
+    Ok(if_addrs::get_if_addrs()?.into_iter().map(|i| i.ip()).collect())
 }
 
 fn reachable(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {

@@ -109,6 +109,7 @@ impl<P: Protocol> Run<'_, P> {
             }
         }
         self.report.portals_down = std::mem::take(&mut self.down);
+        self.report.portals_down.extend(self.protocol.portals_without_address());
     }
 
     /// The same error for each volume: `io::Error` can't be cloned, its number can.

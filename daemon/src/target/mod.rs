@@ -274,6 +274,11 @@ pub trait Protocol: Send + Sync {
     /// Where it should listen, as it is configured, by those names.
     fn listens(&self) -> Vec<(String, Portal)>;
 
+    /// Portals that the kernel took though nobody can reach them: told of, and no reason not to serve a volume.
+    fn portals_without_address(&self) -> Vec<(String, TargetError)> {
+        Vec::new()
+    }
+
     /// Tells connected hosts that a volume has grown.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
 

@@ -18,7 +18,7 @@
 //! - iblock opens the device for itself alone, and follows its size, its write cache and its discard by itself.
 //! - The group of target ports that a LUN is put into lets hosts change the state of paths by themselves (explicit ALUA).
 //! - What listens is shared by all targets that name the same portal. An address that the machine does not have is no
-//!   error.
+//!   error: hosts reach it from when the machine has it.
 
 mod apply;
 mod foreign;
@@ -32,19 +32,24 @@ mod state;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use orlop_api::{Portal, TargetKind, VolumeId};
+use rustix::io::Errno;
 
 pub use reservations::{Reservations, ReservationsOnDisk};
 pub use state::{Acl, Backstore, Change, Group, MappedLun, Observed, Step, Target};
 
 use super::foreign::Others;
 use super::keys::HostKeys;
-use super::{ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
+use super::{
+    ConfigTree, Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, TargetError, portal,
+};
 use crate::kernel::Deadline;
 use crate::kernel::configfs::ConfigFs;
+use crate::kernel::net;
 use crate::model::NqnPrefix;
 
 /// Where the kernel has its configuration.
@@ -79,17 +84,27 @@ pub struct Lio {
     tree: Arc<dyn ConfigTree>,
     reservations: Arc<dyn Reservations>,
     keys: HostKeys,
+    addresses: fn() -> io::Result<Vec<IpAddr>>,
 }
 
 impl Lio {
     /// Over the running kernel.
     pub fn kernel(config: LioConfig) -> Self {
         Self::over(config, Arc::new(ConfigFs::at(CONFIG_ROOT)), Arc::new(ReservationsOnDisk))
+            .with_addresses(net::all_addresses)
     }
 
     /// Over any tree that behaves so, and what it has written of reservations.
     pub fn over(config: LioConfig, tree: Arc<dyn ConfigTree>, reservations: Arc<dyn Reservations>) -> Self {
-        Self { config, tree, reservations, keys: HostKeys::default() }
+        // Unless they are told, a machine's addresses are not known.
+        let addresses = || Err(io::ErrorKind::Unsupported.into());
+        Self { config, tree, reservations, keys: HostKeys::default(), addresses }
+    }
+
+    /// Which addresses the machine has, so that portals at others are told of.
+    #[must_use]
+    pub fn with_addresses(self, addresses: fn() -> io::Result<Vec<IpAddr>>) -> Self {
+        Self { addresses, ..self }
     }
 
     /// What hosts must prove.
@@ -138,6 +153,21 @@ impl Protocol for Lio {
 
     fn listens(&self) -> Vec<(String, Portal)> {
         self.config.portals.iter().map(|p| (p.to_string(), p.shown())).collect()
+    }
+
+    fn portals_without_address(&self) -> Vec<(String, TargetError)> {
+        let Ok(own) = (self.addresses)() else { return Vec::new() };
+        let missing = |p: &&PortalConfig| {
+            let address = p.address;
+            !address.is_unspecified() && !address.is_loopback() && !own.contains(&address)
+        };
+        let missing = self.config.portals.iter().filter(missing);
+        let source = || io::Error::from_raw_os_error(Errno::ADDRNOTAVAIL.raw_os_error());
+        let told = |p: &PortalConfig| {
+            let portal = p.to_string();
+            (portal.clone(), TargetError::Portal { portal, source: source() })
+        };
+        missing.map(told).collect()
     }
 
     /// Nothing: LIO asks the device for its size whenever a host asks, and has no way to tell hosts to ask. They rescan

@@ -15,6 +15,9 @@
 //! Where another hand has set them back, what is cached can't pass `authentication`, for it has no name and no secret;
 //! before Linux 6.2, where that is 0 as long as no host has a secret, it can, and is found and ended by the next look.
 //!
+//! A portal that there should be no more takes with it who came by it. The kernel does not end sessions by portal, so the
+//! portal group is disabled, and enabled again when the portal is gone: the hosts of other portals come back by themselves.
+//!
 //! A target enabled and its portals open one right after another: a host that comes back in between is told that the
 //! service is not available yet, and tries again.
 
@@ -81,6 +84,7 @@ pub(super) fn plan(config: &LioConfig, scope: Scope, desired: &Desired, seen: &O
             want: desired.get(&volume),
             waiting: desired.waiting(volume).collect(),
             remembered: seen.remembered.contains(&volume),
+            disabled: false,
             steps: Vec::new(),
         };
         let left = v.close();
@@ -154,6 +158,8 @@ struct Volume<'a> {
     waiting: Vec<&'a HostId>,
     /// Nobody is attached, and it is still written down what hosts had registered.
     remembered: bool,
+    /// A portal group that stays is disabled for a moment.
+    disabled: bool,
     steps: Vec<Step>,
 }
 
@@ -170,10 +176,15 @@ impl<'a> Volume<'a> {
             return None;
         };
         self.set(want, group);
-        for portal in &group.portals {
-            if !self.config.portals.iter().any(|p| p.to_string() == *portal) {
-                self.step(Change::Unlisten { group: GROUP.into(), portal: portal.clone() });
-            }
+        let gone = |portal: &&String| !self.config.portals.iter().any(|p| p.to_string() == **portal);
+        let gone: Vec<_> = group.portals.iter().filter(gone).cloned().collect();
+        if group.enabled && !gone.is_empty() {
+            // Who came by it has a session still, and who came by another comes back.
+            self.step(Change::Disable { group: GROUP.into() });
+            self.disabled = true;
+        }
+        for portal in gone {
+            self.step(Change::Unlisten { group: GROUP.into(), portal });
         }
         for host in &group.dynamic {
             self.step(Change::Adopt { group: GROUP.into(), host: host.clone() });
@@ -326,7 +337,7 @@ impl<'a> Volume<'a> {
                 self.step(Change::Listen { portal });
             }
         }
-        if !left.is_some_and(|g| g.enabled) {
+        if self.disabled || !left.is_some_and(|g| g.enabled) {
             self.step(Change::Enable);
         }
     }

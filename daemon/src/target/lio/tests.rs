@@ -25,6 +25,8 @@ use crate::target::sim::Fault;
 use crate::target::sim::lio::{SessionHandle, SimLio, SimLioKernel, SimReservations};
 use crate::target::{Report, Rights, Target as _, TargetError};
 
+mod portals;
+
 const HOSTS: [&str; 5] = [
     "iqn.1993-08.org.debian:01:a",
     "iqn.1993-08.org.debian:01:b",
