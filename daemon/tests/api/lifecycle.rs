@@ -230,4 +230,22 @@ async fn the_configuration_is_checked() {
         .unwrap();
     assert_eq!(simulated.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&simulated.stderr).contains("CTL is not simulated"));
+    // Portals: none twice, each with its port, no more than there are ports for.
+    let many: Vec<_> = (0..65).map(|n| format!("\"10.0.0.{n}:4420\"")).collect();
+    let many = many.join(", ");
+    for (bad, told) in [
+        (format!("[nvmet]\nportals = [{many}]\n"), "nvmet.portals must name at most 64"),
+        ("[nvmet]\nportals = []\n".into(), "nvmet.portals must name at least one address"),
+        ("[nvmet]\nportals = [\"10.0.0.1\"]\n".into(), "nvmet.portals must be ADDRESS:PORT"),
+        ("[nvmet]\nportals = [\"host:4420\"]\n".into(), "nvmet.portals must be ADDRESS:PORT"),
+        ("[lio]\nportals = [\"10.0.0.1:0\"]\n".into(), "lio.portals must have a port other than 0"),
+        ("[lio]\nportals = [\"10.0.0.1:65536\"]\n".into(), "lio.portals must be ADDRESS:PORT"),
+        ("[lio]\nportals = [\"[::]:3260\", \"[::]:3260\"]\n".into(), "lio.portals has [::]:3260 twice"),
+        ("[nfs]\nlisten = [\"10.0.0.1:2049\"]\n".into(), "nfs.listen must be numeric addresses"),
+    ] {
+        std::fs::write(&file, &bad).unwrap();
+        let answer = check();
+        let text = String::from_utf8_lossy(&answer.stderr).into_owned();
+        assert!(answer.status.code() == Some(1) && text.contains(told), "{bad}: {text}");
+    }
 }
