@@ -9,6 +9,7 @@ mod daemon;
 mod disks;
 mod events;
 mod filesystems;
+mod hosts;
 mod inputs;
 mod lifecycle;
 mod network;
