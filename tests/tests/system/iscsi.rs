@@ -1,5 +1,4 @@
-//! Disks by iSCSI, with open-iscsi: identity, growing, two paths, read-only, CHAP, fencing, and what the kernel's target
-//! says to a conformance test.
+//! Disks by iSCSI, with open-iscsi: identity, growing, two paths, read-only, CHAP, fencing.
 
 use std::time::Duration;
 
@@ -17,36 +16,36 @@ fn iscsi(a: &Attachment) -> Result<&IscsiAccess> {
     a.iscsi().with_context(|| format!("volume {} is not reached by iSCSI: {a:?}", a.volume))
 }
 
-fn disk(w: &World, name: &str, pool: &str, mib: u64) -> Result<Volume> {
+pub fn disk(w: &World, name: &str, pool: &str, mib: u64) -> Result<Volume> {
     let ask = VolumeCreate { protocol: Some(Protocol::Iscsi), ..ask(name, pool, mib) };
     Ok(w.api(w.lab.api.create_volume(&ask))?)
 }
 
-fn iqn(host: u8) -> String {
+pub fn iqn(host: u8) -> String {
     format!("iqn.1993-08.org.debian:01:{host:012}")
 }
 
-fn host(w: &World, number: u8) -> Result<HostName> {
+pub fn host(w: &World, number: u8) -> Result<HostName> {
     let name: HostName = format!("scsi-{number}").parse()?;
     let ask = HostPut { iqn: Some(iqn(number).parse()?), ..HostPut::default() };
     w.api(w.lab.api.put_host(&name, &ask))?;
     Ok(name)
 }
 
-fn attach(w: &World, volume: &Volume, number: u8) -> Result<Attachment> {
+pub fn attach(w: &World, volume: &Volume, number: u8) -> Result<Attachment> {
     let host = host(w, number)?;
     Ok(w.api(w.lab.api.attach(&VolumeRef::Id(volume.id), &host))?)
 }
 
 /// What a host brings: its name and secret, and those that it wants of the appliance.
 #[derive(Clone, Copy, Default)]
-struct Brings<'a> {
+pub struct Brings<'a> {
     host: Option<(&'a str, &'a str)>,
     target: Option<(&'a str, &'a str)>,
 }
 
 /// Logs in as a host over the first `paths` storage networks.
-fn log_in(
+pub fn log_in(
     on: &mut Initiator,
     addresses: &[&str],
     a: &Attachment,
@@ -81,7 +80,7 @@ fn log_in(
     on.run(&(script + "true")).map(drop)
 }
 
-fn log_out(on: &mut Initiator, a: &Attachment) -> Result<()> {
+pub fn log_out(on: &mut Initiator, a: &Attachment) -> Result<()> {
     let target = &iscsi(a)?.iqn;
     on.run(&format!(
         "iscsiadm -m node -T {target} -u >/dev/null 2>&1; iscsiadm -m node -T {target} -o delete >/dev/null 2>&1; true"
@@ -90,7 +89,7 @@ fn log_out(on: &mut Initiator, a: &Attachment) -> Result<()> {
 }
 
 /// The disks with the volume's world wide name, one a path.
-fn devices(on: &mut Initiator, a: &Attachment, paths: usize) -> Result<Vec<Path>> {
+pub fn devices(on: &mut Initiator, a: &Attachment, paths: usize) -> Result<Vec<Path>> {
     let wwn = &iscsi(a)?.wwn;
     let found = on.run(&format!(
         "for i in $(seq 200); do \
