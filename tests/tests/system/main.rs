@@ -11,6 +11,7 @@ mod bad_input;
 mod conformance;
 mod crashes;
 mod disks;
+mod documented;
 mod guests;
 mod iscsi;
 mod lifecycle;
@@ -36,6 +37,7 @@ const SCENARIOS: &[Scenario] = &[
     ("volumes_reach_the_initiator_with_their_identity", lifecycle::volumes_reach_the_initiator),
     ("nothing_that_nobody_attached_is_exported", lifecycle::nothing_unattached_is_exported),
     ("a_second_convergence_is_empty", lifecycle::second_convergence_is_empty),
+    ("the_commands_of_the_page_about_targets", documented::commands_of_the_page_run),
     ("a_pool_survives_lost_disks", disks::pool_survives_lost_disks),
     ("a_kill_at_every_failpoint_converges", crashes::kill_at_every_failpoint),
     ("a_power_cut_loses_nothing_acknowledged", crashes::power_cut_loses_nothing),
