@@ -17,6 +17,7 @@ mod iscsi;
 mod lifecycle;
 mod multipath;
 mod pools;
+mod portals;
 mod secrets;
 mod shares;
 mod snapshots;
@@ -58,6 +59,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_volume_grows_while_connected", lifecycle::grows_while_connected),
     ("two_paths_carry_one_volume", lifecycle::two_paths),
     ("a_stranger_is_refused", access::stranger_is_refused),
+    ("portals_go_while_hosts_are_connected", portals::portals_go_while_hosts_are_connected),
     ("a_fenced_writer_is_cut_off", access::fenced_writer_is_cut_off),
     ("a_fence_spares_the_other_host", access::fence_spares_the_other_host),
     ("a_hung_volume_stalls_itself_alone", access::hung_volume_stalls_itself_alone),
