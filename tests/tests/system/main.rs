@@ -65,6 +65,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_hung_volume_stalls_itself_alone", access::hung_volume_stalls_itself_alone),
     ("what_was_changed_by_hand_is_put_back", access::put_back_by_itself),
     ("bad_input_changes_nothing", bad_input::changes_nothing),
+    ("bad_input_for_targets_changes_nothing", bad_input::for_targets_changes_nothing),
     ("a_full_pool_is_exhausted", bad_input::full_pool_is_exhausted),
     ("a_spare_takes_the_place_of_a_lost_disk", disks::spare_takes_the_place),
     ("a_group_under_writes_is_of_one_instant", snapshots::group_is_of_one_instant),

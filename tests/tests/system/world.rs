@@ -113,11 +113,16 @@ impl World {
         Ok(self.api(self.lab.api.delete_volume(&id))?)
     }
 
-    /// What the kernel's target looks like, and which loop devices there are.
+    /// What the kernel's targets look like and what is exported, and which loop devices there are.
     pub fn kernel(&mut self) -> Result<String> {
         let tree = self.lab.target_tree()?;
-        let loops = self.lab.on_appliance("losetup -nO BACK-FILE | sort")?;
-        Ok(tree + &loops)
+        let others = self.lab.on_appliance(
+            "losetup -nO BACK-FILE | sort; cd /sys/kernel/config/target && \
+             find core iscsi -name '*statistics' -prune -o -print 2>/dev/null | sort; \
+             grep -rs . iscsi --include=enable --include=write_protect --include=userid* --include=password* | sort; \
+             cat /etc/exports.d/*.exports 2>/dev/null; sort /var/lib/nfs/etab 2>/dev/null; true",
+        )?;
+        Ok(tree + &others)
     }
 
     /// Prints what a person would look at first.
