@@ -38,7 +38,7 @@ pub const SUBSTITUTES: [(&str, &str); 7] = [
 ];
 
 /// What must be done before a command that the page has in another context, and where.
-pub const BEFORE: [(&str, Place, &str); 6] = [
+pub const BEFORE: [(&str, Place, &str); 10] = [
     // The exclusive attachment before it has cut it off.
     ("orlop detach data worker-1", Place::Appliance, "orlop attach data worker-1"),
     (
@@ -46,6 +46,10 @@ pub const BEFORE: [(&str, Place, &str); 6] = [
         Place::Appliance,
         "orlop attach data worker-1",
     ),
+    ("orlop host tls worker-1 --key-file host.psk", Place::Host, "nvme disconnect -n NQN"),
+    ("orlop host tls worker-1 --key-file host.psk", Place::Appliance, "orlop detach data worker-1"),
+    ("orlop host tls worker-1 --none", Place::Host, "nvme disconnect -n NQN"),
+    ("orlop host tls worker-1 --none", Place::Appliance, "orlop detach data worker-1"),
     // It may only read, from above.
     ("orlop attach scsi worker-1", Place::Appliance, "orlop detach scsi worker-1"),
     (
@@ -64,11 +68,12 @@ pub const BEFORE: [(&str, Place, &str); 6] = [
 ];
 
 /// What shows that a command did what it is for, on the host.
-pub const AFTER: [(&str, &str); 3] = [
+pub const AFTER: [(&str, &str); 4] = [
     (
         "nvme connect -t tcp -a ADDRESS -s 4420 -n NQN -q HOSTNQN --dhchap-secret=$(cat host.key) --dhchap-ctrl-secret=$(cat appliance.key)",
         "nvme list-subsys | grep -q NQN",
     ),
+    ("nvme connect -t tcp -a ADDRESS -s 4421 -n NQN -q HOSTNQN --tls", "nvme list-subsys | grep -q NQN"),
     ("iscsiadm -m node -T IQN -p ADDRESS:3260 -l", "iscsiadm -m session | grep -q IQN"),
     (
         "mount -t nfs4 ADDRESS:/volumes/ID /mnt",

@@ -29,7 +29,9 @@ fn run(w: &mut World, place: Place, command: &str) -> Result<String> {
 
 /// What a command wrote on the host, for those on the appliance.
 fn carry_keys(w: &mut World) -> Result<()> {
-    let keys = w.lab.initiator.run("cd /run/page && for f in *.key; do echo $f $(tail -n 1 $f); done")?;
+    let keys = w.lab.initiator.run(
+        "cd /run/page && for f in *.key *.psk; do [ -e $f ] || continue; echo $f $(tail -n 1 $f); done",
+    )?;
     for (name, key) in keys.lines().filter_map(|l| l.split_once(' ')) {
         w.lab.on_appliance(&format!("mkdir -p /run/page && echo '{key}' >/run/page/{name}"))?;
     }
@@ -45,7 +47,7 @@ pub fn commands_of_the_page_run(w: &mut World) -> Result<()> {
             run(w, *place, first).with_context(|| format!("before {command}"))?;
         }
         run(w, place, command).with_context(|| format!("the page's command: {command}"))?;
-        if command.contains(".key") && place == Place::Host {
+        if (command.contains(".key") || command.contains(".psk")) && place == Place::Host {
             carry_keys(w)?;
         }
         for (_, shows) in AFTER.iter().filter(|(key, _)| key == command) {
@@ -67,6 +69,7 @@ pub fn commands_of_the_page_run(w: &mut World) -> Result<()> {
     }
     // Other scenarios know it by its NQN alone.
     let host = w.api(w.lab.api.host(&w.host(1)?))?;
-    ensure!(host.iqn.is_none() && host.addresses.is_empty() && host.authentication.is_none(), "{host:?}");
+    ensure!(host.iqn.is_none() && host.addresses.is_empty(), "{host:?}");
+    ensure!(host.authentication.is_none() && host.tls.is_none(), "{host:?}");
     Ok(())
 }

@@ -29,20 +29,10 @@ fn on_interface(address: &str, command: &str) -> String {
     format!("i=$({}) && {command}", INTERFACE.replace("ADDRESS", address))
 }
 
-fn configure(w: &mut World, config: &str) -> Result<()> {
-    w.lab.on_appliance(&format!(
-        "mkdir -p /run/systemd/system/orlopd.service.d && cat >/run/portals.toml <<'END'\n{config}END\n\
-         printf '[Service]\\nLoadCredential=orlop.config:/run/portals.toml\\n' \
-         >/run/systemd/system/orlopd.service.d/90-portals.conf && systemctl daemon-reload && systemctl restart orlopd"
-    ))?;
-    w.lab.wait_api()
-}
-
 pub fn have_states_and_limits(w: &mut World) -> Result<()> {
     let result = tried(w);
     // Whatever came of it, the others have the portals that they know.
-    w.lab.on_appliance("rm -rf /run/systemd/system/orlopd.service.d/90-portals.conf && systemctl daemon-reload && systemctl restart orlopd")?;
-    w.lab.wait_api()?;
+    w.configure_as_before()?;
     result
 }
 
@@ -51,7 +41,7 @@ fn tried(w: &mut World) -> Result<()> {
     ensure!(!theirs.trim().is_empty(), "the initiator has no interface with 10.77.1.2");
     w.lab.on_appliance(&on_interface("10.77.1.1", "ip address replace fd77::1/64 dev $i nodad"))?;
     w.lab.initiator.run(&on_interface("10.77.1.2", "ip address replace fd77::2/64 dev $i nodad"))?;
-    configure(w, &CONFIG.replace("ANA", "non-optimized"))?;
+    w.reconfigure(&CONFIG.replace("ANA", "non-optimized"))?;
     let volume = w.volume("portals", ZFS, 128)?;
     let a = w.attach(&volume, 1)?;
 
@@ -112,7 +102,7 @@ fn by_each(w: &mut World, a: &Attachment) -> Result<()> {
     // A network is taken out of service under writes: its path rests, and nobody has an error.
     let path = orlop_tests::Path { device };
     w.lab.initiator.start_stream("ana", &path, 0, 20_000)?;
-    configure(w, &CONFIG.replace("ANA", "inaccessible"))?;
+    w.reconfigure(&CONFIG.replace("ANA", "inaccessible"))?;
     wait_for("the path to rest", Duration::from_secs(20), || {
         Ok(path_state(w, "10.77.2.1", "ana_state")? == "inaccessible")
     })?;

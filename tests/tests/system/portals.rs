@@ -8,8 +8,6 @@ use orlop_tests::wait_for;
 use crate::iscsi::{Brings, attach, devices, disk, log_in, log_out};
 use crate::world::{World, ZFS};
 
-const DROP_IN: &str = "/var/lib/orlop/orlopd.toml.d/portals.toml";
-
 /// Starts the daemon again with these portals, each an address and what is behind its port's first digits.
 fn configure(w: &mut World, portals: &[&str]) -> Result<()> {
     let list = |port: u16| {
@@ -18,13 +16,7 @@ fn configure(w: &mut World, portals: &[&str]) -> Result<()> {
             .map(|p| if p.contains(':') { format!("\"{p}\"") } else { format!("\"{p}:{port}\"") });
         all.collect::<Vec<_>>().join(", ")
     };
-    w.lab.on_appliance(&format!(
-        "mkdir -p $(dirname {DROP_IN}) && printf '[nvmet]\\nportals = [{}]\\n[lio]\\nportals = [{}]\\n' >{DROP_IN} && \
-         systemctl restart orlopd",
-        list(4420),
-        list(3260)
-    ))?;
-    w.lab.wait_api()
+    w.reconfigure(&format!("[nvmet]\nportals = [{}]\n[lio]\nportals = [{}]\n", list(4420), list(3260)))
 }
 
 /// What is said of portals, by protocol.
@@ -100,8 +92,7 @@ pub fn portals_go_while_hosts_are_connected(w: &mut World) -> Result<()> {
     }
 
     // As it was; nobody has an error of that either.
-    w.lab.on_appliance(&format!("rm {DROP_IN} && systemctl restart orlopd"))?;
-    w.lab.wait_api()?;
+    w.configure_as_before()?;
     let then = so_far(w)?;
     wait_for("all three to go on by the wildcard", Duration::from_secs(90), || {
         Ok(so_far(w)?.iter().zip(then).all(|(now, then)| *now > then + 20))

@@ -21,6 +21,9 @@ pub const LVM: &str = "lvm";
 /// The default portal, and one with TLS beside it.
 const CONFIG: &str = "[nvmet]\nportals = [\"0.0.0.0:4420\", { listen = \"0.0.0.0:4421\", tls = true }]\n";
 
+/// Where systemd is told more about the daemon's unit, until the next boot.
+const DROP_IN: &str = "/run/systemd/system/orlopd.service.d";
+
 pub struct World {
     pub lab: Lab,
     pub contracts: Contracts,
@@ -111,6 +114,24 @@ impl World {
             self.api(self.lab.api.detach(&id, &host))?;
         }
         Ok(self.api(self.lab.api.delete_volume(&id))?)
+    }
+
+    /// Starts the daemon again with another configuration than the lab's.
+    pub fn reconfigure(&mut self, config: &str) -> Result<()> {
+        self.restart(&format!(
+            "mkdir -p {DROP_IN} && cat >/run/other.toml <<'END'\n{config}END\n\
+             printf '[Service]\\nLoadCredential=orlop.config:/run/other.toml\\n' >{DROP_IN}/90-other.conf"
+        ))
+    }
+
+    /// Starts it again with the lab's.
+    pub fn configure_as_before(&mut self) -> Result<()> {
+        self.restart(&format!("rm -f {DROP_IN}/90-other.conf"))
+    }
+
+    fn restart(&mut self, first: &str) -> Result<()> {
+        self.lab.on_appliance(&format!("{first}\nsystemctl daemon-reload && systemctl restart orlopd"))?;
+        self.lab.wait_api()
     }
 
     /// What the kernel's targets look like and what is exported, and which loop devices there are.
