@@ -22,6 +22,7 @@ pub struct GuestBuilder {
     memory_mib: u32,
     cpus: u32,
     disks: Vec<(String, u64)>,
+    images: Vec<(String, PathBuf)>,
     payload: Option<PathBuf>,
     forwards: Vec<(Option<u16>, u16)>,
     links: Vec<LinkEnd>,
@@ -41,6 +42,7 @@ impl GuestBuilder {
             memory_mib,
             cpus: 2,
             disks: Vec::new(),
+            images: Vec::new(),
             payload: None,
             forwards: Vec::new(),
             links: Vec::new(),
@@ -65,6 +67,12 @@ impl GuestBuilder {
     /// A serial has at most 20 characters.
     pub fn data_disk(mut self, serial: &str, bytes: u64) -> Self {
         self.disks.push((serial.to_string(), bytes));
+        self
+    }
+
+    /// An image that is there already, as a disk that the guest can't write.
+    pub fn read_only_disk(mut self, serial: &str, image: &Path) -> Self {
+        self.images.push((serial.to_string(), image.to_path_buf()));
         self
     }
 
@@ -130,6 +138,9 @@ impl GuestBuilder {
                 "serial {serial:?} must have 1 to 20 characters"
             );
             disks.push(sparse_disk(&self.file(&format!("{serial}.img")), serial, *size)?);
+        }
+        for (serial, path) in &self.images {
+            disks.push(Disk { serial: serial.clone(), path: path.clone(), cache: Cache::ReadOnly });
         }
         if let Some(dir) = &self.payload {
             let image = run.path().join("payload.erofs");

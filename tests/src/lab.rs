@@ -23,6 +23,8 @@ pub struct LabOptions {
     pub dir: PathBuf,
     /// Serial numbers and sizes of the appliance's data disks.
     pub disks: Vec<(String, u64)>,
+    /// Whether the appliance has the initiator's root as a disk, `virtio-tools`: for programs that it does not have itself.
+    pub tools: bool,
     /// How many storage networks join the two guests.
     pub links: u8,
     /// How many initiators there are. The first has all the storage networks, others one of their own.
@@ -44,6 +46,7 @@ impl LabOptions {
         Self {
             dir: dir.into(),
             disks,
+            tools: false,
             links: 2,
             initiators: 1,
             payload: Vec::new(),
@@ -101,6 +104,9 @@ impl Lab {
             .forward(8443);
         for (serial, size) in &options.disks {
             appliance = appliance.data_disk(serial, *size);
+        }
+        if options.tools {
+            appliance = appliance.read_only_disk("tools", &artifacts.root(Role::Initiator));
         }
         let mut builders = Vec::new();
         let mut number = 0;
