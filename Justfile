@@ -45,7 +45,7 @@ demo *args: image
 
 # Measures, beside the bare tools in the same run: target/bench/results.json and a table.
 bench *args: image
-    cargo build --release --package orlopd --features contract --bin pool-contract
+    cargo build --release --package orlopd --features contract --bin pool-contract --bin target-bench
     cargo run --quiet --release --package orlop-tests --bin bench -- {{ args }}
 
 # What a commit must pass.

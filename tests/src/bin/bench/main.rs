@@ -2,15 +2,18 @@
 //! guest, beside the same work typed as a bare shell loop in the same run. Machines are noisy: ratios are
 //! medians over pairs, with their spread.
 //!
-//! Writes `target/bench/results.json` and prints a table. A part is run alone by its name: `sim`, `files`, `guest`, and
-//! `listing`, which is in no other run.
+//! Writes `target/bench/results.json` and prints a table. A part is run alone by its name: `sim`, `files`, `guest`,
+//! `targets`, and `listing`, which is in no other run.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
+mod by_hand;
 mod daemon;
 mod files;
 mod guest;
 mod results;
 mod sim;
+mod targets;
+mod throughput;
 
 use std::path::Path;
 
@@ -33,6 +36,10 @@ fn main() -> Result<()> {
     if wanted("guest") {
         println!("appliance in a guest:");
         guest::run(&root, &mut results)?;
+    }
+    if wanted("targets") {
+        println!("targets in a guest:");
+        targets::run(&root, &mut results)?;
     }
     if only.as_deref() == Some("listing") {
         println!("ten thousand volumes in a guest:");
