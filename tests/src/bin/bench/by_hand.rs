@@ -169,8 +169,9 @@ while read -r name id serial uuid nguid host device; do
 done <$2
 "#;
 
-/// Puts the scripts where they are run.
+/// Puts the scripts where they are run, after each boot.
 pub fn prepare(lab: &mut Lab) -> Result<()> {
+    lab.appliance.mount_payload()?;
     for (name, text) in [("nvme", NVME), ("iscsi", ISCSI), ("tools", TOOLS), ("cli", TARGETCLI)] {
         lab.on_appliance(&format!("cat >/run/{name}.sh <<'SCRIPT'\n{text}SCRIPT"))?;
     }

@@ -32,14 +32,15 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     options.tools = true;
     options.memory = 3072;
     let mut lab = Lab::start(&options, |_| {})?;
-    lab.appliance.mount_payload()?;
     by_hand::prepare(&mut lab)?;
-    attachments(&mut lab, results)?;
-    many(&mut lab, results)?;
-    empty(&mut lab)?;
+    alone(&mut lab)?;
     for protocol in [Protocol::Nvme, Protocol::Iscsi] {
         throughput::measure(&mut lab, protocol, results)?;
     }
+    lab.power_cycle(|_| {})?;
+    by_hand::prepare(&mut lab)?;
+    attachments(&mut lab, results)?;
+    many(&mut lab, results)?;
     lab.appliance.shutdown(Duration::from_secs(90))
 }
 
@@ -82,7 +83,7 @@ fn attachments(lab: &mut Lab, results: &mut Results) -> Result<()> {
         // One stays attached: the portal is open, for the others and for what is made by hand. And a kernel that has a
         // volume can't be told by targetcli to keep its reservations where only targetcli can write.
         let stays = volumes.remove(0);
-        each(lab, "attach", &[stays])?;
+        each(lab, "attach", std::slice::from_ref(&stays))?;
         let file = format!("/run/{word}.table");
         table(lab, protocol, false, &format!("/dev/zvol/tank/bare/{{1..{ROUND}}}"), &file)?;
 
@@ -109,6 +110,8 @@ fn attachments(lab: &mut Lab, results: &mut Results) -> Result<()> {
             by_hand::prepare_targetcli(lab)?;
             targetcli(lab, &file, [&ours, &gone], results)?;
         }
+        // It must not come back with the next boot.
+        each(lab, "detach", &[stays])?;
     }
     Ok(())
 }
@@ -139,13 +142,17 @@ fn targetcli(lab: &mut Lab, file: &str, ours: [&[f64]; 2], results: &mut Results
     Ok(())
 }
 
-/// Boots to a kernel that has nothing of ours, and leaves it to `target-bench`. Devices in memory, two for each volume and
-/// some more; udev does not look at each.
+/// Boots to a kernel that has nothing of ours.
 fn empty(lab: &mut Lab) -> Result<()> {
     lab.on_appliance("sync")?;
     lab.power_cycle(|_| {})?;
-    lab.appliance.mount_payload()?;
     by_hand::prepare(lab)?;
+    alone(lab)
+}
+
+/// Leaves the kernel's targets to `target-bench`. Devices in memory, two for each volume and some more; udev does not look
+/// at each.
+fn alone(lab: &mut Lab) -> Result<()> {
     lab.on_appliance(&format!(
         "systemctl stop orlopd.service systemd-udevd.service systemd-udevd-control.socket \
            systemd-udevd-kernel.socket 2>&1 && \
