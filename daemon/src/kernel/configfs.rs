@@ -47,10 +47,13 @@ impl ConfigFs {
 
     /// An attribute's value without the line end and padding.
     pub fn read(&self, path: &str) -> io::Result<String> {
-        let mut text = String::new();
-        fs::File::open(self.full(path)?)?.take(PAGE as u64).read_to_string(&mut text)?;
-        text.truncate(text.trim_end().len());
-        Ok(text)
+        let mut page = [0; PAGE];
+        // An attribute comes whole in one call: to ask whether there is more would be one call of four, and an observation
+        // reads some twenty attributes a volume.
+        let len = fs::File::open(self.full(path)?)?.read(&mut page)?;
+        let text =
+            std::str::from_utf8(&page[..len]).map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?;
+        Ok(text.trim_end().to_owned())
     }
 
     /// Writes an attribute in one write call: configfs hands each call to the attribute as a whole new
