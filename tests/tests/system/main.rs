@@ -35,10 +35,11 @@ type Scenario = (&'static str, fn(&mut World) -> anyhow::Result<()>);
 /// What waits most comes first: beside it the contracts have the processors for themselves.
 const SCENARIOS: &[Scenario] = &[
     ("pools_are_made_on_blank_disks_only", pools::made_on_blank_disks_only),
+    // Before the others have anything attached to the host that it plays.
+    ("the_commands_of_the_page_about_targets", documented::commands_of_the_page_run),
     ("volumes_reach_the_initiator_with_their_identity", lifecycle::volumes_reach_the_initiator),
     ("nothing_that_nobody_attached_is_exported", lifecycle::nothing_unattached_is_exported),
     ("a_second_convergence_is_empty", lifecycle::second_convergence_is_empty),
-    ("the_commands_of_the_page_about_targets", documented::commands_of_the_page_run),
     ("a_pool_survives_lost_disks", disks::pool_survives_lost_disks),
     ("a_kill_at_every_failpoint_converges", crashes::kill_at_every_failpoint),
     ("a_power_cut_loses_nothing_acknowledged", crashes::power_cut_loses_nothing),
