@@ -38,7 +38,7 @@ pub const SUBSTITUTES: [(&str, &str); 7] = [
 ];
 
 /// What must be done before a command that the page has in another context, and where.
-pub const BEFORE: [(&str, Place, &str); 10] = [
+pub const BEFORE: [(&str, Place, &str); 11] = [
     // The exclusive attachment before it has cut it off.
     ("orlop detach data worker-1", Place::Appliance, "orlop attach data worker-1"),
     (
@@ -48,6 +48,8 @@ pub const BEFORE: [(&str, Place, &str); 10] = [
     ),
     ("orlop host tls worker-1 --key-file host.psk", Place::Host, "nvme disconnect -n NQN"),
     ("orlop host tls worker-1 --key-file host.psk", Place::Appliance, "orlop detach data worker-1"),
+    // Nobody without a key beside one that has one: it was attached above.
+    ("orlop host tls worker-1 --key-file host.psk", Place::Appliance, "orlop detach data worker-2"),
     ("orlop host tls worker-1 --none", Place::Host, "nvme disconnect -n NQN"),
     ("orlop host tls worker-1 --none", Place::Appliance, "orlop detach data worker-1"),
     // It may only read, from above.
