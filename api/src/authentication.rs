@@ -3,12 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::name::ParseError;
-use crate::secret::SecretText;
+use crate::secret::{Interchange, SecretText};
 
 /// A secret as NVMe writes it: `DHHC-1:01:<base64>:`, as made by `nvme gen-dhchap-key --hmac=1`.
 ///
@@ -34,36 +32,19 @@ impl fmt::Debug for DhchapKey {
     }
 }
 
+/// `DHHC-1`.
+const FORM: Interchange = Interchange {
+    what: "key",
+    prefix: "DHHC-1",
+    form: "must have the form DHHC-1:01:<base64>: (see nvme gen-dhchap-key)",
+    lengths: &[("00", &[32, 48, 64]), ("01", &[32]), ("02", &[48]), ("03", &[64])],
+    hashes: "names no hash: 00, 01, 02 or 03 must follow DHHC-1",
+};
+
 impl FromStr for DhchapKey {
     type Err = ParseError;
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        // What was given is not repeated: an error is shown and logged.
-        let wrong = |reason| Err(ParseError::new("key", "(not shown)", reason));
-        let mut parts = text.split(':');
-        let (Some("DHHC-1"), Some(hash), Some(secret), Some(""), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return wrong("must have the form DHHC-1:01:<base64>: (see nvme gen-dhchap-key)");
-        };
-        let lengths: &[usize] = match hash {
-            "00" => &[32, 48, 64],
-            "01" => &[32],
-            "02" => &[48],
-            "03" => &[64],
-            _ => return wrong("names no hash: 00, 01, 02 or 03 must follow DHHC-1"),
-        };
-        let Ok(bytes) = STANDARD.decode(secret) else { return wrong("is not base64") };
-        let Some((secret, crc)) = bytes.split_last_chunk::<4>() else { return wrong("is too short") };
-        if !lengths.contains(&secret.len()) {
-            return wrong("does not have as many bytes as its hash");
-        }
-        if crc32fast::hash(secret) != u32::from_le_bytes(*crc) {
-            return wrong("has a wrong checksum: it was not copied whole");
-        }
-        if secret.iter().all(|b| *b == secret[0]) {
-            return wrong("must not be one byte repeated");
-        }
-        Ok(Self(SecretText::new(text)))
+        FORM.read(text).map(Self)
     }
 }
 
@@ -185,6 +166,9 @@ pub enum Authentication {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     fn text(hash: &str, secret: &[u8]) -> String {

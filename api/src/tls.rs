@@ -3,12 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::name::ParseError;
-use crate::secret::SecretText;
+use crate::secret::{Interchange, SecretText};
 
 /// A configured key as NVMe writes it: `NVMeTLSkey-1:01:<base64>:`, as made by `nvme gen-tls-key`.
 ///
@@ -35,35 +33,19 @@ impl fmt::Debug for TlsKey {
     }
 }
 
+/// `NVMeTLSkey-1`.
+const FORM: Interchange = Interchange {
+    what: "TLS key",
+    prefix: "NVMeTLSkey-1",
+    form: "must have the form NVMeTLSkey-1:01:<base64>: (see nvme gen-tls-key)",
+    lengths: &[("00", &[32, 48]), ("01", &[32]), ("02", &[48])],
+    hashes: "names no hash: 00, 01 or 02 must follow NVMeTLSkey-1",
+};
+
 impl FromStr for TlsKey {
     type Err = ParseError;
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        // What was given is not repeated: an error is shown and logged.
-        let wrong = |reason| Err(ParseError::new("TLS key", "(not shown)", reason));
-        let mut parts = text.split(':');
-        let (Some("NVMeTLSkey-1"), Some(hash), Some(secret), Some(""), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return wrong("must have the form NVMeTLSkey-1:01:<base64>: (see nvme gen-tls-key)");
-        };
-        let lengths: &[usize] = match hash {
-            "00" => &[32, 48],
-            "01" => &[32],
-            "02" => &[48],
-            _ => return wrong("names no hash: 00, 01 or 02 must follow NVMeTLSkey-1"),
-        };
-        let Ok(bytes) = STANDARD.decode(secret) else { return wrong("is not base64") };
-        let Some((secret, crc)) = bytes.split_last_chunk::<4>() else { return wrong("is too short") };
-        if !lengths.contains(&secret.len()) {
-            return wrong("does not have as many bytes as its hash");
-        }
-        if crc32fast::hash(secret) != u32::from_le_bytes(*crc) {
-            return wrong("has a wrong checksum: it was not copied whole");
-        }
-        if secret.iter().all(|b| *b == secret[0]) {
-            return wrong("must not be one byte repeated");
-        }
-        Ok(Self(SecretText::new(text)))
+        FORM.read(text).map(Self)
     }
 }
 
@@ -110,6 +92,9 @@ pub enum Tls {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     fn text(hash: &str, secret: &[u8]) -> String {
