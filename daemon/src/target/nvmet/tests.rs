@@ -939,6 +939,10 @@ fn a_ring_that_can_not_be_read_is_the_trouble_of_who_needs_it() {
     assert_eq!(report.failed.keys().collect::<Vec<_>>(), [&volume(0)], "{report:?}");
     assert!(s.tree.may_connect(&nqn(0), &HOSTS).is_empty());
     assert!(s.tree.connect(HOSTS[0], &nqn(1), FIRST_PORT).is_ok());
+    // Nor is another secret of a host without a key.
+    s.keys.put(&host(0), secret(1, None));
+    Target::prove(&target, &host(0), &soon()).unwrap();
+    Target::prove(&target, &host(SECURE), &soon()).unwrap_err();
 }
 
 /// Whoever is not let in has no key either: the kernel would take it for anybody's.
