@@ -5,6 +5,7 @@ use crate::args::{Cache, Disk, Machine, PAYLOAD_SERIAL, ROOT_SERIAL, STATE_SERIA
 use crate::artifacts::{Artifacts, Role};
 use crate::guest::Guest;
 use crate::link::LinkEnd;
+use crate::volatile::VolatileDisk;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub struct GuestBuilder {
     links: Vec<LinkEnd>,
     credentials: BTreeMap<String, Vec<u8>>,
     kernel_args: Vec<String>,
+    volatile: Option<u64>,
 }
 
 impl GuestBuilder {
@@ -48,6 +50,7 @@ impl GuestBuilder {
             links: Vec::new(),
             credentials: BTreeMap::new(),
             kernel_args: Vec::new(),
+            volatile: None,
         }
     }
 
@@ -67,6 +70,13 @@ impl GuestBuilder {
     /// A serial has at most 20 characters.
     pub fn data_disk(mut self, serial: &str, bytes: u64) -> Self {
         self.disks.push((serial.to_string(), bytes));
+        self
+    }
+
+    /// All disks that it can write have volatile write caches: what was not flushed is lost at a power cut, or not, as chance
+    /// has it from this seed on. Without it what QEMU has written stays.
+    pub fn volatile_disks(mut self, seed: u64) -> Self {
+        self.volatile = Some(seed);
         self
     }
 
@@ -139,6 +149,14 @@ impl GuestBuilder {
             );
             disks.push(sparse_disk(&self.file(&format!("{serial}.img")), serial, *size)?);
         }
+        let mut volatile = Vec::new();
+        let written = disks.iter_mut().filter(|d| d.cache != Cache::ReadOnly);
+        for (disk, seed) in written.zip(self.volatile.into_iter().flat_map(|seed| seed..)) {
+            let served =
+                VolatileDisk::serve(&disk.path, &run.path().join(format!("disk-{}", disk.serial)), seed)?;
+            *disk = Disk { path: served.url(), cache: Cache::None, ..disk.clone() };
+            volatile.push(served);
+        }
         for (serial, path) in &self.images {
             disks.push(Disk { serial: serial.clone(), path: path.clone(), cache: Cache::ReadOnly });
         }
@@ -174,7 +192,7 @@ impl GuestBuilder {
             qmp_socket: run.path().join("qmp"),
             kernel_args: self.kernel_args.clone(),
         };
-        let mut guest = Guest::off(self.name.clone(), machine, self.file("qemu.log"), run);
+        let mut guest = Guest::off(self.name.clone(), machine, self.file("qemu.log"), volatile, run);
         guest.power_on()?;
         Ok(guest)
     }

@@ -38,6 +38,7 @@
 //! | `shell` | commands over the virtio console |
 //! | `qmp` | QEMU's own control socket: cables and disks that misbehave |
 //! | `builder` | the description of a guest, its disks and credentials |
+//! | `volatile` | disks that lose what was not flushed |
 //! | `guest` | all of it together, from power on to its end |
 
 #![forbid(unsafe_code)]
@@ -53,6 +54,7 @@ mod link;
 mod process;
 mod qmp;
 mod shell;
+mod volatile;
 
 pub use accel::Accel;
 pub use artifacts::{Artifacts, Role};

@@ -35,6 +35,8 @@ pub struct LabOptions {
     pub cpus: u32,
     /// MiB of memory of the appliance.
     pub memory: u32,
+    /// Whether the appliance's disks lose at a power cut what was not flushed, and where their chance begins.
+    pub volatile: Option<u64>,
     /// The appliance's configuration, on top of what its image has.
     pub config: String,
 }
@@ -52,6 +54,7 @@ impl LabOptions {
             payload: Vec::new(),
             cpus: 2,
             memory: 2048,
+            volatile: None,
             config: String::new(),
         }
     }
@@ -104,6 +107,9 @@ impl Lab {
             .forward(8443);
         for (serial, size) in &options.disks {
             appliance = appliance.data_disk(serial, *size);
+        }
+        if let Some(seed) = options.volatile {
+            appliance = appliance.volatile_disks(seed);
         }
         if options.tools {
             appliance = appliance.read_only_disk("tools", &artifacts.root(Role::Initiator));
@@ -179,10 +185,21 @@ impl Lab {
     pub fn power_cycle(&mut self, mut progress: impl FnMut(&str)) -> Result<()> {
         self.appliance.power_cut()?;
         self.appliance.power_on()?;
+        self.wait_boot(&mut progress)
+    }
+
+    /// Waits until an appliance whose power came back is ready.
+    pub fn wait_boot(&mut self, mut progress: impl FnMut(&str)) -> Result<()> {
         self.boot = self
             .appliance
             .wait_ready_with(BOOT, |t| progress(&format!("appliance boots, {:.1} s", t.as_secs_f64())))?;
         Ok(())
+    }
+
+    /// The typed client as [`api`](Self::api), by another port of this machine.
+    pub fn client_at(&self, port: u16) -> Result<Client> {
+        let ca = std::fs::read(&self.ca_file)?;
+        Ok(Client::tls(&format!("https://localhost:{port}"), self.token.clone().into(), Some(&ca))?)
     }
 
     /// Waits until the API takes changes, after the daemon was restarted.
