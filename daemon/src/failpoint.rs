@@ -5,7 +5,8 @@
 //! `ORLOP_FAILPOINT=create_volume.intent:3` at the third.
 
 /// The stages of every operation: its intent is durable; its work is done and verified; it is committed
-/// but not yet answered.
+/// but not yet answered. A start (`recover`) has others: pools are `opened`, what was in flight is `settled`, volumes
+/// are `served`.
 pub const STAGES: [&str; 3] = ["intent", "acted", "committed"];
 
 /// A place: the verb of an operation, or a part of one, and a stage.

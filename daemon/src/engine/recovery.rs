@@ -18,6 +18,7 @@ use super::error::{Error, Result};
 use super::events::Subject;
 use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
+use crate::failpoint;
 use crate::journal::{Batch, Contents, JournalError, Table};
 use crate::kernel::Deadline;
 use crate::model::{Grant, HostRecord, PoolSpec};
@@ -109,6 +110,7 @@ impl Core {
         }
         let leftovers = self.open_pools(recorded.pools).await;
         let opened = started.elapsed();
+        failpoint::hit("recover", "opened");
         self.settle_all(recorded.intents).await;
         self.destroy_leftovers(leftovers).await;
         if self.journal.is_fresh() {
@@ -116,7 +118,9 @@ impl Core {
         }
         self.note_lost_attachments();
         let settled = started.elapsed();
+        failpoint::hit("recover", "settled");
         self.restore_exports().await;
+        failpoint::hit("recover", "served");
         let outdated = self.view.read().outdated_labels();
         for id in outdated {
             self.dirty.mark(id);
