@@ -17,7 +17,7 @@ test: image
     set -euo pipefail
     # The same features for all of it, so that nothing is compiled twice.
     suite() { cargo test --workspace --all-features "$@"; }
-    units() { suite --lib --bins --test api --test pool_model && suite --doc; }
+    units() { suite --lib --bins --test api --test pool_model --test torture && suite --doc; }
     real() { {{ as_root }} cargo test --workspace --all-features --test pool_contract --test hostile_tools; }
     # All of it first: a compiler beside the guests would slow them down.
     suite --no-run
@@ -47,6 +47,11 @@ demo *args: image
 bench *args: image
     cargo build --release --package orlopd --features contract --bin pool-contract --bin target-bench
     cargo run --quiet --release --package orlop-tests --bin bench -- {{ args }}
+
+# Random operations from a seed while power, daemon, disks, journal and network fail: `just torture --help`.
+torture *args: image
+    cargo build --quiet --workspace --all-features --bins
+    cargo run --quiet --workspace --all-features --bin torture -- {{ args }}
 
 # What a commit must pass.
 lint:

@@ -145,6 +145,17 @@ impl Initiator {
         self.start(name, path, offset, records, " unflushed")
     }
 
+    /// As `start_unflushed_stream`, but no faster than `start_stream`.
+    pub fn start_slow_unflushed_stream(
+        &mut self,
+        name: &str,
+        path: &Path,
+        offset: u64,
+        records: u64,
+    ) -> Result<()> {
+        self.start(name, path, offset, records, " unflushed paused")
+    }
+
     fn start(&mut self, name: &str, path: &Path, offset: u64, records: u64, how: &str) -> Result<()> {
         let payload = self.guest.mount_payload()?;
         self.run(&format!(
@@ -201,6 +212,21 @@ impl Initiator {
 
     /// Reads back every acknowledged record. How many there were.
     pub fn verify_stream(&mut self, name: &str, path: &Path, offset: u64) -> Result<u64> {
-        Ok(self.stream(&format!("verify {} /run/{name}.acks {offset}", path.device))?.parse()?)
+        self.verify_records(name, path, offset, 0, &[])
+    }
+
+    /// The same for the records from number `from` on, but for some.
+    pub fn verify_records(
+        &mut self,
+        name: &str,
+        path: &Path,
+        offset: u64,
+        from: u64,
+        except: &[u64],
+    ) -> Result<u64> {
+        let except: String = except.iter().map(|n| format!(" {n}")).collect();
+        Ok(self
+            .stream(&format!("verify {} /run/{name}.acks {offset} {from}{except}", path.device))?
+            .parse()?)
     }
 }

@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod documented;
 mod initiator;
 mod lab;
+pub mod torture;
 
 pub use initiator::{Initiator, Path, nvme};
 pub use lab::{Lab, LabOptions, instrumented, wait_for};

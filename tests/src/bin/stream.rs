@@ -3,9 +3,10 @@
 //! `stream write DEVICE ACKS OFFSET COUNT` writes numbered 4 KiB records one after another from OFFSET
 //! on, each past the page cache and flushed to stable storage before its number is appended to ACKS, some a
 //! second; with `unflushed` behind COUNT they are not flushed, and must be durable because the target said so, and
-//! come as fast as they can.
+//! come as fast as they can, or with `paused` behind that some a second, too.
 //! A record that can't be written ends it with an error: through a power cut of the target it must wait.
-//! `stream verify DEVICE ACKS OFFSET` reads back every record that was acknowledged.
+//! `stream verify DEVICE ACKS OFFSET [FROM [EXCEPT...]]` reads back every record that was acknowledged, or those from number
+//! FROM on, or all but some.
 //!
 //! `stream fill DEVICE OFFSET MIB` writes bytes that were never written before, flushes them, and prints the
 //! sum of what lies in the first MIB from OFFSET on, as `stream sum DEVICE OFFSET MIB` does. Made for
@@ -86,7 +87,7 @@ fn open(device: &str, to_write: bool) -> Result<File> {
     options.with_context(|| format!("opening {device}"))
 }
 
-fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Result<()> {
+fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool, pause: bool) -> Result<()> {
     let file = open(device, true)?;
     let mut acks = OpenOptions::new().create(true).append(true).open(acks)?;
     let mut buffer = Aligned::new(RECORD);
@@ -98,7 +99,7 @@ fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Resu
             file.sync_data().with_context(|| format!("flushing record {n}"))?;
         }
         writeln!(acks, "{n}")?;
-        if flush {
+        if pause {
             // There is nothing to wait for: it is how fast it writes.
             #[allow(clippy::disallowed_methods)]
             std::thread::sleep(PAUSE);
@@ -107,7 +108,7 @@ fn write(device: &str, acks: &str, offset: u64, count: u64, flush: bool) -> Resu
     Ok(())
 }
 
-fn verify(device: &str, acks: &str, offset: u64) -> Result<()> {
+fn verify(device: &str, acks: &str, offset: u64, from: u64, except: &[u64]) -> Result<()> {
     let file = open(device, false)?;
     let mut text = String::new();
     File::open(acks)?.read_to_string(&mut text)?;
@@ -116,19 +117,21 @@ fn verify(device: &str, acks: &str, offset: u64) -> Result<()> {
     let mut buffer = Aligned::new(BLOCK);
     let mut want = vec![0u8; RECORD];
     let numbers = whole.lines().map(str::parse).collect::<std::result::Result<Vec<u64>, _>>()?;
-    let mut count = 0u64;
+    ensure!(
+        numbers.iter().zip(0..).all(|(n, count)| *n == count),
+        "acknowledgements are not the numbers in order"
+    );
+    let numbers = &numbers[usize::try_from(from)?.min(numbers.len())..];
     // Many at a time: each request takes an emulated network ten milliseconds.
     for numbers in numbers.chunks(BLOCK / RECORD) {
         let found = &mut buffer.bytes()[..numbers.len() * RECORD];
-        file.read_exact_at(found, offset + count * RECORD as u64)?;
+        file.read_exact_at(found, offset + numbers[0] * RECORD as u64)?;
         for (n, found) in numbers.iter().zip(found.chunks_exact(RECORD)) {
-            ensure!(*n == count, "acknowledgement {n} where {count} was due");
             record(&mut want, *n);
-            ensure!(found == want, "record {n} was acknowledged and is not there");
-            count += 1;
+            ensure!(found == want || except.contains(n), "record {n} was acknowledged and is not there");
         }
     }
-    println!("{count}");
+    println!("{}", numbers.len());
     Ok(())
 }
 
@@ -164,15 +167,24 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        ["write", device, acks, offset, count] => write(device, acks, offset.parse()?, count.parse()?, true),
-        ["write", device, acks, offset, count, "unflushed"] => {
-            write(device, acks, offset.parse()?, count.parse()?, false)
+        ["write", device, acks, offset, count, how @ ..] => {
+            let (flush, pause) = match how {
+                [] => (true, true),
+                ["unflushed"] => (false, false),
+                ["unflushed", "paused"] => (false, true),
+                _ => bail!("{how:?} is not a way to write"),
+            };
+            write(device, acks, offset.parse()?, count.parse()?, flush, pause)
         }
-        ["verify", device, acks, offset] => verify(device, acks, offset.parse()?),
+        ["verify", device, acks, offset] => verify(device, acks, offset.parse()?, 0, &[]),
+        ["verify", device, acks, offset, from, except @ ..] => {
+            let except = except.iter().map(|n| Ok(n.parse()?)).collect::<Result<Vec<_>>>()?;
+            verify(device, acks, offset.parse()?, from.parse()?, &except)
+        }
         ["fill", device, offset, mib] => fill(device, offset.parse()?, mib.parse()?),
         ["sum", device, offset, mib] => sum(device, offset.parse()?, mib.parse()?),
         _ => bail!(
-            "usage: stream write DEVICE ACKS OFFSET COUNT [unflushed] | stream verify DEVICE ACKS OFFSET | \
+            "usage: stream write DEVICE ACKS OFFSET COUNT [unflushed [paused]] | stream verify DEVICE ACKS OFFSET [FROM [EXCEPT...]] | \
              stream fill DEVICE OFFSET MIB | stream sum DEVICE OFFSET MIB"
         ),
     }
