@@ -69,7 +69,13 @@ fn run(words: &[&str]) -> Result<()> {
         }
         ("settled", [table]) => {
             let steps = protocol.kernel().steps(Scope::All, &read(protocol, table)?)?;
-            ensure!(steps.is_empty(), "something was left to do: {}", steps.join("; "));
+            let first: Vec<_> = steps.iter().take(5).map(String::as_str).collect();
+            ensure!(
+                steps.is_empty(),
+                "{} steps were left to do, the first: {}",
+                steps.len(),
+                first.join("; ")
+            );
             Ok(())
         }
         ("remove", []) => protocol.kernel().steps(Scope::All, &Desired::new()).map(drop),

@@ -83,6 +83,7 @@ do_make() {
         # Refused where the device can't.
         echo 1 >$b/attrib/emulate_tpu || :
         echo 1 >$b/attrib/emulate_tpws || :
+        echo 1 >$b/alua/default_tg_pt_gp/alua_access_type
         echo 0 >$g/attrib/generate_node_acls
         echo 0 >$g/attrib/cache_dynamic_acls
         echo 1 >$g/attrib/demo_mode_write_protect

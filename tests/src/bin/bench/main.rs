@@ -3,7 +3,8 @@
 //! medians over pairs, with their spread.
 //!
 //! Writes `target/bench/results.json` and prints a table. A part is run alone by its name: `sim`, `files`, `guest`,
-//! `targets`, and `listing`, which is in no other run.
+//! `targets` (or one of its own parts: `targets-throughput`, `targets-attach`, `targets-thousand`), and `listing`, which is in
+//! no other run.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 mod by_hand;
@@ -37,9 +38,9 @@ fn main() -> Result<()> {
         println!("appliance in a guest:");
         guest::run(&root, &mut results)?;
     }
-    if wanted("targets") {
+    if wanted("targets") || targets::PARTS.iter().any(|part| wanted(part)) {
         println!("targets in a guest:");
-        targets::run(&root, &mut results)?;
+        targets::run(&root, |part| wanted("targets") || wanted(part), &mut results)?;
     }
     if only.as_deref() == Some("listing") {
         println!("ten thousand volumes in a guest:");

@@ -24,7 +24,11 @@ const THEIRS: &str = "nqn.2020-01.com.example";
 /// The host's name for iSCSI.
 pub const IQN: &str = "iqn.1993-08.org.debian:01:0123456789ab";
 
-pub fn run(root: &Path, results: &mut Results) -> Result<()> {
+/// The parts of it, by the names that they are run by alone; each starts from a boot of its own.
+pub const PARTS: [&str; 3] = ["targets-throughput", "targets-attach", "targets-thousand"];
+
+/// Runs those parts that are wanted.
+pub fn run(root: &Path, wanted: impl Fn(&str) -> bool, results: &mut Results) -> Result<()> {
     let mut options = LabOptions::new(root.join("bench/targets"));
     options.disks = vec![("disk0".into(), 8 << 30)];
     options.payload.push(instrumented("target-bench")?);
@@ -32,15 +36,22 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     options.tools = true;
     options.memory = 3072;
     let mut lab = Lab::start(&options, |_| {})?;
+    let [throughput, attach, thousand] = PARTS.map(wanted);
     by_hand::prepare(&mut lab)?;
-    alone(&mut lab)?;
-    for protocol in [Protocol::Nvme, Protocol::Iscsi] {
-        throughput::measure(&mut lab, protocol, results)?;
+    if throughput {
+        alone(&mut lab)?;
+        for protocol in [Protocol::Nvme, Protocol::Iscsi] {
+            throughput::measure(&mut lab, protocol, results)?;
+        }
+        lab.power_cycle(|_| {})?;
+        by_hand::prepare(&mut lab)?;
     }
-    lab.power_cycle(|_| {})?;
-    by_hand::prepare(&mut lab)?;
-    attachments(&mut lab, results)?;
-    many(&mut lab, results)?;
+    if attach {
+        attachments(&mut lab, results)?;
+    }
+    if thousand {
+        many(&mut lab, results)?;
+    }
     lab.appliance.shutdown(Duration::from_secs(90))
 }
 
