@@ -495,7 +495,17 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &[&str]) -> Result<RequestBuilder> {
-        Ok(self.authorized(self.calls.request(method, self.url(path)?)).timeout(self.timeout))
+        Ok(self.bounded(self.calls.request(method, self.url(path)?)))
+    }
+
+    /// With the token, and a time after which neither this client nor the daemon goes on waiting.
+    fn bounded(&self, request: RequestBuilder) -> RequestBuilder {
+        let request = self.authorized(request).timeout(self.timeout);
+        // Of the daemon a second less, so that its own words about what took too long arrive.
+        match self.timeout.as_secs().saturating_sub(1) {
+            0 => request,
+            seconds => request.header("prefer", format!("wait={seconds}")),
+        }
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response> {
@@ -525,7 +535,7 @@ impl Client {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             url.query_pairs_mut().append_pair(name, &text);
         }
-        Ok(self.authorized(self.calls.request(method, url)).timeout(self.timeout))
+        Ok(self.bounded(self.calls.request(method, url)))
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -541,7 +551,7 @@ impl Client {
     async fn delete_when(&self, path: &[&str], when: When) -> Result<bool> {
         let mut url = self.url(path)?;
         url.query_pairs_mut().append_pair("when", when.as_str());
-        let request = self.authorized(self.calls.request(Method::DELETE, url)).timeout(self.timeout);
+        let request = self.bounded(self.calls.request(Method::DELETE, url));
         Ok(self.send(request).await?.status() != reqwest::StatusCode::ACCEPTED)
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use orlopd::config::{self, Settings};
-use orlopd::engine::{Engine, EngineSettings, FillLimits};
+use orlopd::engine::{Engine, EngineSettings, FillLimits, quotas};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
@@ -277,6 +277,10 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
         lane_depth: LANE_DEPTH,
         target_deadline: TARGET_DEADLINE,
         settle_deadline: SETTLE_DEADLINE,
+        quotas: quotas::Limits {
+            changes: settings.limits.changes_per_principal,
+            requests_per_second: settings.limits.requests_per_second,
+        },
         metrics: Arc::clone(metrics),
     }
 }

@@ -157,6 +157,8 @@ pub struct Pools {
 pub struct Limits {
     pub connections: Given<u64>,
     pub connections_per_peer: Given<u64>,
+    pub changes_per_principal: Given<u64>,
+    pub requests_per_second: Given<u64>,
     pub request_seconds: Given<u64>,
     pub idle_seconds: Given<u64>,
     pub drain_seconds: Given<u64>,

@@ -48,6 +48,8 @@ pub struct Inputs {
     pub stop_percent: Option<At<u64>>,
     pub connections: Option<At<u64>>,
     pub connections_per_peer: Option<At<u64>>,
+    pub changes_per_principal: Option<At<u64>>,
+    pub requests_per_second: Option<At<u64>>,
     pub request_seconds: Option<At<u64>>,
     pub idle_seconds: Option<At<u64>>,
     pub drain_seconds: Option<At<u64>>,
@@ -88,6 +90,8 @@ impl Inputs {
         take(&mut self.stop_percent, f.pools.stop_percent, file, text);
         take(&mut self.connections, f.limits.connections, file, text);
         take(&mut self.connections_per_peer, f.limits.connections_per_peer, file, text);
+        take(&mut self.changes_per_principal, f.limits.changes_per_principal, file, text);
+        take(&mut self.requests_per_second, f.limits.requests_per_second, file, text);
         take(&mut self.request_seconds, f.limits.request_seconds, file, text);
         take(&mut self.idle_seconds, f.limits.idle_seconds, file, text);
         take(&mut self.drain_seconds, f.limits.drain_seconds, file, text);

@@ -142,7 +142,11 @@ pub struct Limits {
     pub connections: usize,
     /// `connections_per_peer`: open connections per address (per /64 for IPv6) of one TLS listener.
     pub connections_per_peer: usize,
-    /// `request_seconds`: how long a request may take.
+    /// `changes_per_principal`: changes that one principal may have under way, or waiting, at a time.
+    pub changes_per_principal: usize,
+    /// `requests_per_second`: how often one principal may ask in a second. Not given: as often as it likes.
+    pub requests_per_second: Option<u32>,
+    /// `request_seconds`: how long a request may take, unless it asks for less.
     pub request: Duration,
     /// `idle_seconds`: how long an authenticated connection may be silent.
     pub idle: Duration,
@@ -188,6 +192,8 @@ impl Default for Settings {
             limits: Limits {
                 connections: 1024,
                 connections_per_peer: 128,
+                changes_per_principal: 1024,
+                requests_per_second: None,
                 request: Duration::from_secs(60),
                 idle: Duration::from_secs(60),
                 drain: Duration::from_secs(30),
@@ -314,6 +320,10 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
     wrong.set(&mut l.connections, "limits.connections", i.connections, count(1, 65_536));
     let per_peer = i.connections_per_peer;
     wrong.set(&mut l.connections_per_peer, "limits.connections_per_peer", per_peer, count(1, 65_536));
+    let changes = i.changes_per_principal;
+    wrong.set(&mut l.changes_per_principal, "limits.changes_per_principal", changes, count(1, 65_536));
+    let rate = |v| within(v, 1, 1_000_000).map(|n| u32::try_from(n).ok());
+    wrong.set(&mut l.requests_per_second, "limits.requests_per_second", i.requests_per_second, rate);
     wrong.set(&mut l.request, "limits.request_seconds", i.request_seconds, seconds(1, 3_600));
     wrong.set(&mut l.idle, "limits.idle_seconds", i.idle_seconds, seconds(1, 86_400));
     wrong.set(&mut l.drain, "limits.drain_seconds", i.drain_seconds, seconds(0, 3_600));
@@ -487,6 +497,10 @@ impl fmt::Display for Settings {
         let l = &self.limits;
         writeln!(f, "[limits]\nconnections = {}", l.connections)?;
         writeln!(f, "connections_per_peer = {}", l.connections_per_peer)?;
+        writeln!(f, "changes_per_principal = {}", l.changes_per_principal)?;
+        if let Some(rate) = l.requests_per_second {
+            writeln!(f, "requests_per_second = {rate}")?;
+        }
         writeln!(f, "request_seconds = {}", l.request.as_secs())?;
         writeln!(f, "idle_seconds = {}", l.idle.as_secs())?;
         writeln!(f, "drain_seconds = {}", l.drain.as_secs())?;

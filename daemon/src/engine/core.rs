@@ -23,6 +23,7 @@ use super::intent::Intent;
 use super::labels::DirtyLabels;
 use super::lane::{Lane, LaneError, Late};
 use super::locks::Locks;
+use super::quotas::{Limits, Quotas};
 use super::space::FillLimits;
 use super::targets::{Server, Targets};
 use super::view::View;
@@ -149,6 +150,8 @@ pub struct EngineSettings {
     pub target_deadline: Duration,
     /// How long putting things right after a failure, or at start, may take for one object.
     pub settle_deadline: Duration,
+    /// What one principal may take.
+    pub quotas: Limits,
     /// Where actions are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -193,6 +196,7 @@ pub(super) struct Core {
     pub(super) events: Events,
     pub(super) locks: Locks,
     pub(super) gate: Gate,
+    pub(super) quotas: Quotas,
     pub(super) state: RwLock<SystemState>,
     pub(super) pools: RwLock<BTreeMap<PoolName, Arc<OpenPool>>>,
     /// Backings that are open, so that access can be taken away without asking a pool that may hang.

@@ -28,6 +28,7 @@ pub mod lane;
 mod locks;
 mod orphans;
 mod pools;
+pub mod quotas;
 mod recovery;
 mod shown_targets;
 mod snapshots;
@@ -113,6 +114,7 @@ impl Engine {
             journal,
             locks: Default::default(),
             gate: gate::Gate::new(),
+            quotas: quotas::Quotas::new(settings.quotas),
             state: RwLock::new(SystemState::Starting),
             pools: Default::default(),
             opened: Default::default(),
@@ -196,7 +198,7 @@ impl Engine {
         result
     }
 
-    fn admit(&self, who: &Principal, action: &Action) -> Result<gate::Pass> {
+    fn admit(&self, who: &Principal, action: &Action) -> Result<(gate::Pass, quotas::Change)> {
         match who.role {
             Role::Admin => {}
         }
@@ -212,7 +214,15 @@ impl Engine {
                 ));
             }
         }
-        self.core.gate.enter().ok_or_else(|| Error::Unavailable("the daemon is stopping".into()))
+        let change = self.core.quotas.change(&who.name)?;
+        let pass =
+            self.core.gate.enter().ok_or_else(|| Error::Unavailable("the daemon is stopping".into()))?;
+        Ok((pass, change))
+    }
+
+    /// How much each principal may take of it.
+    pub fn quotas(&self) -> &quotas::Quotas {
+        &self.core.quotas
     }
 
     /// The in-memory image that reads are answered from. Never hold it across an await.

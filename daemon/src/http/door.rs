@@ -16,6 +16,7 @@ use orlop_api::ErrorKind;
 
 use super::auth::{self, Connection};
 use super::error::{ApiError, ApiResult};
+use super::extract::{self, Asker};
 use super::{Api, routes};
 
 /// Added to what the engine is given, so that the engine's own words about a deadline come first.
@@ -33,7 +34,7 @@ pub async fn door(State(api): State<Api>, mut request: Request, next: Next) -> R
 
     let (who, response) = match enter(&api, &mut request, route) {
         Err(refused) => (String::new(), refused.into_response()),
-        Ok(who) => (who, guarded(&api, request, next).await),
+        Ok((who, within)) => (who, guarded(within, request, next).await),
     };
 
     let took = started.elapsed();
@@ -43,10 +44,11 @@ pub async fn door(State(api): State<Api>, mut request: Request, next: Next) -> R
     response
 }
 
-/// Lets a request in: says who asks, and leaves the principal with the request.
-fn enter(api: &Api, request: &mut Request, route: &str) -> ApiResult<String> {
+/// Lets a request in: says who asks, and how long the answer is waited for, and leaves both with the request.
+fn enter(api: &Api, request: &mut Request, route: &str) -> ApiResult<(String, Duration)> {
+    let within = extract::within(request.headers(), api.settings.request)?;
     if routes::OPEN.contains(&route) {
-        return Ok(ANYONE.to_owned());
+        return Ok((ANYONE.to_owned(), within));
     }
     let connection = request.extensions().get::<Connection>().cloned();
     let connection = connection.ok_or_else(ApiError::unexpected)?;
@@ -55,19 +57,20 @@ fn enter(api: &Api, request: &mut Request, route: &str) -> ApiResult<String> {
         // The gate chose this connection to make room in the very moment it authenticated.
         return Err(ApiError::new(ErrorKind::Unavailable, "too many connections: try again"));
     }
+    api.engine.quotas().request(&principal.name)?;
     let takes_query = routes::WITH_QUERY.contains(&(request.method().as_str(), route));
     if !takes_query && request.uri().query().is_some_and(|q| !q.is_empty()) {
         return Err(ApiError::new(ErrorKind::Invalid, "this request takes no query parameters"));
     }
     let name = principal.name.clone();
-    request.extensions_mut().insert(principal);
-    Ok(name)
+    request.extensions_mut().insert(Asker { who: principal, within });
+    Ok((name, within))
 }
 
 /// Runs the handler. A panic in it ends the request and nothing else.
-async fn guarded(api: &Api, request: Request, next: Next) -> Response {
+async fn guarded(within: Duration, request: Request, next: Next) -> Response {
     let work = AssertUnwindSafe(next.run(request)).catch_unwind();
-    match tokio::time::timeout(api.settings.request + GRACE, work).await {
+    match tokio::time::timeout(within + GRACE, work).await {
         Ok(Ok(response)) => response,
         Ok(Err(_panic)) => {
             // The hook that main set has logged the panic with its place.

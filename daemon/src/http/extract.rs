@@ -27,17 +27,52 @@ const DISCARDED: usize = 16 << 20;
 /// How long that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
-/// Who asks; put there by the door.
-pub struct Caller(pub Principal);
+/// Who asks, and how long the answer is waited for; put there by the door.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// Who asks.
+    pub who: Principal,
+    /// How long the answer is waited for.
+    pub within: Duration,
+}
+
+impl std::ops::Deref for Asker {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.who
+    }
+}
+
+/// See [`Asker`].
+pub struct Caller(pub Asker);
 
 impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let principal = parts.extensions.get::<Principal>().cloned();
-        // A route that is open to anyone has no principal and must not ask for one.
-        principal.map(Caller).ok_or_else(ApiError::unexpected)
+        let asker = parts.extensions.get::<Asker>().cloned();
+        // A route that is open to anyone has none and must not ask for one.
+        asker.map(Caller).ok_or_else(ApiError::unexpected)
     }
+}
+
+/// How long the answer is waited for: what the request prefers (RFC 7240, `Prefer: wait=SECONDS`), but no longer than `most`.
+pub fn within(headers: &HeaderMap, most: Duration) -> Result<Duration, ApiError> {
+    let wrong = || ApiError::invalid("Prefer", "wait must be a number of seconds, 1 or more");
+    for value in headers.get_all("prefer") {
+        let text = value.to_str().map_err(|_| wrong())?;
+        for preference in text.split(',') {
+            // `wait=5; foo="bar"`: parameters, and preferences that are not ours, are let be, as the RFC asks.
+            let preference = preference.split(';').next().unwrap_or_default();
+            let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
+            if name.trim().eq_ignore_ascii_case("wait") {
+                let seconds: u64 = value.trim().trim_matches('"').parse().map_err(|_| wrong())?;
+                return if seconds == 0 { Err(wrong()) } else { Ok(Duration::from_secs(seconds).min(most)) };
+            }
+        }
+    }
+    Ok(most)
 }
 
 /// The only part of the path that varies.

@@ -4,6 +4,7 @@
 // A test starts the daemon itself and has nothing but time to wait on it.
 #![allow(clippy::disallowed_methods)]
 
+mod bounds;
 mod cli;
 mod daemon;
 mod disks;

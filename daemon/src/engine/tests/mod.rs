@@ -88,6 +88,7 @@ impl Rig {
             lane_depth: 64,
             target_deadline: LONG,
             settle_deadline: LONG,
+            quotas: crate::engine::quotas::Limits { changes: 1024, requests_per_second: None },
             metrics: Arc::new(crate::telemetry::Metrics::new(Default::default())),
         };
         // The last engine's committer closes the journal a moment after its handle has gone.

@@ -15,8 +15,8 @@ use crate::http::extract::{Ask, At, Caller};
     (status = 200, body = Page<Disk>),
     (status = 503, body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(api): State<Api>) -> ApiResult<Json<Page<Disk>>> {
-    Ok(Json(Page { items: api.engine.disks(api.settings.request).await?, next: None }))
+pub async fn list(State(api): State<Api>, Caller(asker): Caller) -> ApiResult<Json<Page<Disk>>> {
+    Ok(Json(Page { items: api.engine.disks(asker.within).await?, next: None }))
 }
 
 /// Makes a disk blank. All that is on it is lost.

@@ -24,6 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{ApiResult, unparsable};
+use super::extract::Asker;
 use super::{Api, openapi};
 use crate::engine::{Action, Outcome, Principal};
 
@@ -139,6 +140,6 @@ fn resolve(api: &Api, who: &Principal, volume: &VolumeRef) -> ApiResult<orlop_ap
 }
 
 /// Through the one door.
-async fn submit(api: &Api, who: Principal, action: Action) -> ApiResult<Outcome> {
-    Ok(api.engine.submit(who, action, api.settings.request).await?)
+async fn submit(api: &Api, asker: Asker, action: Action) -> ApiResult<Outcome> {
+    Ok(api.engine.submit(asker.who, action, asker.within).await?)
 }

@@ -16,8 +16,8 @@ use crate::http::extract::{Ask, At, Caller};
     (status = 200, body = Orphans),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(api): State<Api>) -> ApiResult<Json<Orphans>> {
-    Ok(Json(api.engine.orphans(api.settings.request).await?))
+pub async fn list(State(api): State<Api>, Caller(asker): Caller) -> ApiResult<Json<Orphans>> {
+    Ok(Json(api.engine.orphans(asker.within).await?))
 }
 
 /// Makes an orphan a volume, with what is in it. The same request again gives the same volume.

@@ -8,10 +8,10 @@ use axum::http::StatusCode;
 use orlop_api::{Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem};
 
 use super::submit;
-use crate::engine::{Action, Outcome, Principal};
+use crate::engine::{Action, Outcome};
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{Ask, At, Caller};
+use crate::http::extract::{Ask, Asker, At, Caller};
 use crate::model::{PoolChange, PoolSpec, check_disk};
 
 /// How old the sizes may be that somebody was shown, before they are read again for the next one.
@@ -153,8 +153,8 @@ pub async fn stop_scrub(
     change(&api, who, name, PoolChange::StopScrub).await.map(|_| StatusCode::NO_CONTENT)
 }
 
-async fn change(api: &Api, who: Principal, name: PoolName, change: PoolChange) -> ApiResult<Json<Pool>> {
-    match submit(api, who, Action::ChangePool(name, change)).await? {
+async fn change(api: &Api, asker: Asker, name: PoolName, change: PoolChange) -> ApiResult<Json<Pool>> {
+    match submit(api, asker, Action::ChangePool(name, change)).await? {
         Outcome::Pool { pool, .. } => Ok(Json(pool)),
         _ => Err(ApiError::unexpected()),
     }

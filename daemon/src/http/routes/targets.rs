@@ -6,6 +6,7 @@ use orlop_api::{Page, Problem, Target};
 
 use crate::http::Api;
 use crate::http::error::ApiResult;
+use crate::http::extract::Caller;
 
 /// The targets, by protocol: how each is, where it listens, and what is in it of others, read just now. One that does not
 /// answer is `unreadable` and hides no other.
@@ -13,6 +14,6 @@ use crate::http::error::ApiResult;
     (status = 200, body = Page<Target>),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(api): State<Api>) -> ApiResult<Json<Page<Target>>> {
-    Ok(Json(Page { items: api.engine.targets(api.settings.request).await, next: None }))
+pub async fn list(State(api): State<Api>, Caller(asker): Caller) -> ApiResult<Json<Page<Target>>> {
+    Ok(Json(Page { items: api.engine.targets(asker.within).await, next: None }))
 }
