@@ -20,11 +20,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, ErrorKind, Event, Host, HostName,
-    HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace,
-    Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System,
-    Target, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone,
-    ZonePut,
+    Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe,
+    ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate,
+    PoolExpand, PoolName, PoolReplace, Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
+    SnapshotName, SnapshotRef, System, Target, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeName,
+    VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -170,6 +170,17 @@ impl Client {
     /// `GET /v1/targets`: asks every target, so it takes a moment.
     pub async fn targets(&self) -> Result<Vec<Target>> {
         Ok(self.get::<Page<Target>>(&["v1", "targets"]).await?.items)
+    }
+
+    /// `GET /v1/alarms`
+    pub async fn alarms(&self) -> Result<Vec<Alarm>> {
+        Ok(self.get::<Page<Alarm>>(&["v1", "alarms"]).await?.items)
+    }
+
+    /// `POST /v1/alarms/acknowledge`
+    pub async fn acknowledge_alarm(&self, subject: &AlarmSubject) -> Result<Alarm> {
+        let ask = AlarmAcknowledge { subject: subject.clone() };
+        self.ask(Method::POST, &["v1", "alarms", "acknowledge"], &ask).await
     }
 
     /// `GET /v1/disks`

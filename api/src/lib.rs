@@ -23,8 +23,8 @@ pub use chap::{Chap, ChapCredentials, ChapPut, ChapSecret, ChapUser};
 pub use encryption::{Encryption, EncryptionCreate, EncryptionKey, Unlock, VolumeKey};
 pub use error::{ErrorKind, Problem};
 pub use name::{
-    DiskName, HostName, Iqn, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName, SnapshotRef,
-    Tenant, VolumeId, VolumeName, VolumeRef,
+    AlarmSubject, DiskName, HostName, Iqn, Nqn, OrphanId, ParseError, PoolName, SnapshotId, SnapshotName,
+    SnapshotRef, Tenant, VolumeId, VolumeName, VolumeRef,
 };
 pub use network::Network;
 pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Properties, Property, SyncWrites};

@@ -112,6 +112,12 @@ name_type!(
 );
 
 name_type!(
+    /// What an alarm is about: `pool/tank/health`, `volume/<id>`. 1 to 255 printable ASCII characters without
+    /// white space.
+    AlarmSubject, "alarm's subject", alarm_subject
+);
+
+name_type!(
     /// What an orphan is called as long as it is there: 16 hexadecimal digits, and after a dot the pool
     /// that it is in, if it is in one.
     OrphanId, "orphan id", orphan_id
@@ -129,6 +135,19 @@ impl OrphanId {
         // Checked when it was parsed.
         self.0.split_once('.').and_then(|(_, pool)| pool.parse().ok())
     }
+}
+
+fn alarm_subject(s: &str) -> Result<(), &'static str> {
+    if s.is_empty() {
+        return Err("must not be empty");
+    }
+    if s.len() > 255 {
+        return Err("is longer than 255 bytes");
+    }
+    if !s.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("has a character that is not allowed");
+    }
+    Ok(())
 }
 
 fn orphan_id(s: &str) -> Result<(), &'static str> {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{HostName, PoolName, SnapshotId, VolumeId};
+use crate::{Alarm, HostName, PoolName, SnapshotId, VolumeId};
 
 /// How the daemon is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,19 +16,6 @@ pub enum SystemState {
     Ready,
     /// Stopping: changes are `unavailable`, what runs is being finished, targets go on serving.
     Draining,
-}
-
-/// Something that a person should look at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Alarm {
-    /// What it is about: `pool/tank`, `volume/<id>`.
-    pub subject: String,
-    /// What is wrong and what to do.
-    pub detail: String,
-    /// Since when.
-    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
-    pub since: Timestamp,
 }
 
 /// `GET /v1/system`.
@@ -58,7 +45,7 @@ pub struct System {
     pub hosts: u64,
     /// How many attachments.
     pub attachments: u64,
-    /// What a person should look at.
+    /// What a person should look at: the alarms that are not cleared.
     pub alarms: Vec<Alarm>,
 }
 
@@ -118,6 +105,12 @@ pub enum EventKind {
     /// The kernel did not serve a volume as it should, mostly because somebody changed that by hand, and it was put back:
     /// `detail` says by what steps.
     Drift,
+    /// There is an alarm that a person should look at: `detail` says which and why.
+    AlarmRaised,
+    /// Somebody takes care of an alarm: `detail` says of which, and who.
+    AlarmAcknowledged,
+    /// What an alarm was about is over: `detail` says which.
+    AlarmCleared,
 }
 
 impl EventKind {
@@ -149,6 +142,9 @@ impl EventKind {
             Self::Attached => "attached",
             Self::Detached => "detached",
             Self::Drift => "drift",
+            Self::AlarmRaised => "alarm_raised",
+            Self::AlarmAcknowledged => "alarm_acknowledged",
+            Self::AlarmCleared => "alarm_cleared",
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Every change there is, who asks for it, and what comes of it.
 
 use orlop_api::{
-    Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey, Host, HostName, HostPut,
-    OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
-    SnapshotRef, Tenant, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone,
-    ZonePut,
+    Alarm, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey,
+    Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup,
+    SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeRef,
+    VolumeUpdate, When, Zone, ZonePut,
 };
 
 use crate::model::{PoolChange, PoolSpec};
@@ -67,6 +67,8 @@ pub enum Action {
     Attach(VolumeRef, HostName, Attach),
     /// Cuts a host off from a volume: done when it can't do I/O any more.
     Detach(VolumeRef, HostName),
+    /// Says that somebody takes care of an alarm. Legal until it is cleared.
+    AcknowledgeAlarm(AlarmSubject),
 }
 
 impl Action {
@@ -99,6 +101,7 @@ impl Action {
             Self::DeleteZone(_) => "delete_zone",
             Self::Attach(..) => "attach",
             Self::Detach(..) => "detach",
+            Self::AcknowledgeAlarm(_) => "acknowledge_alarm",
         }
     }
 
@@ -129,6 +132,7 @@ impl Action {
             Self::Attach(volume, host, _) | Self::Detach(volume, host) => {
                 format!("volume/{volume} host/{host}")
             }
+            Self::AcknowledgeAlarm(subject) => format!("alarm/{subject}"),
         }
     }
 }
@@ -198,6 +202,8 @@ pub enum Outcome {
         /// Whether anything was done.
         changed: bool,
     },
+    /// The alarm as it is now.
+    Alarm(Alarm),
     /// The object is gone.
     Gone,
     /// The object goes when nothing depends on it any more.

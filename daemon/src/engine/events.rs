@@ -2,6 +2,8 @@
 //! one that never reads costs nothing, and one that falls behind is told so by a `gap`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use orlop_api::{Event, EventKind, HostName, PoolName, SnapshotId, VolumeId};
@@ -11,17 +13,33 @@ use tokio::sync::watch;
 /// How many events are kept for readers that come back.
 const KEPT: usize = 4096;
 
-/// See the module.
+/// See the module. Cheap to clone; clones are one ring.
+#[derive(Debug, Clone)]
+pub struct Events(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Events {
+struct Inner {
     ring: Mutex<Ring>,
     bell: watch::Sender<u64>,
+    gaps: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Ring {
+    first: u64,
     next: u64,
     kept: VecDeque<Event>,
+}
+
+/// How much has happened, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EventCounts {
+    /// Events since the start.
+    pub published: u64,
+    /// Those of them that are not kept any more.
+    pub dropped: u64,
+    /// Gaps that readers were told of.
+    pub gaps: u64,
 }
 
 /// What an event is about.
@@ -43,13 +61,17 @@ impl Events {
     /// `generation` counts the daemon's starts, durably: numbers of a later start are always larger.
     pub fn new(generation: u32) -> Self {
         let next = (u64::from(generation) << 32) | 1;
-        Self { ring: Mutex::new(Ring { next, kept: VecDeque::new() }), bell: watch::Sender::new(next - 1) }
+        Self(Arc::new(Inner {
+            ring: Mutex::new(Ring { first: next, next, kept: VecDeque::new() }),
+            bell: watch::Sender::new(next - 1),
+            gaps: AtomicU64::new(0),
+        }))
     }
 
     /// Adds an event and rings the bell.
     pub fn publish(&self, kind: EventKind, about: Subject) {
         let seq = {
-            let mut ring = self.ring.lock();
+            let mut ring = self.0.ring.lock();
             let seq = ring.next;
             ring.next += 1;
             if ring.kept.len() == KEPT {
@@ -67,18 +89,18 @@ impl Events {
             });
             seq
         };
-        self.bell.send_replace(seq);
+        self.0.bell.send_replace(seq);
     }
 
     /// The number of the newest event.
     pub fn newest(&self) -> u64 {
-        self.ring.lock().next - 1
+        self.0.ring.lock().next - 1
     }
 
     /// Up to `limit` events after `seq`. Starts with a `gap` if some in between are no longer kept, or
     /// if `seq` is from the future (another journal's).
     pub fn after(&self, seq: u64, limit: usize) -> Vec<Event> {
-        let ring = self.ring.lock();
+        let ring = self.0.ring.lock();
         let newest = ring.next - 1;
         let oldest = ring.kept.front().map_or(ring.next, |e| e.seq);
         let mut out = Vec::new();
@@ -87,6 +109,7 @@ impl Events {
             // The gap takes the number just before the next event, so that a reader that comes back
             // with it goes on from there.
             from = oldest - 1;
+            self.0.gaps.fetch_add(1, Ordering::Relaxed);
             out.push(Event {
                 seq: from,
                 time: Timestamp::now(),
@@ -105,7 +128,16 @@ impl Events {
 
     /// A bell that rings with the number of the newest event.
     pub fn bell(&self) -> watch::Receiver<u64> {
-        self.bell.subscribe()
+        self.0.bell.subscribe()
+    }
+
+    /// How much has happened.
+    pub fn counts(&self) -> EventCounts {
+        let ring = self.0.ring.lock();
+        let published = ring.next - ring.first;
+        let kept = ring.kept.len() as u64;
+        let gaps = self.0.gaps.load(Ordering::Relaxed);
+        EventCounts { published, dropped: published.saturating_sub(kept), gaps }
     }
 }
 
@@ -139,6 +171,8 @@ mod tests {
         assert_eq!(got[0].kind, EventKind::Gap);
         assert_eq!(got[1].seq, got[0].seq + 1);
         assert_eq!(events.after(got[0].seq, 5)[0].kind, EventKind::HostPut);
+        let counts = events.counts();
+        assert_eq!((counts.published, counts.dropped, counts.gaps), (KEPT as u64 + 10, 10, 1));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use orlop_api::{
-    EventKind, PoolDisk, PoolHealth, PoolHealthState, PoolName, PoolScan, PoolScanKind, PoolScanState,
-    SystemState,
+    AlarmSeverity, EventKind, PoolDisk, PoolHealth, PoolHealthState, PoolName, PoolScan, PoolScanKind,
+    PoolScanState, SystemState,
 };
 use tokio::time::Instant;
 
@@ -26,14 +26,19 @@ pub(super) fn alarm_of(name: &PoolName) -> String {
 
 /// How it is, in words. News when they differ, so not how far a pass is.
 fn words(health: &PoolHealth) -> String {
+    let scan = health.scan.as_ref().map(|s| format!("; {}", pass(s))).unwrap_or_default();
+    state(health) + &scan
+}
+
+/// The same without the passes over it: that one begins or ends is not another trouble.
+fn state(health: &PoolHealth) -> String {
     let state = match health.state {
         PoolHealthState::Ok => "all its disks are well",
         PoolHealthState::Degraded => "it is degraded",
         PoolHealthState::Failed => "it has failed",
     };
     let reason = health.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
-    let scan = health.scan.as_ref().map(|s| format!("; {}", pass(s))).unwrap_or_default();
-    format!("{state}{reason}{scan}")
+    format!("{state}{reason}")
 }
 
 fn pass(scan: &PoolScan) -> String {
@@ -166,7 +171,7 @@ impl Core {
                 tracing::warn!(pool = %pool.name, error, "how its disks are can't be read");
                 // Not known is not well.
                 let text = format!("how its disks are can't be read: {error}");
-                self.view.write().raise(alarm_of(&pool.name), text);
+                self.view.write().raise_as(AlarmSeverity::Warning, alarm_of(&pool.name), text);
                 f.late
             }
         }
@@ -177,7 +182,12 @@ impl Core {
         let mut view = self.view.write();
         match health.state {
             PoolHealthState::Ok => view.clear(&alarm_of(name)),
-            PoolHealthState::Degraded | PoolHealthState::Failed => view.raise(alarm_of(name), said.clone()),
+            PoolHealthState::Degraded => {
+                view.raise_as(AlarmSeverity::Warning, alarm_of(name), state(&health));
+            }
+            PoolHealthState::Failed => {
+                view.raise_as(AlarmSeverity::Critical, alarm_of(name), state(&health));
+            }
         }
         let well = health.state == PoolHealthState::Ok;
         let Some(was) = view.set_health(name, health) else { return };

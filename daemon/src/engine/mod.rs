@@ -11,6 +11,7 @@
 //! no system call and waits for none: blocking work is done in [`lane`]s.
 
 mod action;
+mod alarms;
 mod attachments;
 mod copies;
 mod core;
@@ -106,11 +107,12 @@ impl Engine {
             Lane::start(name, threads, settings.lane_depth, slow)
                 .map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))
         };
+        let events = Events::new(journal.generation());
         let core = Arc::new(Core {
             id: id.unwrap_or_else(uuid::Uuid::now_v7),
             started: Timestamp::now(),
-            view: RwLock::new(View::new(settings.prefix.clone(), settings.fill)),
-            events: Events::new(journal.generation()),
+            view: RwLock::new(View::new(settings.prefix.clone(), settings.fill, events.clone())),
+            events,
             journal,
             locks: Default::default(),
             gate: gate::Gate::new(),
@@ -378,5 +380,6 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::DeleteZone(name) => core.forget(name, "zone", until).await,
         Action::Attach(volume, host, how) => core.attach(who, volume, host, how, until).await,
         Action::Detach(volume, host) => core.detach(who, volume, host, until).await,
+        Action::AcknowledgeAlarm(subject) => core.acknowledge_alarm(who, &subject),
     }
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::{
-    HostName, Orphan, OrphanAction, OrphanId, OrphanKind, Orphans, PoolName, PoolState, Unanswered, VolumeId,
-    VolumeRef,
+    AlarmSeverity, HostName, Orphan, OrphanAction, OrphanId, OrphanKind, Orphans, PoolName, PoolState,
+    Unanswered, VolumeId, VolumeRef,
 };
 use tokio::time::Instant;
 
@@ -236,7 +236,8 @@ impl Core {
         let few: Vec<_> = strays.iter().take(LISTED).map(|s| format!("{} {}", s.name, s.what)).collect();
         let text =
             format!("{} things in it are left alone (orlop orphan list): {}", strays.len(), few.join("; "));
-        view.raise(subject, text);
+        // They are in nobody's way.
+        view.raise_as(AlarmSeverity::Warning, subject, text);
     }
 
     /// Attachments to volumes that no open pool has stay in the journal and stay closed.
@@ -305,8 +306,8 @@ fn not_found(id: &OrphanId) -> Error {
 /// The alarm about a leftover that start-up could not remove.
 pub(super) fn alarm_of(leftover: Leftover) -> String {
     match leftover {
-        Leftover::Volume(id) => format!("volume/{id}"),
-        Leftover::Snapshot(key) => format!("snapshot/{key}"),
+        Leftover::Volume(id) => format!("leftover/volume/{id}"),
+        Leftover::Snapshot(key) => format!("leftover/snapshot/{key}"),
     }
 }
 

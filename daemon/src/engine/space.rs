@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_api::{ByteSize, EventKind, PoolFill, PoolName, PoolState};
+use orlop_api::{AlarmSeverity, ByteSize, EventKind, PoolFill, PoolName, PoolState};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::core::{Core, On, OpenPool};
@@ -173,7 +173,8 @@ impl Core {
         let words = self.settings.fill.words(fill, capacity);
         match fill {
             PoolFill::Ok => view.clear(&alarm_of(name)),
-            PoolFill::Warning | PoolFill::Full => view.raise(alarm_of(name), words.clone()),
+            PoolFill::Warning => view.raise_as(AlarmSeverity::Warning, alarm_of(name), words.clone()),
+            PoolFill::Full => view.raise_as(AlarmSeverity::Critical, alarm_of(name), words.clone()),
         }
         drop(view);
         if was != fill {

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use orlop_api::{
-    Alarm, ByteSize, Encryption, Host, HostName, Page, Pool, PoolFill, PoolHealth, PoolName, PoolState,
-    Progress, Protocol, Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState,
-    SourceMode, Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState,
-    Zone,
+    ByteSize, Encryption, Host, HostName, Page, Pool, PoolFill, PoolHealth, PoolName, PoolState, Progress,
+    Protocol, Snapshot, SnapshotGroup, SnapshotId, SnapshotName, SnapshotRef, SnapshotState, SourceMode,
+    Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState, Zone,
 };
 
+use super::alarms::Alarms;
+use super::events::Events;
 use super::space::FillLimits;
 use crate::model::{
     Grant, HostRecord, Identity, Label, LabelHost, NqnPrefix, PoolSpec, SnapshotKey, SnapshotLabel, ZoneRules,
@@ -117,7 +118,7 @@ pub struct View {
     attached: BTreeMap<VolumeId, BTreeMap<HostName, Grant>>,
     attached_by_host: BTreeMap<HostName, BTreeSet<VolumeId>>,
     attachments: u64,
-    alarms: BTreeMap<String, Alarm>,
+    pub(super) alarms: Alarms,
     /// Volumes with a key of their own that has not been brought since the machine started.
     locked: BTreeSet<VolumeId>,
 }
@@ -127,8 +128,8 @@ const LOCKED: &str = "its key has not been brought since the appliance was start
 
 impl View {
     /// An empty one.
-    pub fn new(prefix: NqnPrefix, limits: FillLimits) -> Self {
-        Self { prefix, limits, ..Self::default() }
+    pub fn new(prefix: NqnPrefix, limits: FillLimits, events: Events) -> Self {
+        Self { prefix, limits, alarms: Alarms::new(events), ..Self::default() }
     }
 
     // ---- reads
@@ -557,9 +558,9 @@ impl View {
         (n(self.pools.len()), n(self.volumes.len()), n(self.hosts.len()), self.attachments)
     }
 
-    /// What a person should look at.
-    pub fn alarms(&self) -> Vec<Alarm> {
-        self.alarms.values().cloned().collect()
+    /// The state of each volume, as it is shown.
+    pub fn volume_states(&self) -> Vec<VolumeState> {
+        self.volumes.values().map(|v| self.state_of(v)).collect()
     }
 
     // ---- changes, by the engine alone
@@ -756,19 +757,6 @@ impl View {
             }
         }
         remove_from(&mut self.attached_by_host, host, &id);
-    }
-
-    pub(super) fn raise(&mut self, subject: String, detail: String) {
-        let alarm = Alarm { subject: subject.clone(), detail, since: Timestamp::now() };
-        match self.alarms.get_mut(&subject) {
-            // An alarm that only changed its words is as old as it was.
-            Some(old) => old.detail = alarm.detail,
-            None => drop(self.alarms.insert(subject, alarm)),
-        }
-    }
-
-    pub(super) fn clear(&mut self, subject: &str) {
-        self.alarms.remove(subject);
     }
 }
 

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
-    ByteSize, ChapUser, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName, Iqn, Network,
-    Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Protocol, Provisioning,
-    SnapshotName, SnapshotRef, SourceMode, Squash, VolumeKind, VolumeName, VolumeRef, VolumeSource,
-    VolumeUpdate, When,
+    AlarmSubject, ByteSize, ChapUser, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName,
+    Iqn, Network, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Protocol,
+    Provisioning, SnapshotName, SnapshotRef, SourceMode, Squash, VolumeKind, VolumeName, VolumeRef,
+    VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.
@@ -20,6 +20,9 @@ use orlop_api::{
 pub enum Command {
     /// How the appliance is
     System,
+    /// What a person should look at
+    #[command(subcommand)]
+    Alarm(AlarmCommand),
     /// The machine's disks
     #[command(subcommand)]
     Disk(DiskCommand),
@@ -75,6 +78,22 @@ pub enum Command {
         /// For which shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
+    },
+}
+
+/// `orlop alarm`
+#[derive(Debug, Clone, Subcommand)]
+pub enum AlarmCommand {
+    /// List alarms: what is wrong, since when, and who takes care of it
+    List {
+        /// With those that were cleared in the last day
+        #[arg(long)]
+        all: bool,
+    },
+    /// Say that you take care of an alarm; it is cleared by itself when what is wrong is over
+    Acknowledge {
+        /// What it is about, as listed
+        subject: AlarmSubject,
     },
 }
 

@@ -3,14 +3,16 @@
 //! Pure: returns what is to be printed. Text that came from elsewhere never reaches a terminal with
 //! its control characters.
 
+mod alarms;
 mod targets;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
-    Access, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host, IscsiAccess,
-    Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth, PoolHealthState,
-    PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning, Snapshot, SnapshotState,
-    SourceMode, System, SystemState, Target, Tls, Volume, VolumeId, VolumeKey, VolumeState, Zone,
+    Access, Alarm, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host,
+    IscsiAccess, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth,
+    PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning,
+    Snapshot, SnapshotState, SourceMode, System, SystemState, Target, Tls, Volume, VolumeId, VolumeKey,
+    VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -28,6 +30,8 @@ pub enum Format {
 #[allow(missing_docs)]
 pub enum Answer {
     System(System),
+    Alarms(Vec<Alarm>),
+    Alarm(Alarm),
     Disks(Vec<Disk>),
     Targets(Vec<Target>),
     Pools(Vec<Pool>),
@@ -61,6 +65,8 @@ fn as_json(answer: &Answer) -> String {
     }
     match answer {
         Answer::System(a) => json(a),
+        Answer::Alarms(a) => page(a),
+        Answer::Alarm(a) => json(a),
         Answer::Disks(a) => page(a),
         Answer::Targets(a) => page(a),
         Answer::Pools(a) => page(a),
@@ -88,6 +94,8 @@ fn json(value: &impl Serialize) -> String {
 fn as_table(answer: &Answer) -> String {
     match answer {
         Answer::System(a) => system(a),
+        Answer::Alarms(a) => alarms::all(a),
+        Answer::Alarm(a) => alarms::all(std::slice::from_ref(a)),
         Answer::Disks(a) => list(DISK, a.iter().map(disk)),
         Answer::Targets(a) => targets::all(a),
         Answer::Pools(a) => list(POOL, a.iter().map(pool)),
@@ -184,7 +192,7 @@ fn system(s: &System) -> String {
         text += &field("alarms", "none");
     }
     for alarm in &s.alarms {
-        text += &field("alarm", &format!("{}: {} (since {})", alarm.subject, alarm.detail, alarm.since));
+        text += &field("alarm", &alarms::short(alarm));
     }
     text
 }

@@ -9,14 +9,15 @@ use std::pin::pin;
 use futures_util::StreamExt;
 use orlop_api::client::{AttachAs, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
-    AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind, HostPut,
-    OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem, Provisioning, SnapshotCreate,
-    SnapshotGroupCreate, TlsPut, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
+    AlarmState, AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind,
+    HostPut, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem, Provisioning,
+    SnapshotCreate, SnapshotGroupCreate, TlsPut, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef,
+    VolumeUpdate, ZonePut,
 };
 
 use crate::grammar::{
-    Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand, TargetCommand,
-    VolumeCommand, VolumeSpec, ZoneCommand, together, when,
+    AlarmCommand, Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand,
+    TargetCommand, VolumeCommand, VolumeSpec, ZoneCommand, together, when,
 };
 use crate::render::{self, Answer, Format};
 
@@ -24,6 +25,14 @@ use crate::render::{self, Answer, Format};
 pub async fn call(client: &Client, command: Command) -> Result<Answer> {
     Ok(match command {
         Command::System => Answer::System(client.system().await?),
+        Command::Alarm(AlarmCommand::List { all }) => {
+            let mut alarms = client.alarms().await?;
+            alarms.retain(|a| all || a.state != AlarmState::Cleared);
+            Answer::Alarms(alarms)
+        }
+        Command::Alarm(AlarmCommand::Acknowledge { subject }) => {
+            Answer::Alarm(client.acknowledge_alarm(&subject).await?)
+        }
         Command::Disk(DiskCommand::List) => Answer::Disks(client.disks().await?),
         Command::Disk(DiskCommand::Wipe {
             disk,

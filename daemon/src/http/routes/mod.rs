@@ -4,6 +4,7 @@
 //! Called by [`super::Server`]. Every route is added by `routes!`, which puts it into the OpenAPI
 //! document too; there is no other way in.
 
+mod alarms;
 mod attachments;
 mod disks;
 mod events;
@@ -51,6 +52,8 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::metrics))
         .routes(routes!(system::system))
         .routes(routes!(system::document))
+        .routes(routes!(alarms::list))
+        .routes(routes!(alarms::acknowledge))
         .routes(routes!(targets::list))
         .routes(routes!(disks::list))
         .routes(routes!(disks::wipe))

@@ -84,7 +84,7 @@ mod tests {
         for (path, item) in json["paths"].as_object().unwrap() {
             got.extend(item.as_object().unwrap().keys().map(|m| format!("{m} {path}")));
         }
-        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/targets|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
+        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/alarms|post /v1/alarms/acknowledge|get /v1/targets|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
             get /v1/pools|post /v1/pools|get /v1/pools/{pool}|delete /v1/pools/{pool}|\
             post /v1/pools/{pool}/export|post /v1/pools/{pool}/disks|post /v1/pools/{pool}/replace|post /v1/pools/{pool}/scrub|\
             delete /v1/pools/{pool}/scrub|get /v1/volumes|\
@@ -104,7 +104,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 35 && !source.contains(".route("), "{added}");
+        assert!(added == 37 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }
