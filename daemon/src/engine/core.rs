@@ -205,6 +205,8 @@ pub(super) struct Core {
     pub(super) setup_lane: Lane,
     /// Where disks are asked how they are.
     pub(super) disk_lane: Lane,
+    /// Where the kernel's counters are read.
+    pub(super) count_lane: Lane,
     pub(super) disk_readings: DiskReadings,
     /// Tokens by the SHA-256 of their text.
     pub(super) tokens: RwLock<HashMap<[u8; 32], Principal>>,

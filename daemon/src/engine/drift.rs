@@ -73,10 +73,12 @@ impl Core {
                 let detail = Some(steps.join("; "));
                 let subject = Subject { volume: Some(id), detail, ..Subject::default() };
                 self.events.publish(EventKind::Drift, subject);
+                self.settings.metrics.drift(true);
             }
             Err(failure) => {
                 let reason = failure.error.chain();
                 tracing::warn!(volume = %id, error = reason, "the target is not as it should be");
+                self.settings.metrics.drift(false);
                 let core = self.clone();
                 self.background(async move {
                     // Nobody else changes it before what is under way has ended.

@@ -34,6 +34,11 @@ impl DirtyLabels {
         }
     }
 
+    /// How many.
+    pub(super) fn len(&self) -> usize {
+        self.ids.lock().len()
+    }
+
     fn take(&self) -> BTreeSet<VolumeId> {
         std::mem::take(&mut *self.ids.lock())
     }

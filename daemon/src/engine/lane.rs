@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use orlop_api::ErrorKind;
 use tokio::sync::oneshot;
 
+use super::meter::Meter;
 use crate::kernel::Deadline;
 
 /// Threads of one lane that may hang at a time before the lane takes no more work: each is a kernel
@@ -72,6 +73,7 @@ const SLOW: u8 = 3;
 const GIVEN_UP: u8 = 4;
 
 struct Job {
+    number: u64,
     state: Arc<AtomicU8>,
     run: Box<dyn FnOnce() + Send>,
 }
@@ -84,6 +86,7 @@ struct Shared {
     wanted: usize,
     /// After what time a job is slow.
     slow: Option<Duration>,
+    meter: Meter,
 }
 
 /// See the module. Its threads end when it is dropped and its queue is empty.
@@ -104,6 +107,7 @@ impl Lane {
             threads: AtomicUsize::new(0),
             wanted: threads,
             slow,
+            meter: Meter::new(),
         });
         for _ in 0..threads {
             spawn_worker(&shared)?;
@@ -136,6 +140,19 @@ impl Lane {
         slow: Option<Duration>,
         f: impl FnOnce(&Deadline) -> T + Send + 'static,
     ) -> Result<T, (LaneError, Option<Late>)> {
+        let done = self.answered(within, slow, f).await;
+        if let Err((error, _)) = &done {
+            self.shared.meter.failed(error);
+        }
+        done
+    }
+
+    async fn answered<T: Send + 'static>(
+        &self,
+        within: Duration,
+        slow: Option<Duration>,
+        f: impl FnOnce(&Deadline) -> T + Send + 'static,
+    ) -> Result<T, (LaneError, Option<Late>)> {
         let lane = || self.shared.name.clone();
         if self.shared.hung.load(Ordering::Acquire) >= MOST_HUNG {
             return Err((LaneError::Full { lane: lane() }, None));
@@ -152,9 +169,11 @@ impl Lane {
             }
             let _ = ended.send(());
         });
-        match self.queue.try_send(Job { state: state.clone(), run }) {
+        let number = self.shared.meter.waits();
+        match self.queue.try_send(Job { number, state: state.clone(), run }) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.shared.meter.is_gone(number);
                 return Err((LaneError::Full { lane: lane() }, None));
             }
         }
@@ -177,7 +196,10 @@ impl Lane {
         }
         deadline.abandon();
         match state.swap(GIVEN_UP, Ordering::AcqRel) {
-            QUEUED => Err((LaneError::Expired { lane: lane() }, None)),
+            QUEUED => {
+                self.shared.meter.is_gone(number);
+                Err((LaneError::Expired { lane: lane() }, None))
+            }
             RUNNING => {
                 self.stand_in();
                 Err((LaneError::Overrun { lane: lane() }, Some(late)))
@@ -194,6 +216,16 @@ impl Lane {
         if let Err(e) = spawn_worker(&self.shared) {
             tracing::error!(lane = %self.shared.name, error = %e, "no thread in place of a hung one");
         }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// What it has measured.
+    pub(super) fn meter(&self) -> &Meter {
+        &self.shared.meter
     }
 
     /// Jobs that wait.
@@ -225,10 +257,13 @@ fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
 fn work(lane: &Shared) {
     while let Ok(job) = lane.jobs.recv() {
         if job.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            lane.meter.is_gone(job.number);
             continue;
         }
         let started = Instant::now();
+        lane.meter.begins(job.number);
         (job.run)();
+        lane.meter.ends(job.number);
         let was = job.state.swap(DONE, Ordering::AcqRel);
         if was == GIVEN_UP || was == SLOW {
             lane.hung.fetch_sub(1, Ordering::AcqRel);
@@ -267,6 +302,8 @@ mod tests {
         assert_eq!(lane.hung(), 1);
         assert_eq!(lane.run(LONG, |_| 7).await.unwrap(), 7);
         assert!(lane.is_alive());
+        let (waiting, running) = lane.meter().oldest();
+        assert!(waiting.is_zero() && running >= SHORT, "{waiting:?} {running:?}");
         release.send(()).unwrap();
         late.await.unwrap();
         for _ in 0..100 {
@@ -277,6 +314,8 @@ mod tests {
         }
         assert_eq!(lane.hung(), 0);
         assert!(lane.is_alive());
+        assert!(lane.meter().oldest().1.is_zero());
+        assert_eq!(lane.meter().failures(), [("full", 0), ("expired", 0), ("overrun", 1), ("died", 0)]);
     }
 
     #[tokio::test]
@@ -317,6 +356,7 @@ mod tests {
         tokio::time::sleep(SHORT).await;
         let second = lane.run(SHORT, |_| panic!("ran after its deadline")).await;
         assert!(matches!(second, Err((LaneError::Expired { .. }, None))));
+        assert!(lane.meter().oldest().0.is_zero() && lane.meter().failures()[1] == ("expired", 1));
         release.send(()).unwrap();
         assert!(first.await.unwrap().unwrap());
         assert_eq!(lane.run(LONG, |_| 1).await.unwrap(), 1);
@@ -333,6 +373,8 @@ mod tests {
         let second = tokio::spawn(async move { second.run(LONG, |_| ()).await });
         tokio::time::sleep(SHORT).await;
         assert!(matches!(lane.run(LONG, |_| ()).await, Err((LaneError::Full { .. }, None))));
+        let (waiting, running) = lane.meter().oldest();
+        assert!(running > waiting && !waiting.is_zero() && lane.meter().failures()[0] == ("full", 1));
         release.send(()).unwrap();
         assert!(first.await.unwrap().unwrap());
         second.await.unwrap().unwrap();

@@ -27,10 +27,12 @@ mod intent;
 mod labels;
 pub mod lane;
 mod locks;
+mod meter;
 mod orphans;
 mod pools;
 pub mod quotas;
 mod recovery;
+mod scrape;
 mod shown_targets;
 mod snapshots;
 mod space;
@@ -123,6 +125,7 @@ impl Engine {
             targets: targets::start(&settings.targets, settings.lane_depth)?,
             setup_lane: lane("setup", SETUP_THREADS, None)?,
             disk_lane: lane("smart", disks::ASKED_AT_ONCE, None)?,
+            count_lane: lane("counters", 1, None)?,
             disk_readings: Default::default(),
             tokens: Default::default(),
             token_names: Default::default(),

@@ -24,6 +24,7 @@ use crate::kernel::Deadline;
 use crate::model::{Grant, HostRecord, PoolSpec};
 use crate::pool::Leftover;
 use crate::target::{HostId, Scope};
+use crate::telemetry::Recovered;
 
 /// Backings that are opened at a time. The lanes bound it further.
 const PARALLEL: usize = 64;
@@ -108,6 +109,7 @@ impl Core {
         if let Err(f) = let_go {
             tracing::error!(error = f.error.chain(), "whether something is still held is not known");
         }
+        let interrupted = recorded.intents.len();
         let leftovers = self.open_pools(recorded.pools).await;
         let opened = started.elapsed();
         failpoint::hit("recover", "opened");
@@ -125,6 +127,15 @@ impl Core {
         for id in outdated {
             self.dirty.mark(id);
         }
+        let retried = self.retried.lock().clone();
+        self.settings.metrics.recovered(Recovered {
+            pools: opened,
+            intents: settled - opened,
+            exports: started.elapsed() - settled,
+            interrupted,
+            restored: self.opened.lock().keys().filter(|id| !retried.contains(id)).count(),
+            retried: retried.len(),
+        });
         let (pools, volumes, hosts, attachments) = self.view.read().counts();
         tracing::info!(
             pools,

@@ -130,12 +130,16 @@ impl Core {
             Err(TargetError::Absent(_)) if nothing => Ok(Report::default()),
             converged => converged,
         };
-        let within = until.saturating_duration_since(Instant::now());
+        let began = Instant::now();
+        let within = until.saturating_duration_since(began);
         // All volumes take as long as they take, and nothing is changed beside that.
-        let report = answer(match scope.volume() {
+        let converged = answer(match scope.volume() {
             Some(_) => server.lane.run(within, converge).await,
             None => server.lane.run_long(within, converge).await,
-        })?;
+        });
+        let ok = converged.as_ref().is_ok_and(|report| report.failed.is_empty());
+        self.settings.metrics.converged(protocol.as_str(), ok, began.elapsed());
+        let report = converged?;
         self.note_portals(protocol, &report);
         Ok(report)
     }

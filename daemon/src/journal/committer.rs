@@ -5,11 +5,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::oneshot;
 
-use super::{Batch, JournalError, Store};
+use super::{Batch, JournalError, Measure, Store};
 
 /// Batches that may wait. Each belongs to an action whose task waits for it, so this bounds tasks too.
 const QUEUE: usize = 4096;
@@ -26,13 +27,13 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    pub(super) fn start(store: Box<dyn Store>) -> io::Result<Self> {
+    pub(super) fn start(store: Box<dyn Store>, measure: Measure) -> io::Result<Self> {
         let (queue, batches) = bounded(QUEUE);
         let open = Arc::new(AtomicBool::new(true));
         let thread_open = open.clone();
         std::thread::Builder::new()
             .name("journal".into())
-            .spawn(move || run(store, &batches, &thread_open))?;
+            .spawn(move || run(store, &batches, &thread_open, &measure))?;
         Ok(Self { queue, open })
     }
 
@@ -45,6 +46,11 @@ impl Committer {
         }
     }
 
+    /// Batches that wait.
+    pub(super) fn depth(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
     }
@@ -55,25 +61,32 @@ impl Committer {
 /// nothing that it says later can be believed. It goes on to answer, though: a batch that was queued at
 /// the very moment of the failure would otherwise lie in a channel that nobody reads, and its caller
 /// would wait for ever.
-fn run(store: Box<dyn Store>, batches: &Receiver<(Batch, Answer)>, open: &AtomicBool) {
-    write_until_failure(store, batches, open);
+fn run(store: Box<dyn Store>, batches: &Receiver<(Batch, Answer)>, open: &AtomicBool, measure: &Measure) {
+    write_until_failure(store, batches, open, measure);
     for (_, answer) in batches {
         let _ = answer.send(Err(JournalError::Closed));
     }
 }
 
-fn write_until_failure(mut store: Box<dyn Store>, batches: &Receiver<(Batch, Answer)>, open: &AtomicBool) {
+fn write_until_failure(
+    mut store: Box<dyn Store>,
+    batches: &Receiver<(Batch, Answer)>,
+    open: &AtomicBool,
+    measure: &Measure,
+) {
     while let Ok((mut group, answer)) = batches.recv() {
         let mut answers = vec![answer];
         for (batch, answer) in batches.try_iter().take(GROUP - 1) {
             group.append(batch);
             answers.push(answer);
         }
+        let began = Instant::now();
         // A panic in the store is a failure like any other.
         let written = catch_unwind(AssertUnwindSafe(|| store.apply(&group).and_then(|()| store.sync())))
             .unwrap_or_else(|_| Err(io::Error::other("the store panicked")));
         match written {
             Ok(()) => {
+                measure.synced(answers.len(), group.changes.len(), began.elapsed());
                 for answer in answers {
                     // The caller may be gone; its batch is durable all the same.
                     let _ = answer.send(Ok(()));

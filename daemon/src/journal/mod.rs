@@ -6,6 +6,7 @@
 
 mod batch;
 mod committer;
+mod measure;
 mod sled_store;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 
 pub use batch::{Batch, Table};
 use committer::Committer;
+pub use measure::Measure;
 pub use sled_store::SledStore;
 
 /// Where batches go. One real implementor; the tests' own loses what was not synced, like a disk.
@@ -90,6 +92,7 @@ const VERSION: u32 = 1;
 #[derive(Debug)]
 pub struct Journal {
     committer: Committer,
+    measure: Measure,
     contents: parking_lot::Mutex<Option<Contents>>,
     generation: u32,
     fresh: bool,
@@ -140,8 +143,10 @@ impl Journal {
         batch.put(Table::Meta, "version", &VERSION);
         batch.put(Table::Meta, "generation", &generation);
         store.apply(&batch).and_then(|()| store.sync()).map_err(at)?;
+        let measure = Measure::new();
         Ok(Self {
-            committer: Committer::start(Box::new(store)).map_err(at)?,
+            committer: Committer::start(Box::new(store), measure.clone()).map_err(at)?,
+            measure,
             contents: parking_lot::Mutex::new(Some(contents)),
             generation,
             fresh: version.is_none(),
@@ -166,7 +171,20 @@ impl Journal {
     /// Makes a batch durable, together with those of other callers. After an error the batch may or may
     /// not be there, and the journal takes no more.
     pub async fn commit(&self, batch: Batch) -> Result<(), JournalError> {
-        self.committer.commit(batch).await
+        let given = std::time::Instant::now();
+        self.committer.commit(batch).await?;
+        self.measure.commit.observe(given.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// What it has measured.
+    pub fn measure(&self) -> &Measure {
+        &self.measure
+    }
+
+    /// Batches that wait.
+    pub fn depth(&self) -> usize {
+        self.committer.depth()
     }
 
     /// Whether it still takes batches.

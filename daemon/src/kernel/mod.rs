@@ -22,6 +22,7 @@ pub mod net;
 pub mod nfsd;
 pub mod nlm;
 pub mod smart;
+pub mod stats;
 pub mod uevent;
 
 pub use deadline::{Deadline, Overrun};

@@ -176,6 +176,10 @@ impl<P: Protocol> Target for P {
         Protocol::kind(self)
     }
 
+    fn sessions(&self, deadline: &Deadline) -> Result<Option<usize>> {
+        Protocol::sessions(self, deadline)
+    }
+
     fn foreign(&self, deadline: &Deadline) -> Result<Others> {
         Protocol::foreign(self, deadline)
     }

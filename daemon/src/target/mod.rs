@@ -292,6 +292,12 @@ pub trait Protocol: Send + Sync {
     /// Which of the kernel's targets it is.
     fn kind(&self) -> TargetKind;
 
+    /// How many connections of hosts there are to what is ours, in the protocol's own count: controllers, sessions,
+    /// clients. `None`: the kernel does not tell.
+    fn sessions(&self, _deadline: &Deadline) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// What there is in it of others. Changes nothing.
     fn foreign(&self, deadline: &Deadline) -> Result<Others>;
 
@@ -325,6 +331,12 @@ pub trait Target: Send + Sync {
 
     /// Which of the kernel's targets it is.
     fn kind(&self) -> TargetKind;
+
+    /// How many connections of hosts there are, for metrics. `None`: the kernel does not tell. Changes nothing, and may be
+    /// called beside everything else.
+    fn sessions(&self, _deadline: &Deadline) -> Result<Option<usize>> {
+        Ok(None)
+    }
 
     /// What there is in it of others. Changes nothing.
     fn foreign(&self, deadline: &Deadline) -> Result<Others>;

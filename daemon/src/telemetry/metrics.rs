@@ -1,22 +1,24 @@
-//! Metrics in the OpenMetrics text format. Counters and histograms are kept here; gauges are read from
-//! the engine's view when someone scrapes, so that they can't drift from what is.
+//! Metrics in the OpenMetrics text format. Counters and histograms are kept here, or with what they measure; gauges
+//! are read from the engine when someone scrapes, so that they can't drift from what is.
 //!
-//! Called by the engine ([`Metrics::action`]) and by HTTP (everything else).
+//! Called by the engine ([`Metrics::action`] and other deeds of its own) and by HTTP (everything else).
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use orlop_api::SystemState;
+use orlop_api::Protocol;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric as Encodable, Registry};
 
-use super::Dropped;
+use super::catalogue::{self as m, Metric};
+use super::scraped::Scraped;
+use super::{Dropped, process};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ActionLabels {
@@ -43,13 +45,24 @@ struct RefusalLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolLabels {
-    pool: String,
+struct OutcomeLabels {
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: &'static str,
+struct ProtocolLabels {
+    protocol: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConvergeLabels {
+    protocol: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
 }
 
 type Seconds<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -63,6 +76,12 @@ pub struct Metrics {
     request_seconds: Histogram,
     connections: Family<ListenerLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
+    converges: Family<ConvergeLabels, Counter>,
+    converge_seconds: Seconds<ProtocolLabels>,
+    drift: Family<OutcomeLabels, Counter>,
+    recovery_seconds: Family<PhaseLabels, Gauge<f64, AtomicU64>>,
+    recovery_volumes: Family<OutcomeLabels, Gauge>,
+    recovery_intents: Gauge,
     dropped: Dropped,
 }
 
@@ -72,38 +91,21 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// What is read at scrape time. Sizes in bytes.
-#[derive(Debug, Clone)]
-pub struct Gauges {
-    /// How the daemon is.
-    pub state: SystemState,
-    /// How many volumes.
-    pub volumes: u64,
-    /// How many hosts.
-    pub hosts: u64,
-    /// How many attachments.
-    pub attachments: u64,
-    /// How many alarms.
-    pub alarms: u64,
-    /// Each pool.
-    pub pools: Vec<PoolGauges>,
-}
-
-/// A pool's part of [`Gauges`].
-#[derive(Debug, Clone)]
-pub struct PoolGauges {
-    /// Its name.
-    pub name: String,
-    /// Whether it can be used.
-    pub online: bool,
-    /// Bytes it could hold.
-    pub total: u64,
-    /// Bytes taken.
-    pub used: u64,
-    /// Bytes left.
-    pub available: u64,
-    /// The sum of its volumes' sizes, in bytes.
-    pub provisioned: u64,
+/// What a start did, and how long it took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recovered {
+    /// Opening pools and reading what is in them.
+    pub pools: Duration,
+    /// Settling what was interrupted.
+    pub intents: Duration,
+    /// Opening attached volumes and restoring the targets.
+    pub exports: Duration,
+    /// Operations that were interrupted.
+    pub interrupted: usize,
+    /// Attached volumes that are served.
+    pub restored: usize,
+    /// Attached volumes that are not, and are tried again.
+    pub retried: usize,
 }
 
 /// 1 ms to 65 s, doubling: from a read out of memory to an attach at its deadline.
@@ -111,26 +113,66 @@ fn action_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 17))
 }
 
+fn register(registry: &mut Registry, metric: &Metric, place: impl Encodable) {
+    registry.register(metric.name, metric.help, place);
+}
+
 impl Metrics {
     /// `dropped` counts log lines that were dropped.
     pub fn new(dropped: Dropped) -> Self {
         let mut registry = Registry::with_prefix("orlop");
+        let r = &mut registry;
+        register(r, &m::BUILD, Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let actions = Family::default();
-        registry.register("actions", "Changes by verb and outcome", actions.clone());
+        register(r, &m::ACTIONS, actions.clone());
         let action_seconds: Seconds<ActionLabels> = Family::new_with_constructor(action_buckets);
-        registry.register("action_seconds", "How long changes took", action_seconds.clone());
+        register(r, &m::ACTION_SECONDS, action_seconds.clone());
         let requests = Family::default();
-        registry.register("http_requests", "Requests by method, route and status", requests.clone());
+        register(r, &m::HTTP_REQUESTS, requests.clone());
         // 50 us to 26 s.
         let request_seconds = Histogram::new(exponential_buckets(0.00005, 2.0, 20));
-        registry.register("http_request_seconds", "How long requests took", request_seconds.clone());
+        register(r, &m::HTTP_REQUEST_SECONDS, request_seconds.clone());
         let connections = Family::default();
-        registry.register("http_connections", "Open connections", connections.clone());
+        register(r, &m::HTTP_CONNECTIONS, connections.clone());
         let refusals = Family::default();
-        registry.register("http_refusals", "Connections refused or cut off by the caps", refusals.clone());
-        let build: Info<[(&str, &str); 1]> = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "Build of the daemon", build);
-        Self { registry, actions, action_seconds, requests, request_seconds, connections, refusals, dropped }
+        register(r, &m::HTTP_REFUSALS, refusals.clone());
+        // There from the start, so that the first one is a rise.
+        let converges = Family::<ConvergeLabels, Counter>::default();
+        for protocol in Protocol::ALL.map(Protocol::as_str) {
+            for outcome in ["ok", "failed"] {
+                let _ = converges.get_or_create(&ConvergeLabels { protocol, outcome });
+            }
+        }
+        register(r, &m::TARGET_CONVERGED, converges.clone());
+        let converge_seconds: Seconds<ProtocolLabels> = Family::new_with_constructor(action_buckets);
+        register(r, &m::TARGET_CONVERGE_SECONDS, converge_seconds.clone());
+        let drift = Family::<OutcomeLabels, Counter>::default();
+        for outcome in ["put_back", "failed"] {
+            let _ = drift.get_or_create(&OutcomeLabels { outcome });
+        }
+        register(r, &m::DRIFT, drift.clone());
+        let recovery_seconds = Family::default();
+        register(r, &m::RECOVERY_SECONDS, recovery_seconds.clone());
+        let recovery_volumes = Family::default();
+        register(r, &m::RECOVERY_VOLUMES, recovery_volumes.clone());
+        let recovery_intents = Gauge::default();
+        register(r, &m::RECOVERY_INTENTS, recovery_intents.clone());
+        Self {
+            registry,
+            actions,
+            action_seconds,
+            requests,
+            request_seconds,
+            connections,
+            refusals,
+            converges,
+            converge_seconds,
+            drift,
+            recovery_seconds,
+            recovery_volumes,
+            recovery_intents,
+            dropped,
+        }
     }
 
     /// Counts a change: its verb, and `ok`, `unchanged` or the kind of error.
@@ -159,76 +201,44 @@ impl Metrics {
         self.refusals.get_or_create(&RefusalLabels { listener, reason }).inc();
     }
 
-    /// All of it as text.
-    pub fn render(&self, gauges: &Gauges) -> Result<String, fmt::Error> {
-        let mut out = String::with_capacity(16 << 10);
+    /// Counts a convergence of a target.
+    pub fn converged(&self, protocol: &'static str, ok: bool, took: Duration) {
+        let outcome = if ok { "ok" } else { "failed" };
+        self.converges.get_or_create(&ConvergeLabels { protocol, outcome }).inc();
+        self.converge_seconds.get_or_create(&ProtocolLabels { protocol }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a volume that the kernel did not serve as it should.
+    pub fn drift(&self, put_back: bool) {
+        let outcome = if put_back { "put_back" } else { "failed" };
+        self.drift.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Notes what the start did.
+    pub fn recovered(&self, did: Recovered) {
+        let phases = [("pools", did.pools), ("intents", did.intents), ("exports", did.exports)];
+        for (phase, took) in phases {
+            self.recovery_seconds.get_or_create(&PhaseLabels { phase }).set(took.as_secs_f64());
+        }
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        for (outcome, n) in [("restored", did.restored), ("retried", did.retried)] {
+            self.recovery_volumes.get_or_create(&OutcomeLabels { outcome }).set(whole(n));
+        }
+        self.recovery_intents.set(whole(did.interrupted));
+    }
+
+    /// All of it as text, with what was read for it.
+    pub fn render(&self, mut scraped: Scraped) -> Result<String, fmt::Error> {
+        scraped.add(&m::LOG_DROPPED, [], self.dropped.get());
+        process::add(&mut scraped);
+        let mut read = Registry::with_prefix("orlop");
+        read.register_collector(Box::new(scraped));
+        let mut out = String::with_capacity(64 << 10);
         text::encode_registry(&mut out, &self.registry)?;
-        text::encode_registry(&mut out, &self.scraped(gauges))?;
+        text::encode_registry(&mut out, &read)?;
         text::encode_eof(&mut out)?;
         Ok(out)
     }
-
-    fn scraped(&self, g: &Gauges) -> Registry {
-        let mut r = Registry::with_prefix("orlop");
-        let mut one = |name: &str, help: &str, value: u64| {
-            let gauge = Gauge::<i64>::default();
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-            r.register(name, help, gauge);
-        };
-        one("volumes", "Volumes", g.volumes);
-        one("hosts", "Hosts", g.hosts);
-        one("attachments", "Attachments", g.attachments);
-        one("alarms", "Alarms that a person should look at", g.alarms);
-        one("pools", "Pools", g.pools.len() as u64);
-        one("log_dropped_lines", "Log lines dropped since the start", self.dropped.get());
-        one("process_resident_bytes", "Memory of the daemon", resident_bytes());
-        one("process_open_fds", "Open file descriptors", open_fds());
-        let state = Family::<StateLabels, Gauge>::default();
-        for (name, which) in [
-            ("starting", SystemState::Starting),
-            ("ready", SystemState::Ready),
-            ("draining", SystemState::Draining),
-        ] {
-            state.get_or_create(&StateLabels { state: name }).set((g.state == which).into());
-        }
-        r.register("state", "1 for the state that the daemon is in", state);
-        type Read = fn(&PoolGauges) -> u64;
-        let of_pools: [(&str, &str, Read); 5] = [
-            ("pool_online", "Whether a pool can be used", |p| p.online.into()),
-            ("pool_total_bytes", "What a pool could hold", |p| p.total),
-            ("pool_used_bytes", "What is taken", |p| p.used),
-            ("pool_available_bytes", "What is left", |p| p.available),
-            ("pool_provisioned_bytes", "The sum of the sizes of its volumes", |p| p.provisioned),
-        ];
-        for (name, help, read) in of_pools {
-            let family = Family::<PoolLabels, Gauge>::default();
-            for p in &g.pools {
-                let value = i64::try_from(read(p)).unwrap_or(i64::MAX);
-                family.get_or_create(&PoolLabels { pool: p.name.clone() }).set(value);
-            }
-            r.register(name, help, family);
-        }
-        let fill = Family::<PoolLabels, Gauge<f64, AtomicU64>>::default();
-        for p in g.pools.iter().filter(|p| p.total > 0) {
-            let labels = PoolLabels { pool: p.name.clone() };
-            fill.get_or_create(&labels).set(p.used as f64 / p.total as f64);
-        }
-        r.register("pool_fill_ratio", "What is taken, of what a pool could hold: 0 to 1", fill);
-        r
-    }
-}
-
-/// `VmRSS` of /proc/self/status (proc(5)), which is in KiB.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib: u64 = line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0);
-    kib << 10
-}
-
-fn open_fds() -> u64 {
-    // Less the one that counts.
-    std::fs::read_dir("/proc/self/fd").map_or(0, |d| (d.count() as u64).saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -238,42 +248,56 @@ mod tests {
 
     #[test]
     fn all_families_are_rendered_once() {
-        let m = Metrics::new(Dropped::default());
-        m.action("attach", "ok", Duration::from_millis(3));
-        m.request("GET", "/v1/volumes/{volume}", 200, Duration::from_micros(80));
-        m.connections("unix", 2);
-        m.refusal("tls", "per_peer");
-        let pool = PoolGauges {
-            name: "tank".into(),
-            online: true,
-            total: 10,
-            used: 4,
-            available: 6,
-            provisioned: 20,
-        };
-        let g = Gauges {
-            state: SystemState::Ready,
-            volumes: 3,
-            hosts: 2,
-            attachments: 1,
-            alarms: 0,
-            pools: vec![pool],
-        };
-        let text = m.render(&g).unwrap();
+        let metrics = Metrics::new(Dropped::default());
+        metrics.action("attach", "ok", Duration::from_millis(3));
+        metrics.request("GET", "/v1/volumes/{volume}", 200, Duration::from_micros(80));
+        metrics.connections("unix", 2);
+        metrics.refusal("tls", "per_peer");
+        metrics.converged("nvme", false, Duration::from_millis(7));
+        metrics.drift(true);
+        metrics.recovered(Recovered {
+            pools: Duration::from_millis(1500),
+            restored: 3,
+            ..Default::default()
+        });
+        let mut scraped = Scraped::default();
+        scraped.add(&m::VOLUMES, [], 3_u64);
+        scraped.add(&m::STATE, ["ready"], true);
+        scraped.add(&m::POOL_FILL_RATIO, ["tank"], 0.4);
+        scraped.add(&m::DISK_ERRORS, ["tank", "a\"b\\c\nd", "read"], 1_u64);
+        scraped.add(&m::VOLUME_READ_SECONDS, ["id", "data", "tank", "nvme"], 1.5);
+        let waits = Histogram::new([0.1, 1.0]);
+        waits.observe(0.5);
+        scraped.add(&m::LANE_WAIT, ["make tank"], &waits);
+        scraped.add(&m::JOURNAL_SYNC, [], &waits);
+        let text = metrics.render(scraped).unwrap();
         for line in [
             "orlop_actions_total{verb=\"attach\",outcome=\"ok\"} 1",
             "orlop_http_requests_total{method=\"GET\",route=\"/v1/volumes/{volume}\",status=\"200\"} 1",
             "orlop_volumes 3",
             "orlop_state{state=\"ready\"} 1",
-            "orlop_state{state=\"draining\"} 0",
-            "orlop_pool_available_bytes{pool=\"tank\"} 6",
             "orlop_pool_fill_ratio{pool=\"tank\"} 0.4",
+            "orlop_pool_disk_errors{pool=\"tank\",disk=\"a\\\"b\\\\c\\nd\",kind=\"read\"} 1",
             "orlop_http_refusals_total{listener=\"tls\",reason=\"per_peer\"} 1",
+            "orlop_target_converges_total{protocol=\"nvme\",outcome=\"failed\"} 1",
+            "orlop_drift_total{outcome=\"put_back\"} 1",
+            "orlop_drift_total{outcome=\"failed\"} 0",
+            "orlop_recovery_seconds{phase=\"pools\"} 1.5",
+            "orlop_volume_read_seconds_total{volume=\"id\",name=\"data\",pool=\"tank\",protocol=\"nvme\"} 1.5",
+            "orlop_lane_wait_seconds_bucket{le=\"1.0\",lane=\"make tank\"} 1",
+            "orlop_journal_sync_seconds_count 1",
+            "orlop_log_dropped_lines_total 0",
         ] {
-            assert!(text.contains(line), "{line} is not in:\n{text}");
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
         assert_eq!(text.matches("# TYPE orlop_volumes ").count(), 1);
-        assert!(resident_bytes() > 1 << 20 && open_fds() > 0);
+        let value = |name: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+            line.trim().parse::<f64>().unwrap()
+        };
+        assert!(value("orlop_process_resident_bytes ") > f64::from(1 << 20));
+        assert!(value("orlop_process_open_fds ") > 0.0 && value("orlop_process_threads ") >= 1.0);
+        assert!(value("orlop_process_start_time_seconds ") > 1.7e9);
     }
 }

@@ -3,8 +3,11 @@
 //! Called by `main` (once, to start) and, for metrics, by the engine and by HTTP. Knows neither of them:
 //! numbers that are read from the engine are handed in at scrape time. Never logs a secret.
 
+pub mod catalogue;
 mod journald;
 mod metrics;
+mod process;
+mod scraped;
 mod sink;
 
 use std::io::IsTerminal;
@@ -15,7 +18,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
-pub use metrics::{Gauges, Metrics, PoolGauges};
+pub use metrics::{Metrics, Recovered};
+pub use scraped::Scraped;
 pub use sink::{Dropped, Guard};
 
 use crate::config::{LogFormat, LogSettings};

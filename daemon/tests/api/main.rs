@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod bounds;
+mod alarms;
 mod cli;
 mod daemon;
 mod disks;

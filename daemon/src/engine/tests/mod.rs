@@ -10,6 +10,7 @@ mod filesystems;
 mod iscsi;
 mod orphans;
 mod properties;
+mod scrape;
 mod smart;
 mod snapshots;
 mod space;

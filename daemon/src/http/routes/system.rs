@@ -4,11 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use orlop_api::{ErrorKind, PoolState, Problem, System, SystemState};
+use orlop_api::{ErrorKind, Problem, System, SystemState};
 
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
-use crate::telemetry::{Gauges, PoolGauges};
 
 /// Whether the process is alive. Needs no credential.
 #[utoipa::path(get, path = "/healthz", tag = "system", security(()), responses((status = 200, body = String)))]
@@ -34,26 +33,10 @@ pub async fn readyz(State(api): State<Api>) -> ApiResult<&'static str> {
     (status = 200, body = String, content_type = "application/openmetrics-text"),
 ))]
 pub async fn metrics(State(api): State<Api>) -> ApiResult<Response> {
-    let text = api.metrics.render(&gauges(&api));
+    let text = api.metrics.render(api.engine.scrape().await);
     let text = text.map_err(|_| ApiError::new(ErrorKind::Internal, "the metrics could not be written"))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
-}
-
-fn gauges(api: &Api) -> Gauges {
-    let state = api.engine.state();
-    let view = api.engine.view();
-    let (_, volumes, hosts, attachments) = view.counts();
-    let pools = view.pools().into_iter().map(|p| PoolGauges {
-        name: p.name.to_string(),
-        online: p.state == PoolState::Online,
-        total: p.total.0,
-        used: p.used.0,
-        available: p.available.0,
-        provisioned: p.provisioned.0,
-    });
-    let alarms = view.alarms().len() as u64;
-    Gauges { state, volumes, hosts, attachments, alarms, pools: pools.collect() }
 }
 
 /// How the appliance is.

@@ -191,6 +191,10 @@ impl Protocol for Lio {
         TargetKind::Lio
     }
 
+    fn sessions(&self, deadline: &Deadline) -> Result<Option<usize>> {
+        self.live_sessions(deadline)
+    }
+
     fn foreign(&self, deadline: &Deadline) -> Result<Others> {
         self.others(deadline)
     }

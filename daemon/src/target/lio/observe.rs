@@ -62,6 +62,20 @@ impl Lio {
         Ok(all)
     }
 
+    /// How many sessions our targets have. `None`: this kernel does not count them.
+    pub(super) fn live_sessions(&self, deadline: &Deadline) -> Result<Option<usize>> {
+        let tree = &*self.tree;
+        let mut live = None;
+        for name in list(tree, "iscsi")?.iter().filter(|n| self.config.prefix.volume_of_target(n).is_some()) {
+            deadline.check().map_err(|o| TargetError::Deadline("counting sessions".into(), o))?;
+            let count = attribute(tree, &format!("iscsi/{name}/fabric_statistics/iscsi_instance/sessions"))?;
+            if let Some(count) = count.and_then(|c| c.parse::<usize>().ok()) {
+                *live.get_or_insert(0) += count;
+            }
+        }
+        Ok(live)
+    }
+
     fn look_at_foreign(&self, adapters: &[String], seen: &mut Observed) -> Result<()> {
         let tree = &*self.tree;
         for adapter in adapters.iter().filter(|a| a.starts_with("iblock_")) {

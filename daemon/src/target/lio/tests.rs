@@ -4,6 +4,7 @@
 mod deeds;
 mod paths;
 mod reservations;
+mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

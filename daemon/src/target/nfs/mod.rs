@@ -35,6 +35,7 @@ pub use server::{Knfsd, NfsServer};
 pub use state::{Backing, Change, Observed, Step, Volume};
 
 use super::foreign::Others;
+use super::tree::in_words;
 use super::{Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, TargetError, portal};
 use crate::kernel::{Deadline, Overrun};
 
@@ -250,6 +251,11 @@ impl Protocol for Nfs {
 
     fn kind(&self) -> TargetKind {
         TargetKind::Knfsd
+    }
+
+    fn sessions(&self, _deadline: &Deadline) -> Result<Option<usize>> {
+        let clients = self.server.clients();
+        Ok(Some(clients.map_err(in_words("clients"))?.len()))
     }
 
     fn foreign(&self, deadline: &Deadline) -> Result<Others> {

@@ -197,6 +197,10 @@ impl Protocol for Nvmet {
         TargetKind::Nvmet
     }
 
+    fn sessions(&self, deadline: &Deadline) -> Result<Option<usize>> {
+        self.live_controllers(deadline)
+    }
+
     fn foreign(&self, deadline: &Deadline) -> Result<Others> {
         self.others(deadline)
     }

@@ -163,6 +163,21 @@ impl Nvmet {
         Ok(Some(s))
     }
 
+    /// How many controllers our subsystems have. `None`: this kernel does not list them.
+    pub(super) fn live_controllers(&self, deadline: &Deadline) -> Result<Option<usize>> {
+        let Some(debug) = self.debug.as_deref().filter(|debug| debug.list("").is_ok()) else {
+            return Ok(None);
+        };
+        let mut live = 0;
+        for id in self.ours()? {
+            deadline.check().map_err(|o| TargetError::Deadline("counting controllers".into(), o))?;
+            let nqn = self.config.prefix.subsystem(id);
+            let entries = optional(debug.list(nqn.as_str())).map_err(in_words("controllers"))?;
+            live += entries.iter().flatten().filter(|e| e.starts_with("ctrl")).count();
+        }
+        Ok(Some(live))
+    }
+
     /// The hosts of the subsystem's live controllers. A controller leaves debugfs only when it is
     /// freed, and it is freed only when each of its queues has waited for its requests: what is not
     /// listed has no I/O in flight.

@@ -19,6 +19,7 @@ use crate::target::sim::{ControllerHandle, Fault, SimKernel, SimTree};
 use crate::target::{HostId, Report, Rights, Target, TargetError};
 
 mod portals;
+mod sessions;
 
 const HOSTS: [&str; 5] = [
     "nqn.2014-08.org.nvmexpress:uuid:a",

@@ -15,6 +15,8 @@ pub struct FakeTarget {
     exports: Mutex<BTreeMap<VolumeId, Export>>,
     pub fail: Mutex<bool>,
     changes: Mutex<u64>,
+    /// Counting sessions hangs for as long as this is locked.
+    pub hang: Mutex<()>,
 }
 
 impl FakeTarget {
@@ -116,6 +118,11 @@ impl Target for FakeTarget {
 
     fn kind(&self) -> TargetKind {
         TargetKind::Nvmet
+    }
+
+    fn sessions(&self, _: &Deadline) -> std::result::Result<Option<usize>, TargetError> {
+        let _hangs = self.hang.lock();
+        Ok(Some(self.exports()))
     }
 
     fn foreign(&self, _: &Deadline) -> std::result::Result<Others, TargetError> {
