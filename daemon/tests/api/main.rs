@@ -16,6 +16,7 @@ mod inputs;
 mod lifecycle;
 mod network;
 mod orphans;
+mod prometheus;
 mod properties;
 mod raw;
 mod snapshots;
