@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::daemon::Daemon;
 
 /// What a simulation has nothing to say of: it has no disks and no devices, and refuses nobody.
-const NOT_SIMULATED: [&str; 25] = [
+const NOT_SIMULATED: [&str; 24] = [
     "orlop_http_refusals_total",
     "orlop_nfs_bad_calls_total",
     "orlop_nfs_calls_total",
@@ -38,7 +38,6 @@ const NOT_SIMULATED: [&str; 25] = [
     "orlop_volume_write_seconds_total",
     "orlop_volume_writes_total",
     "orlop_volume_written_bytes_total",
-    "orlop_target_sessions",
 ];
 
 fn file(path: &str) -> PathBuf {
