@@ -15,6 +15,7 @@ use clap::Parser;
 use orlopd::config::{self, Settings};
 use orlopd::engine::{Engine, EngineSettings, FillLimits, quotas};
 use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
+use orlopd::kernel::exec;
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
 use orlopd::serving;
@@ -65,9 +66,18 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match start(&args, &settings) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(End::Stopped) => ExitCode::SUCCESS,
+        Ok(End::Anew) => failed(&anyhow::Error::from(exec::anew()).context("cannot start anew")),
         Err(e) => failed(&e),
     }
+}
+
+/// Why the daemon ended.
+enum End {
+    /// Somebody asked for it.
+    Stopped,
+    /// It is to be started again: its journal must be read from the start.
+    Anew,
 }
 
 /// Two listeners with their caps, the journal and open volumes need more descriptors than the 1,024 that
@@ -147,7 +157,7 @@ fn simulate(args: &Args, settings: &mut Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(args: &Args, settings: &Settings) -> anyhow::Result<()> {
+fn start(args: &Args, settings: &Settings) -> anyhow::Result<End> {
     let dropped = Dropped::default();
     // Dropped last, so that the reasons of a failure are written.
     let _log = telemetry::init(&settings.log, &dropped)?;
@@ -172,7 +182,7 @@ fn start(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     ended
 }
 
-async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result<()> {
+async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result<End> {
     // Before anything else, so that no signal finds the default action.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -180,7 +190,10 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
 
     let metrics = Arc::new(Metrics::new(dropped));
     let state_dir = &settings.state_dir;
-    make_dir(state_dir, 0o700)?;
+    if let Err(e) = make_dir(state_dir, 0o700) {
+        // What follows does without what can't be kept.
+        tracing::error!(error = format!("{e:#}"), "no state directory");
+    }
     let engine = Engine::open(engine_settings(sim, settings, &metrics)).await.context("cannot start")?;
     let made = token::ensure_first(&engine, state_dir, credential().as_deref()).await?;
 
@@ -192,7 +205,7 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
         idle: settings.limits.idle,
     };
     let server = Server::new(engine.clone(), metrics, http, stopped)?;
-    let listeners = bind(settings)?;
+    let listeners = bind(settings, engine.refusal().is_some())?;
     let serving = tokio::spawn(listeners.serve(server, GOODBYE));
     if let (Some(token), Some(console)) = (&made, &settings.api.token_console) {
         token::show(token, console, state_dir);
@@ -203,7 +216,7 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
 
     notify(&[NotifyState::Status("starting: importing pools and restoring exports")]);
     let watchdog = tokio::spawn(watchdog(engine.clone()));
-    let signalled = {
+    let (reason, end) = {
         let recovery = engine.recover();
         tokio::pin!(recovery);
         let mut ready = false;
@@ -220,8 +233,9 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
                     tracing::info!(version = env!("CARGO_PKG_VERSION"), sim, "ready");
                     notify(&[NotifyState::Ready, NotifyState::Status("ready")]);
                 }
-                _ = terminate.recv() => break "SIGTERM",
-                _ = interrupt.recv() => break "SIGINT",
+                _ = terminate.recv() => break ("SIGTERM", End::Stopped),
+                _ = interrupt.recv() => break ("SIGINT", End::Stopped),
+                () = engine.anew() => break ("the journal can be written again", End::Anew),
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: the configuration is read at start only; restart to apply it");
                 }
@@ -229,8 +243,10 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
         }
     };
 
-    tracing::info!(signal = signalled, "stopping: no new changes, targets go on serving");
-    notify(&[NotifyState::Stopping, NotifyState::Status("stopping: finishing changes under way")]);
+    tracing::info!(reason, "stopping: no new changes, targets go on serving");
+    if matches!(end, End::Stopped) {
+        notify(&[NotifyState::Stopping, NotifyState::Status("stopping: finishing changes under way")]);
+    }
     let left = engine.drain(settings.limits.drain).await;
     if left > 0 {
         tracing::warn!(left, "changes are still under way: they are settled at the next start");
@@ -241,7 +257,7 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
     }
     watchdog.abort();
     tracing::info!("stopped");
-    Ok(())
+    Ok(end)
 }
 
 /// How long the kernel target may take for one volume.
@@ -285,22 +301,36 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
     }
 }
 
-fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
+/// `unwritten`: nothing can be written to the state directory.
+fn bind(settings: &Settings, unwritten: bool) -> anyhow::Result<Listeners> {
     let api = &settings.api;
     let certificate = match api.listen.as_slice() {
         [] => None,
         addresses => {
             let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            let certificate = Certificate::ensure(&settings.state_dir.join("tls"), hostname.trim())?;
-            tracing::info!(sha256 = certificate.fingerprint, ?addresses, "serving TLS");
-            Some(certificate)
+            match Certificate::ensure(&settings.state_dir.join("tls"), hostname.trim()) {
+                Ok(certificate) => {
+                    tracing::info!(sha256 = certificate.fingerprint, ?addresses, "serving TLS");
+                    Some(certificate)
+                }
+                Err(e) if unwritten => {
+                    let error = orlopd::engine::error::chain(&e);
+                    tracing::error!(
+                        error,
+                        "there is no certificate and none can be kept: nothing is served by TLS"
+                    );
+                    None
+                }
+                Err(e) => return Err(e.into()),
+            }
         }
     };
     if let Some(dir) = api.socket.parent() {
         make_dir(dir, 0o755)?;
     }
     let unix = UnixListen { path: api.socket.clone(), group: api.socket_group.clone() };
-    let listeners = Listeners::bind(Some(&unix), &api.listen, certificate.as_ref())?;
+    let addresses = if certificate.is_some() { api.listen.as_slice() } else { &[] };
+    let listeners = Listeners::bind(Some(&unix), addresses, certificate.as_ref())?;
     tracing::info!(socket = %api.socket.display(), "serving the unix socket");
     Ok(listeners)
 }

@@ -54,7 +54,12 @@ pub async fn ensure_first(
     if let Some(path) = credential {
         match std::fs::read_to_string(path) {
             Ok(text) => {
-                engine.put_token(FIRST, &fit(text.trim_end_matches(['\n', '\r']))?).await?;
+                let token = fit(text.trim_end_matches(['\n', '\r']))?;
+                match engine.put_token(FIRST, &token).await {
+                    // It comes again at the next start.
+                    Err(engine::Error::Journal(e)) if e.is_final() => engine.trust_token(FIRST, &token)?,
+                    kept => kept?,
+                }
                 return Ok(None);
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -62,6 +67,11 @@ pub async fn ensure_first(
         }
     }
     if engine.has_token(FIRST) {
+        return Ok(None);
+    }
+    if let Some(why) = engine.refusal() {
+        // The one that there is may be good again when the journal can be read.
+        tracing::warn!(why, "no token is made: only the unix socket lets anybody in");
         return Ok(None);
     }
     let token = make()?;

@@ -72,6 +72,11 @@ pub enum Action {
 }
 
 impl Action {
+    /// Whether there is anything to keep of it.
+    pub fn changes(&self) -> bool {
+        !matches!(self, Self::ShowKey(_))
+    }
+
     /// Its name in metrics, audit and logs.
     pub fn verb(&self) -> &'static str {
         match self {

@@ -228,6 +228,8 @@ pub(super) struct Core {
     pub(super) reading: Mutex<std::collections::BTreeSet<PoolName>>,
     /// What goes on behind answers: labels, capacities, settling. Ends with the engine.
     pub(super) tasks: Mutex<JoinSet<()>>,
+    /// Rings when the daemon should be started anew.
+    pub(super) anew: Notify,
     /// Volumes that could not be served, while they are tried again.
     pub(super) retried: Mutex<std::collections::BTreeSet<VolumeId>>,
 }

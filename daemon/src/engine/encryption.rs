@@ -15,21 +15,15 @@ use super::error::{Error, Result};
 use super::intent::about_volume;
 use super::locks::{Key, Mode};
 use super::volumes::not_found;
-use crate::journal::{Batch, Contents, JournalError, Table};
+use crate::journal::{Batch, Table};
 use crate::model::Label;
 
 impl Core {
     /// At start: the keys that the appliance keeps.
-    pub(super) fn load_keys(&self, contents: &Contents) -> std::result::Result<(), JournalError> {
-        for (id, record) in contents.records::<VolumeKey>(Table::Keys)? {
-            let of = id.parse().map_err(|e: orlop_api::ParseError| JournalError::Record {
-                table: Table::Keys,
-                key: id,
-                source: serde::de::Error::custom(e.to_string()),
-            })?;
+    pub(super) fn load_keys(&self, keys: Vec<(VolumeId, VolumeKey)>) {
+        for (of, record) in keys {
             self.settings.keys.put(of, record.key);
         }
-        Ok(())
     }
 
     /// How a new volume is to be encrypted, and with what.

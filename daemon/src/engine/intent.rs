@@ -248,7 +248,7 @@ impl Core {
         error
     }
 
-    fn leave_unsettled(&self, key: u64, intent: Intent, reason: &str) {
+    pub(super) fn leave_unsettled(&self, key: u64, intent: Intent, reason: &str) {
         if let Some(id) = intent.volume() {
             self.set_state(id, VolumeState::Stuck, Some(reason.to_string()));
         }
@@ -261,12 +261,14 @@ impl Core {
         self.unsettled.lock().insert(key, (intent, reason.to_string()));
     }
 
-    /// Tries to settle an operation until it succeeds, holding its locks, less and less often.
+    /// Tries to settle an operation until it succeeds, holding its locks, less and less often. When only the journal is
+    /// in the way, the next start does it: to do the rest again and again would cut off hosts for nothing.
     async fn settle_until_done(self: &Arc<Self>, op: Op, known: Known) {
         let mut pause = Duration::from_secs(1);
         loop {
             match self.settle(op.key, &op.intent, known).await {
                 Ok(()) => return,
+                Err(Failure { error: Error::Journal(e), .. }) if e.is_final() => return,
                 Err(Failure { error, late }) => {
                     tracing::warn!(
                         op = op.key,

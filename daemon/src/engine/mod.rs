@@ -24,6 +24,7 @@ mod gate;
 mod health;
 mod hosts;
 mod intent;
+mod keeping;
 mod labels;
 pub mod lane;
 mod locks;
@@ -68,7 +69,7 @@ pub use view::View;
 use self::core::Core;
 use self::lane::Lane;
 use self::recovery::Recorded;
-use crate::journal::{Batch, Journal, Table};
+use crate::journal::Journal;
 use crate::kernel::uevent::DiskEvent;
 
 /// Threads for making and opening whole pools, and for looking at disks.
@@ -95,23 +96,16 @@ impl Engine {
     /// Opens the journal and starts the lanes. Changes nothing else: that is [`Engine::recover`].
     pub async fn open(settings: EngineSettings) -> Result<Self> {
         let dir = settings.state_dir.join("journal");
-        let journal =
-            tokio::task::spawn_blocking(move || Journal::open(&dir)).await.map_err(|_| Error::Died)??;
-        let contents = journal.take_contents();
-        let recorded = Recorded::read(&contents)?;
-        let id = contents
-            .records::<uuid::Uuid>(Table::System)?
-            .into_iter()
-            .find(|(k, _)| k == "id")
-            .map(|(_, id)| id);
-        let new_id = id.is_none();
+        let opened = tokio::task::spawn_blocking(move || Journal::open(&dir, Recorded::read));
+        let (journal, mut recorded) = opened.await.map_err(|_| Error::Died)??;
+        let (tokens, keys) = recorded.take_secrets();
         let lane = |name: &str, threads, slow| {
             Lane::start(name, threads, settings.lane_depth, slow)
                 .map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))
         };
         let events = Events::new(journal.generation());
         let core = Arc::new(Core {
-            id: id.unwrap_or_else(uuid::Uuid::now_v7),
+            id: journal.id(),
             started: Timestamp::now(),
             view: RwLock::new(View::new(settings.prefix.clone(), settings.fill, events.clone())),
             events,
@@ -139,16 +133,12 @@ impl Engine {
             stale: Default::default(),
             stale_bell: Default::default(),
             reading: Default::default(),
+            anew: Default::default(),
             tasks: Default::default(),
             settings,
         });
-        core.load_tokens(&contents)?;
-        core.load_keys(&contents)?;
-        if new_id {
-            let mut batch = Batch::default();
-            batch.put(Table::System, "id", &core.id);
-            core.journal.commit(batch).await?;
-        }
+        core.load_tokens(tokens);
+        core.load_keys(keys);
         Ok(Self { core, recorded: Arc::new(Mutex::new(Some(recorded))) })
     }
 
@@ -162,6 +152,7 @@ impl Engine {
         self.core.background(self.core.clone().look_at_pools());
         self.core.background(self.core.clone().look_at_disks());
         self.core.background(self.core.clone().look_for_drift());
+        self.core.background(self.core.clone().mind_journal());
         Ok(())
     }
 
@@ -182,7 +173,12 @@ impl Engine {
                     let _pass = pass;
                     perform(&core, &who, action, until).await
                 });
-                task.await.unwrap_or(Err(Error::Died))
+                tokio::select! {
+                    done = task => done.unwrap_or(Err(Error::Died)),
+                    () = self.core.waits_for_journal(until) => {
+                        Err(Error::Deadline("writing it to the journal".into()))
+                    }
+                }
             }
         };
         let took = started.elapsed();
@@ -207,7 +203,6 @@ impl Engine {
         match who.role {
             Role::Admin => {}
         }
-        let _ = action;
         match self.state() {
             SystemState::Ready => {}
             SystemState::Starting => {
@@ -219,6 +214,7 @@ impl Engine {
                 ));
             }
         }
+        self.core.check_kept(action)?;
         let change = self.core.quotas.change(&who.name)?;
         let pass =
             self.core.gate.enter().ok_or_else(|| Error::Unavailable("the daemon is stopping".into()))?;
@@ -328,6 +324,21 @@ impl Engine {
     /// Whether a token of that name exists.
     pub fn has_token(&self, name: &str) -> bool {
         self.core.has_token(name)
+    }
+
+    /// Why no change is taken, if none is: the journal can't be written.
+    pub fn refusal(&self) -> Option<String> {
+        self.core.journal.refusal().map(|refusal| refusal.why)
+    }
+
+    /// Returns when the daemon should be started anew, to read its journal again.
+    pub async fn anew(&self) {
+        self.core.anew.notified().await;
+    }
+
+    /// Believes a token until the daemon ends: it is brought at every start.
+    pub fn trust_token(&self, name: &str, token: &SecretString) -> Result<()> {
+        self.core.trust_token(name, token)
     }
 
     /// Makes or replaces a token.

@@ -73,6 +73,33 @@ impl Core {
         }
     }
 
+    /// The copy where the journal has no list. One that can't be read is no reason not to start: somebody is told, and
+    /// brings the pools.
+    pub(super) async fn pools_of_the_copy(&self) -> Vec<PoolSpec> {
+        match self.read_pool_list().await {
+            Ok(specs) => specs,
+            Err(f) => {
+                let reason = f.error.chain();
+                tracing::error!(error = reason, "the copy of the list of pools can't be read");
+                let text = format!(
+                    "the copy of the list of pools can't be read ({reason}), and the journal has none: bring the pools \
+                     (orlop pool import)"
+                );
+                self.view.write().raise(POOL_LIST.into(), text);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Somebody may have removed the copy: it is there again before the journal can be lost.
+    pub(super) async fn keep_pool_list(self: Arc<Self>) {
+        let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
+        let known = self.view.read().alarms().iter().all(|a| a.subject != POOL_LIST);
+        if known && !self.read_pool_list().await.is_ok_and(|copy| copy == specs) {
+            self.copy_pool_list().await;
+        }
+    }
+
     /// The copy, if there is one.
     pub(super) async fn read_pool_list(&self) -> CoreOutcome<Vec<PoolSpec>> {
         let dir = self.settings.state_dir.clone();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orlop_api::{EventKind, HostName, SystemState, VolumeId, VolumeState};
+use orlop_api::{EventKind, HostName, SystemState, VolumeId, VolumeKey, VolumeState};
 use tokio::time::Instant;
 
 use super::attachments::attachment_key;
@@ -18,6 +18,7 @@ use super::error::{Error, Result};
 use super::events::Subject;
 use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
+use super::tokens::TokenRecord;
 use crate::failpoint;
 use crate::journal::{Batch, Contents, JournalError, Table};
 use crate::kernel::Deadline;
@@ -35,11 +36,13 @@ pub(super) struct Recorded {
     hosts: Vec<(HostName, HostRecord)>,
     attachments: Vec<(VolumeId, HostName, Grant)>,
     intents: BTreeMap<u64, Intent>,
+    tokens: Vec<(String, TokenRecord)>,
+    keys: Vec<(VolumeId, VolumeKey)>,
 }
 
 impl Recorded {
-    /// Reads the tables. A record that can't be understood keeps the daemon from starting: to guess
-    /// could let in the wrong host.
+    /// Reads the tables. With a record that can't be understood all of them are not used: to guess could let
+    /// in the wrong host.
     pub(super) fn read(contents: &Contents) -> std::result::Result<Self, JournalError> {
         let bad = |table, key: &str, why: &dyn std::fmt::Display| JournalError::Record {
             table,
@@ -63,7 +66,17 @@ impl Recorded {
             intents.insert(key.parse().map_err(|e| bad(Table::Intents, &key, &e))?, intent);
         }
         let pools = contents.records::<PoolSpec>(Table::Pools)?.into_iter().map(|(_, spec)| spec).collect();
-        Ok(Self { pools, hosts, attachments, intents })
+        let mut keys = Vec::new();
+        for (key, record) in contents.records::<VolumeKey>(Table::Keys)? {
+            keys.push((key.parse().map_err(|e| bad(Table::Keys, &key, &e))?, record));
+        }
+        let tokens = contents.records::<TokenRecord>(Table::Tokens)?;
+        Ok(Self { pools, hosts, attachments, intents, tokens, keys })
+    }
+
+    /// Who may ask, and what opens volumes: both are needed before anything is restored.
+    pub(super) fn take_secrets(&mut self) -> (Vec<(String, TokenRecord)>, Vec<(VolumeId, VolumeKey)>) {
+        (std::mem::take(&mut self.tokens), std::mem::take(&mut self.keys))
     }
 
     /// The first number that no intent has.
@@ -77,8 +90,11 @@ impl Core {
     pub(super) async fn recover(self: &Arc<Self>, mut recorded: Recorded) -> Result<()> {
         let started = Instant::now();
         if self.journal.is_fresh() {
-            recorded.pools = self.read_pool_list().await.map_err(|f| f.error)?;
+            recorded.pools = self.pools_of_the_copy().await;
         }
+        self.note_how_found(!recorded.pools.is_empty());
+        // What is not known to be ours to change stays as it is.
+        let kept = self.journal.is_open();
         {
             let mut view = self.view.write();
             for (name, record) in recorded.hosts {
@@ -114,18 +130,23 @@ impl Core {
         let opened = started.elapsed();
         failpoint::hit("recover", "opened");
         self.settle_all(recorded.intents).await;
-        self.destroy_leftovers(leftovers).await;
+        if kept {
+            self.destroy_leftovers(leftovers).await;
+        }
         if self.journal.is_fresh() {
-            self.restore_access().await?;
+            self.restore_access().await;
         }
         self.note_lost_attachments();
         let settled = started.elapsed();
         failpoint::hit("recover", "settled");
         self.restore_exports().await;
         failpoint::hit("recover", "served");
-        let outdated = self.view.read().outdated_labels();
-        for id in outdated {
-            self.dirty.mark(id);
+        if kept {
+            let outdated = self.view.read().outdated_labels();
+            for id in outdated {
+                self.dirty.mark(id);
+            }
+            self.background(self.clone().keep_pool_list());
         }
         let retried = self.retried.lock().clone();
         self.settings.metrics.recovered(Recovered {
@@ -148,8 +169,10 @@ impl Core {
             "recovered"
         );
         *self.state.write() = SystemState::Ready;
-        self.resume_copies();
-        self.spent_bell.notify_one();
+        if kept {
+            self.resume_copies();
+            self.spent_bell.notify_one();
+        }
         self.events.publish(EventKind::SystemReady, Subject::default());
         Ok(())
     }
@@ -192,6 +215,9 @@ impl Core {
                         .lock()
                         .insert(key, (intent, "the daemon was stopped in the middle".into()));
                 }
+                _ if !self.journal.is_open() => {
+                    self.leave_unsettled(key, intent, "the journal takes no changes");
+                }
                 _ => match self.settle(key, &intent, Known::Unknown).await {
                     Ok(()) => {
                         tracing::info!(op = key, verb = intent.verb(), "an interrupted operation was settled")
@@ -216,7 +242,7 @@ impl Core {
 
     /// The journal was lost, or this is the first start: the pools came from their copy, and who may use
     /// what comes from the labels. A host that two labels know under different NQNs stays closed.
-    async fn restore_access(self: &Arc<Self>) -> Result<()> {
+    async fn restore_access(self: &Arc<Self>) {
         let mut hosts: BTreeMap<HostName, Option<HostRecord>> = BTreeMap::new();
         let mut attachments = Vec::new();
         {
@@ -233,7 +259,7 @@ impl Core {
         forget_doubles(&mut hosts);
         let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
         if specs.is_empty() {
-            return Ok(());
+            return;
         }
         let attachments: Vec<_> = attachments
             .into_iter()
@@ -249,7 +275,12 @@ impl Core {
         for (id, host, grant) in &attachments {
             batch.put(Table::Attachments, &attachment_key(*id, host), grant);
         }
-        self.journal.commit(batch).await?;
+        if self.journal.is_open()
+            && let Err(e) = self.journal.commit(batch).await
+        {
+            // It takes nothing from now on, and the next start comes here again.
+            tracing::error!(error = super::error::chain(&e), "what labels say could not be kept");
+        }
         let mut view = self.view.write();
         for (name, record) in hosts {
             match record {
@@ -268,12 +299,6 @@ impl Core {
         for (id, host, grant) in &attachments {
             view.attach(*id, host, *grant);
         }
-        view.raise(
-            "journal".into(),
-            "the journal was lost; pools, hosts and attachments were restored from their copies: check them, and make new tokens"
-                .into(),
-        );
-        Ok(())
     }
 
     /// Opens every attached volume, then converges everything at once.

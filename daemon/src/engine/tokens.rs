@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::action::{Principal, Role};
 use super::core::Core;
 use super::error::{Error, Result};
-use crate::journal::{Batch, Contents, JournalError, Table};
+use crate::journal::{Batch, Table};
 
 /// A token that is shorter could be guessed.
 const SHORTEST: usize = 32;
 
 /// A token as the journal keeps it.
 #[derive(Debug, Serialize, Deserialize)]
-struct TokenRecord {
+pub(super) struct TokenRecord {
     v: u32,
     sha256: [u8; 32],
 }
@@ -25,12 +25,22 @@ fn hash(token: &str) -> [u8; 32] {
     out
 }
 
+fn checked(token: &SecretString) -> Result<[u8; 32]> {
+    let token = token.expose_secret();
+    if token.len() < SHORTEST || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Error::Invalid {
+            field: "token",
+            reason: format!("must be at least {SHORTEST} printable ASCII characters"),
+        });
+    }
+    Ok(hash(token))
+}
+
 impl Core {
-    pub(super) fn load_tokens(&self, contents: &Contents) -> std::result::Result<(), JournalError> {
-        for (name, record) in contents.records::<TokenRecord>(Table::Tokens)? {
+    pub(super) fn load_tokens(&self, tokens: Vec<(String, TokenRecord)>) {
+        for (name, record) in tokens {
             self.remember_token(&name, record.sha256);
         }
-        Ok(())
     }
 
     fn remember_token(&self, name: &str, sha256: [u8; 32]) {
@@ -52,15 +62,13 @@ impl Core {
         self.token_names.read().contains_key(name)
     }
 
+    pub(super) fn trust_token(&self, name: &str, token: &SecretString) -> Result<()> {
+        self.remember_token(name, checked(token)?);
+        Ok(())
+    }
+
     pub(super) async fn put_token(&self, name: &str, token: &SecretString) -> Result<()> {
-        let token = token.expose_secret();
-        if token.len() < SHORTEST || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Error::Invalid {
-                field: "token",
-                reason: format!("must be at least {SHORTEST} printable ASCII characters"),
-            });
-        }
-        let sha256 = hash(token);
+        let sha256 = checked(token)?;
         let mut batch = Batch::default();
         batch.put(Table::Tokens, name, &TokenRecord { v: 1, sha256 });
         self.journal.commit(batch).await?;

@@ -22,10 +22,12 @@ pub enum Table {
     Intents = b'i',
     /// Volume id -> `VolumeKey`.
     Keys = b'k',
+    /// What all of the others are, in sum. The journal's own.
+    Seal = b'z',
 }
 
 impl Table {
-    /// All of them.
+    /// All that the seal covers.
     pub const ALL: [Table; 8] = [
         Self::Meta,
         Self::System,
@@ -52,6 +54,11 @@ impl Batch {
         self.changes.push((stored_key(table, key), Some(value)));
     }
 
+    /// Writes a record as it was read.
+    pub(super) fn put_raw(&mut self, table: Table, key: &str, value: Vec<u8>) {
+        self.changes.push((stored_key(table, key), Some(value)));
+    }
+
     /// Removes a record, if it is there.
     pub fn remove(&mut self, table: Table, key: &str) {
         self.changes.push((stored_key(table, key), None));
@@ -68,8 +75,10 @@ impl Batch {
     }
 }
 
+/// As a store keeps it: the table's byte, then the key.
+///
 /// One sled tree holds all tables, because sled makes a batch atomic within one tree only.
-fn stored_key(table: Table, key: &str) -> Vec<u8> {
+pub(super) fn stored_key(table: Table, key: &str) -> Vec<u8> {
     let mut k = Vec::with_capacity(1 + key.len());
     k.push(table as u8);
     k.extend_from_slice(key.as_bytes());

@@ -3,24 +3,38 @@
 //!
 //! Called by the engine alone. It knows tables, keys and records, not their meaning. All of it is read
 //! once, at start; afterwards it is only written.
+//!
+//! A start never fails for what is in it. One that is damaged is set aside and a new one is begun; one that a
+//! newer daemon wrote, or that can't be written, stays as it is, and nothing is written until it can be.
 
+mod aside;
 mod batch;
+mod book;
 mod committer;
 mod measure;
+mod opening;
+mod seal;
 mod sled_store;
+mod witness;
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use orlop_api::ErrorKind;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
+pub use aside::those_of as set_aside_of;
 pub use batch::{Batch, Table};
 use committer::Committer;
 pub use measure::Measure;
+pub use opening::probe;
 pub use sled_store::SledStore;
 
 /// Where batches go. One real implementor; the tests' own loses what was not synced, like a disk.
@@ -56,50 +70,85 @@ pub enum JournalError {
         #[source]
         source: serde_json::Error,
     },
-    /// Written by a newer daemon.
-    #[error("the journal has version {have}, and this daemon knows {known}: update the daemon")]
-    TooNew {
-        /// The journal's.
-        have: u32,
-        /// The daemon's.
-        known: u32,
-    },
+    /// It could not be read again.
+    #[error("the journal could not be read")]
+    Read(#[source] io::Error),
     /// A batch could not be made durable. No further batch is taken.
     #[error("the journal could not be written")]
     Write(#[source] io::Error),
     /// Too many batches wait already; this one was not taken.
     #[error("too many changes wait for the journal: try again later")]
     Full,
-    /// The committer has stopped after an earlier failure.
-    #[error("the journal is closed after an earlier failure: restart the daemon when its disk is well")]
-    Closed,
+    /// It takes nothing, since a failure or from the start.
+    #[error("{0}")]
+    Closed(String),
 }
 
 impl JournalError {
     /// The kind that a caller hears.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Open { .. } | Self::Record { .. } | Self::TooNew { .. } => ErrorKind::Internal,
-            Self::Write(_) | Self::Full | Self::Closed => ErrorKind::Unavailable,
+            Self::Open { .. } | Self::Record { .. } | Self::Read(_) => ErrorKind::Internal,
+            Self::Write(_) | Self::Full | Self::Closed(_) => ErrorKind::Unavailable,
+        }
+    }
+
+    /// Whether the journal takes nothing more, so that trying again is of no use.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Write(_) | Self::Closed(_) => true,
+            Self::Open { .. } | Self::Record { .. } | Self::Read(_) | Self::Full => false,
         }
     }
 }
 
-/// Version of the tables' layout. A newer one is refused; an older one is migrated in `open`.
-const VERSION: u32 = 1;
+/// Why no batch is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// In words for whoever asks for a change.
+    pub why: String,
+    /// Whether it is over as soon as the disk can be written, and the daemon is started anew.
+    pub passes: bool,
+}
+
+/// How the journal was found at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// All of it.
+    Whole,
+    /// There was none, and never was.
+    New,
+    /// There was one, and it is gone.
+    Lost,
+    /// What was there can't be believed.
+    SetAside {
+        /// What is wrong with it.
+        why: String,
+        /// Where it is now.
+        at: PathBuf,
+    },
+    /// What is there stays as it is, and is not read.
+    Unread {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Version of the tables' layout. One of a newer daemon is left alone; an older one is migrated at start.
+/// 2 has a seal, and a witness beside the journal.
+const VERSION: u32 = 2;
 
 /// An open journal.
 #[derive(Debug)]
 pub struct Journal {
     committer: Committer,
-    measure: Measure,
-    contents: parking_lot::Mutex<Option<Contents>>,
+    id: Uuid,
     generation: u32,
-    fresh: bool,
+    found: Found,
 }
 
-/// Everything the journal held when it was opened.
-#[derive(Debug, Default)]
+/// All records at one instant.
+#[derive(Debug, Clone, Default)]
 pub struct Contents {
     tables: std::collections::BTreeMap<Table, Vec<(String, Vec<u8>)>>,
 }
@@ -108,54 +157,43 @@ impl Contents {
     /// The records of a table, ordered by key. A record that can't be read is an error: to go on without
     /// it could let in or cut off the wrong host.
     pub fn records<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>, JournalError> {
-        let rows = self.tables.get(&table).map(Vec::as_slice).unwrap_or_default();
-        rows.iter()
+        self.rows(table)
+            .iter()
             .map(|(key, bytes)| match serde_json::from_slice(bytes) {
                 Ok(record) => Ok((key.clone(), record)),
                 Err(source) => Err(JournalError::Record { table, key: key.clone(), source }),
             })
             .collect()
     }
+
+    fn rows(&self, table: Table) -> &[(String, Vec<u8>)] {
+        self.tables.get(&table).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn scan(store: &dyn Store) -> io::Result<Self> {
+        let mut contents = Self::default();
+        for table in Table::ALL {
+            contents.tables.insert(table, store.scan(table)?);
+        }
+        Ok(contents)
+    }
 }
 
 impl Journal {
-    /// Opens the journal in a directory, or makes it. Blocks.
-    pub fn open(dir: &Path) -> Result<Self, JournalError> {
-        let at = |source| JournalError::Open { path: dir.to_path_buf(), source };
-        Self::with_store(SledStore::open(dir).map_err(at)?, dir)
+    /// Opens the journal in a directory, or begins one, and counts this start, durably. `read` makes of its
+    /// records what the caller needs of them; what it can't read is not used. Blocks.
+    ///
+    /// Fails only where another process has it, or `read` does not take an empty one.
+    pub fn open<T>(
+        dir: &Path,
+        read: impl Fn(&Contents) -> Result<T, JournalError>,
+    ) -> Result<(Self, T), JournalError> {
+        opening::open(dir, read)
     }
 
-    /// Opens a journal over any store, and counts this start, durably.
-    pub fn with_store(mut store: impl Store + 'static, dir: &Path) -> Result<Self, JournalError> {
-        let at = |source| JournalError::Open { path: dir.to_path_buf(), source };
-        let mut contents = Contents::default();
-        for table in Table::ALL {
-            contents.tables.insert(table, store.scan(table).map_err(at)?);
-        }
-        let meta = contents.records::<u32>(Table::Meta)?;
-        let value = |key: &str| meta.iter().find(|(k, _)| k == key).map(|(_, v)| *v);
-        let version = value("version");
-        if let Some(have) = version.filter(|v| *v > VERSION) {
-            return Err(JournalError::TooNew { have, known: VERSION });
-        }
-        let generation = value("generation").unwrap_or(0).saturating_add(1);
-        let mut batch = Batch::default();
-        batch.put(Table::Meta, "version", &VERSION);
-        batch.put(Table::Meta, "generation", &generation);
-        store.apply(&batch).and_then(|()| store.sync()).map_err(at)?;
-        let measure = Measure::new();
-        Ok(Self {
-            committer: Committer::start(Box::new(store), measure.clone()).map_err(at)?,
-            measure,
-            contents: parking_lot::Mutex::new(Some(contents)),
-            generation,
-            fresh: version.is_none(),
-        })
-    }
-
-    /// What it held when it was opened. Given out once: afterwards the view knows better.
-    pub fn take_contents(&self) -> Contents {
-        self.contents.lock().take().unwrap_or_default()
+    /// The appliance's identity: it is the journal's.
+    pub fn id(&self) -> Uuid {
+        self.id
     }
 
     /// How many times this journal has been opened.
@@ -163,9 +201,14 @@ impl Journal {
         self.generation
     }
 
-    /// Whether it was made just now: there was none, or it was lost.
+    /// How it was found.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// Whether it holds nothing of what was: there was none, or it could not be used.
     pub fn is_fresh(&self) -> bool {
-        self.fresh
+        self.found != Found::Whole
     }
 
     /// Makes a batch durable, together with those of other callers. After an error the batch may or may
@@ -173,13 +216,13 @@ impl Journal {
     pub async fn commit(&self, batch: Batch) -> Result<(), JournalError> {
         let given = std::time::Instant::now();
         self.committer.commit(batch).await?;
-        self.measure.commit.observe(given.elapsed().as_secs_f64());
+        self.measure().commit.observe(given.elapsed().as_secs_f64());
         Ok(())
     }
 
     /// What it has measured.
     pub fn measure(&self) -> &Measure {
-        &self.measure
+        self.committer.measure()
     }
 
     /// Batches that wait.
@@ -187,8 +230,29 @@ impl Journal {
         self.committer.depth()
     }
 
-    /// Whether it still takes batches.
+    /// All records, as they are between two batches.
+    pub async fn read(&self) -> Result<Contents, JournalError> {
+        self.committer.read().await
+    }
+
+    /// Why it takes no batches, if it takes none.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.committer.refusal()
+    }
+
+    /// Whether it takes batches.
     pub fn is_open(&self) -> bool {
-        self.committer.is_open()
+        self.refusal().is_none()
+    }
+
+    /// Its disk does not answer until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) fn hang(&self) -> crossbeam_channel::Sender<()> {
+        self.committer.hang()
+    }
+
+    /// For how long the write that is under way has been.
+    pub fn writes_for(&self) -> Option<Duration> {
+        self.committer.writes_for()
     }
 }

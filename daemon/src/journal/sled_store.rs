@@ -33,6 +33,10 @@ impl SledStore {
                 std::fs::remove_file(entry.path())?;
             }
         }
+        if let Ok(file) = File::open(dir.join("db")) {
+            // After a failed sync the kernel may show bytes that are not on the disk: they are read anew.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
         let db = sled::Config::default()
             .path(dir)
             .cache_capacity(CACHE)
@@ -49,16 +53,24 @@ impl SledStore {
     }
 }
 
+impl SledStore {
+    fn rows(&self, table: Table) -> impl Iterator<Item = io::Result<(String, Vec<u8>)>> {
+        self.db.scan_prefix([table as u8]).map(|row| {
+            let (key, value) = row.map_err(to_io)?;
+            let key = std::str::from_utf8(&key[1..]).map_err(io::Error::other)?.to_string();
+            Ok((key, value.to_vec()))
+        })
+    }
+
+    /// A table's records up to the first that can't be read.
+    pub(super) fn scan_what_can_be_read(&self, table: Table) -> Vec<(String, Vec<u8>)> {
+        self.rows(table).map_while(Result::ok).collect()
+    }
+}
+
 impl Store for SledStore {
     fn scan(&self, table: Table) -> io::Result<Vec<(String, Vec<u8>)>> {
-        self.db
-            .scan_prefix([table as u8])
-            .map(|row| {
-                let (key, value) = row.map_err(to_io)?;
-                let key = std::str::from_utf8(&key[1..]).map_err(io::Error::other)?.to_string();
-                Ok((key, value.to_vec()))
-            })
-            .collect()
+        self.rows(table).collect()
     }
 
     fn apply(&mut self, batch: &Batch) -> io::Result<()> {
@@ -79,6 +91,15 @@ impl Store for SledStore {
         self.db.flush().map_err(to_io)?;
         self.file.sync_data()
     }
+}
+
+/// Whether an error is the system's, and not of what is in the files: those that wrong offsets and lengths lead to are the
+/// files'.
+pub(super) fn is_of_the_system(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let of_files =
+        [Errno::INVAL, Errno::FBIG, Errno::OVERFLOW, Errno::NOENT, Errno::ISDIR, Errno::NOTDIR, Errno::LOOP];
+    e.raw_os_error().is_some_and(|n| !of_files.iter().any(|errno| errno.raw_os_error() == n))
 }
 
 fn to_io(e: sled::Error) -> io::Error {

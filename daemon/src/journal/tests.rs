@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -61,8 +60,16 @@ impl Store for Disk {
     }
 }
 
+fn all(contents: &Contents) -> Result<Contents, JournalError> {
+    Ok(contents.clone())
+}
+
 fn open(disk: &Disk) -> Journal {
-    Journal::with_store(disk.clone(), Path::new("/test")).unwrap()
+    open_all(disk).0
+}
+
+fn open_all(disk: &Disk) -> (Journal, Contents) {
+    opening::with_store(disk.clone(), all).unwrap()
 }
 
 fn put(key: &str, value: u32) -> Batch {
@@ -80,10 +87,11 @@ async fn what_was_acknowledged_survives_a_crash() {
         journal.commit(put(&format!("{i:02}"), i)).await.unwrap();
     }
     disk.crash();
-    let again = open(&disk);
+    let (again, contents) = open_all(&disk);
     assert!(!again.is_fresh());
     assert_eq!(again.generation(), journal.generation() + 1);
-    let hosts = again.take_contents().records::<u32>(Table::Hosts).unwrap();
+    assert_eq!(again.id(), journal.id());
+    let hosts = contents.records::<u32>(Table::Hosts).unwrap();
     assert_eq!(hosts.iter().map(|(_, v)| *v).collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
 }
 
@@ -110,10 +118,10 @@ async fn after_a_failed_sync_nothing_is_taken() {
     let journal = open(&disk); // Sync 1 counts the start.
     journal.commit(put("a", 1)).await.unwrap();
     assert!(matches!(journal.commit(put("b", 2)).await, Err(JournalError::Write(_))));
-    assert!(matches!(journal.commit(put("c", 3)).await, Err(JournalError::Closed)));
+    assert!(matches!(journal.commit(put("c", 3)).await, Err(JournalError::Closed(_))));
     assert!(!journal.is_open());
     disk.crash();
-    let contents = open(&disk).take_contents();
+    let (_, contents) = open_all(&disk);
     assert_eq!(contents.records::<u32>(Table::Hosts).unwrap(), [("a".to_string(), 1)]);
 }
 
@@ -152,10 +160,54 @@ async fn nobody_waits_for_a_journal_that_failed() {
 fn a_newer_journal_is_refused() {
     let disk = Disk::default();
     let mut b = Batch::default();
-    b.put(Table::Meta, "version", &2);
+    b.put(Table::Meta, "version", &(VERSION + 1));
     disk.clone().apply(&b).unwrap();
-    let refused = Journal::with_store(disk, Path::new("/test"));
-    assert!(matches!(refused, Err(JournalError::TooNew { have: 2, known: 1 })));
+    let refused = opening::with_store(disk, all).unwrap_err();
+    assert!(refused.contains("newer"), "{refused}");
+}
+
+/// One before there were seals is taken as it is, and sealed.
+#[test]
+fn an_older_journal_is_sealed() {
+    let disk = Disk::default();
+    let mut b = put("a", 1);
+    b.put(Table::Meta, "version", &1);
+    b.put(Table::Meta, "generation", &7);
+    disk.clone().apply(&b).unwrap();
+    let (journal, contents) = open_all(&disk);
+    assert!(!journal.is_fresh() && journal.generation() == 8);
+    assert_eq!(contents.records::<u32>(Table::Hosts).unwrap().len(), 1);
+    drop(journal);
+    disk.clone().apply(&put("b", 2)).unwrap();
+    let why = opening::with_store(disk, all).unwrap_err();
+    assert!(why.contains("records are there"), "{why}");
+}
+
+proptest! {
+    /// Whatever a store loses, keeps, makes up or changes without a word is noticed.
+    #[test]
+    fn what_the_store_gets_wrong_is_noticed(kept in 1u32..20, which in 0u32..20, how in 0u8..4) {
+        let disk = Disk::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let journal = open(&disk);
+            for n in 0..kept {
+                journal.commit(put(&n.to_string(), n)).await.unwrap();
+                journal.commit({ let mut b = Batch::default(); b.remove(Table::Hosts, "gone"); b }).await.unwrap();
+            }
+        });
+        let key = batch::stored_key(Table::Hosts, &(which % kept).to_string());
+        {
+            let mut d = disk.0.lock();
+            match how {
+                0 => drop(d.applied.remove(&key)),
+                1 => drop(d.applied.insert(key, b"1000".to_vec())),
+                2 => drop(d.applied.insert(batch::stored_key(Table::Hosts, "gone"), b"1".to_vec())),
+                _ => drop(d.applied.remove(&batch::stored_key(Table::Seal, seal::KEY))),
+            }
+        }
+        prop_assert!(opening::with_store(disk, all).is_err());
+    }
 }
 
 #[tokio::test]
@@ -163,7 +215,7 @@ async fn sled_keeps_what_was_committed_and_clears_half_made_snapshots() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal");
     {
-        let journal = Journal::open(&path).unwrap();
+        let (journal, _) = Journal::open(&path, all).unwrap();
         journal.commit(put("a", 1)).await.unwrap();
         let mut b = put("b", 2);
         b.remove(Table::Hosts, "a");
@@ -172,9 +224,9 @@ async fn sled_keeps_what_was_committed_and_clears_half_made_snapshots() {
     // The committer's thread closes sled a moment after the handle is gone.
     for _ in 0..200 {
         std::fs::write(path.join("snap.1234.generating"), b"junk").unwrap();
-        match Journal::open(&path) {
-            Ok(journal) => {
-                let hosts = journal.take_contents().records::<u32>(Table::Hosts).unwrap();
+        match Journal::open(&path, all) {
+            Ok((_, contents)) => {
+                let hosts = contents.records::<u32>(Table::Hosts).unwrap();
                 assert_eq!(hosts, [("b".to_string(), 2)]);
                 return;
             }
@@ -210,7 +262,7 @@ proptest! {
             }
         });
         disk.crash();
-        let hosts = open(&disk).take_contents().records::<u32>(Table::Hosts).unwrap();
+        let hosts = open_all(&disk).1.records::<u32>(Table::Hosts).unwrap();
         prop_assert_eq!(hosts, model.into_iter().collect::<Vec<_>>());
     }
 }

@@ -334,6 +334,19 @@ pub(super) fn timespec(d: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(d.subsec_nanos()) }
 }
 
+/// Starts this very program anew in this process, with the same arguments and environment. Returns only if that
+/// fails.
+pub fn anew() -> io::Error {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_else(|| "orlopd".into());
+    // By its path where it still is: the kernel names the process after it.
+    let path = std::env::current_exe().ok().filter(|path| path.exists());
+    // The one program that takes over; `run` is for those that come back.
+    #[allow(clippy::disallowed_methods)]
+    let mut program = Command::new(path.unwrap_or_else(|| "/proc/self/exe".into()));
+    program.arg0(name).args(args).exec()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -31,7 +31,15 @@ impl Daemon {
     }
 
     fn launch(address: Option<SocketAddr>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::launch_in(tempfile::tempdir().unwrap(), address)
+    }
+
+    /// In a directory in which there may be its state directory.
+    pub fn start_in(dir: tempfile::TempDir) -> Self {
+        Self::launch_in(dir, None)
+    }
+
+    fn launch_in(dir: tempfile::TempDir, address: Option<SocketAddr>) -> Self {
         let child = spawn(dir.path().join("state"), address, None);
         let daemon = Self { dir, address, child };
         daemon.wait_ready();
@@ -43,7 +51,7 @@ impl Daemon {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.state().join("orlopd.sock")
+        self.dir.path().join("orlopd.sock")
     }
 
     pub fn token(&self) -> String {
@@ -101,6 +109,11 @@ impl Daemon {
         self.wait_ready();
     }
 
+    /// As `again`, where it can't be ready.
+    pub fn again_unready(&mut self) {
+        self.child = spawn(self.state(), self.address, None);
+    }
+
     /// As `again`, and it kills itself when it comes to a failpoint.
     pub fn again_until(&mut self, failpoint: &str) {
         self.child = spawn(self.state(), self.address, Some(failpoint));
@@ -155,7 +168,10 @@ fn spawn(state: PathBuf, address: Option<SocketAddr>, failpoint: Option<&str>) -
     let given = config.exists().then_some(["--config".as_ref(), config.as_os_str()]);
     Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_orlopd").into()))
         .args(given.into_iter().flatten())
-        .args(["--sim", "--listen", &listen, "--state"])
+        .args(["--sim", "--listen", &listen, "--socket"])
+        // Beside its state, where it can be also when nothing can be written there.
+        .arg(state.with_file_name("orlopd.sock"))
+        .arg("--state")
         .arg(state)
         .envs(failpoint.map(|place| ("ORLOP_FAILPOINT", place)))
         .env_remove("NOTIFY_SOCKET")

@@ -21,4 +21,5 @@ mod properties;
 mod raw;
 mod snapshots;
 mod space;
+mod state;
 mod targets;

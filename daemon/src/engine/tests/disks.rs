@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::locks::{Key, Mode};
+use crate::journal::{Batch, Table};
 use crate::model::{Grant, HostRecord, LabelHost};
 use crate::model::{PoolChange, PoolMedium, PoolSpec};
 

@@ -2,6 +2,7 @@
 
 use super::snapshots::from;
 use super::*;
+use crate::journal::Table;
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 const OTHER: &str = "f00102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -46,9 +47,9 @@ impl Rig {
         self.engine = None;
         let dir = self.dir.path().join("journal");
         let kept = loop {
-            match Journal::open(&dir) {
-                Ok(journal) => {
-                    break journal.take_contents().records::<VolumeKey>(Table::Keys).unwrap().len();
+            match Journal::open(&dir, |contents| Ok(contents.clone())) {
+                Ok((_, contents)) => {
+                    break contents.records::<VolumeKey>(Table::Keys).unwrap().len();
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }

@@ -8,6 +8,7 @@ mod encryption;
 mod fakes;
 mod filesystems;
 mod iscsi;
+mod keeping;
 mod orphans;
 mod properties;
 mod scrape;

@@ -22,7 +22,10 @@ pub async fn healthz() -> &'static str {
 ))]
 pub async fn readyz(State(api): State<Api>) -> ApiResult<&'static str> {
     match api.engine.state() {
-        SystemState::Ready => Ok("ready\n"),
+        SystemState::Ready => match api.engine.refusal() {
+            None => Ok("ready\n"),
+            Some(why) => Err(ApiError::new(ErrorKind::Unavailable, why)),
+        },
         SystemState::Starting => Err(ApiError::new(ErrorKind::Unavailable, "starting: reads work")),
         SystemState::Draining => Err(ApiError::new(ErrorKind::Unavailable, "stopping: reads work")),
     }
