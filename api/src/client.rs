@@ -22,9 +22,9 @@ use serde::de::DeserializeOwned;
 use crate::{
     Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe,
     ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate,
-    PoolExpand, PoolName, PoolReplace, Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
-    SnapshotName, SnapshotRef, System, Target, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeName,
-    VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    PoolExpand, PoolName, PoolReplace, Problem, Restored, Snapshot, SnapshotCreate, SnapshotGroup,
+    SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Target, TlsPut, Volume, VolumeCreate, VolumeKey,
+    VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -155,6 +155,17 @@ impl Client {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// `GET /v1/system/backup`: what the journal alone knows, with secrets.
+    pub async fn backup(&self) -> Result<Vec<u8>> {
+        read(self.send(self.request(Method::GET, &["v1", "system", "backup"])?).await?).await
+    }
+
+    /// `PUT /v1/system/restore`. `force`: also another appliance's.
+    pub async fn restore(&self, backup: Vec<u8>, force: bool) -> Result<Restored> {
+        let query = serde_json::json!({ "force": force });
+        self.json(self.request_with(Method::PUT, &["v1", "system", "restore"], &query)?.body(backup)).await
     }
 
     /// `GET /v1/system`

@@ -18,6 +18,27 @@ pub enum SystemState {
     Draining,
 }
 
+/// The answer to `PUT /v1/system/restore`: what was missing and came from the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Restored {
+    /// When the backup was made: secrets and tokens are as they were then.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+    pub made: Timestamp,
+    /// Pools.
+    pub pools: Vec<PoolName>,
+    /// Hosts and zones that were not there, or whose secret was lost.
+    pub hosts: Vec<HostName>,
+    /// Volumes whose key was not there.
+    pub keys: Vec<VolumeId>,
+    /// Tokens, by their names.
+    pub tokens: Vec<String>,
+    /// How many attachments: those that the volumes' labels know too.
+    pub attachments: u64,
+    /// What stays closed, and why.
+    pub closed: Vec<String>,
+}
+
 /// `GET /v1/system`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

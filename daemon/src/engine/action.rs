@@ -2,11 +2,12 @@
 
 use orlop_api::{
     Alarm, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey,
-    Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName, Snapshot, SnapshotCreate, SnapshotGroup,
-    SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut, Volume, VolumeCreate, VolumeKey, VolumeRef,
-    VolumeUpdate, When, Zone, ZonePut,
+    Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName, Restored, Snapshot, SnapshotCreate,
+    SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut, Volume, VolumeCreate, VolumeKey,
+    VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
+use crate::journal::backup::Text;
 use crate::model::{PoolChange, PoolSpec};
 
 /// One change. HTTP, console and schedules submit the same ones.
@@ -36,6 +37,10 @@ pub enum Action {
     UnlockVolume(VolumeRef, EncryptionKey),
     /// Tells the key of an encrypted volume. It changes nothing, and is asked here to be audited.
     ShowKey(VolumeRef),
+    /// Tells all that the journal knows, secrets too. It changes nothing, and is asked here to be audited.
+    Backup,
+    /// Fills in what the journal has not from a backup; the flag: also another appliance's.
+    Restore(Text, bool),
     /// Takes a snapshot of a volume; the same request again is unchanged.
     CreateSnapshot(SnapshotCreate),
     /// Takes snapshots of several volumes at one instant; the same request again is unchanged.
@@ -74,7 +79,7 @@ pub enum Action {
 impl Action {
     /// Whether there is anything to keep of it.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::ShowKey(_))
+        !matches!(self, Self::ShowKey(_) | Self::Backup)
     }
 
     /// Its name in metrics, audit and logs.
@@ -91,6 +96,8 @@ impl Action {
             Self::DeleteVolume(..) => "delete_volume",
             Self::UnlockVolume(..) => "unlock_volume",
             Self::ShowKey(_) => "show_key",
+            Self::Backup => "backup",
+            Self::Restore(..) => "restore",
             Self::CreateSnapshot(_) => "create_snapshot",
             Self::CreateSnapshotGroup(_) => "create_snapshot_group",
             Self::DeleteSnapshot(..) => "delete_snapshot",
@@ -122,6 +129,7 @@ impl Action {
             | Self::DeleteVolume(volume, _)
             | Self::UnlockVolume(volume, _)
             | Self::ShowKey(volume) => format!("volume/{volume}"),
+            Self::Backup | Self::Restore(..) => "system".into(),
             Self::CreateSnapshot(ask) => format!("snapshot/{} volume/{}", ask.name, ask.volume),
             Self::CreateSnapshotGroup(ask) => format!("snapshot-group/{}", ask.name),
             Self::DeleteSnapshot(snapshot, _) => format!("snapshot/{snapshot}"),
@@ -172,6 +180,10 @@ pub enum Outcome {
     },
     /// The key of a volume.
     Key(VolumeKey),
+    /// A backup's text.
+    Backup(Text),
+    /// What a backup brought.
+    Restored(Restored),
     /// The host as it is now.
     Host {
         /// The host.

@@ -178,7 +178,7 @@ impl Core {
     }
 }
 
-fn alarm_of(key_of: VolumeId) -> String {
+pub(super) fn alarm_of(key_of: VolumeId) -> String {
     format!("volume/{key_of}/key")
 }
 

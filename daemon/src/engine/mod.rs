@@ -33,6 +33,7 @@ mod orphans;
 mod pools;
 pub mod quotas;
 mod recovery;
+mod restore;
 mod scrape;
 mod shown_targets;
 mod snapshots;
@@ -378,6 +379,8 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::UpdateVolume(volume, ask) => core.update_volume(who, volume, ask, until).await,
         Action::DeleteVolume(volume, when) => core.delete_volume(who, volume, when, until).await,
         Action::UnlockVolume(volume, key) => core.unlock_volume(who, volume, key, until).await,
+        Action::Backup => core.backup().await,
+        Action::Restore(text, force) => core.restore(&text.0, force, until).await,
         Action::ShowKey(volume) => core.show_key(who, &volume),
         Action::CreateSnapshot(ask) => core.create_snapshot(who, ask, until).await,
         Action::CreateSnapshotGroup(ask) => core.create_snapshot_group(who, ask, until).await,

@@ -32,9 +32,9 @@ const PARALLEL: usize = 64;
 
 /// What the journal says, in types.
 pub(super) struct Recorded {
-    pools: Vec<PoolSpec>,
-    hosts: Vec<(HostName, HostRecord)>,
-    attachments: Vec<(VolumeId, HostName, Grant)>,
+    pub(super) pools: Vec<PoolSpec>,
+    pub(super) hosts: Vec<(HostName, HostRecord)>,
+    pub(super) attachments: Vec<(VolumeId, HostName, Grant)>,
     intents: BTreeMap<u64, Intent>,
     tokens: Vec<(String, TokenRecord)>,
     keys: Vec<(VolumeId, VolumeKey)>,

@@ -8,6 +8,7 @@
 //! newer daemon wrote, or that can't be written, stays as it is, and nothing is written until it can be.
 
 mod aside;
+pub mod backup;
 mod batch;
 mod book;
 mod committer;

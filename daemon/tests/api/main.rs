@@ -4,8 +4,9 @@
 // A test starts the daemon itself and has nothing but time to wait on it.
 #![allow(clippy::disallowed_methods)]
 
-mod bounds;
 mod alarms;
+mod backup;
+mod bounds;
 mod cli;
 mod daemon;
 mod disks;

@@ -18,8 +18,12 @@ use orlop_api::{
 /// One command.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// How the appliance is
-    System,
+    /// How the appliance is; its backup
+    System {
+        /// What else
+        #[command(subcommand)]
+        command: Option<SystemCommand>,
+    },
     /// What a person should look at
     #[command(subcommand)]
     Alarm(AlarmCommand),
@@ -94,6 +98,24 @@ pub enum AlarmCommand {
     Acknowledge {
         /// What it is about, as listed
         subject: AlarmSubject,
+    },
+}
+
+/// `orlop system`
+#[derive(Debug, Clone, Subcommand)]
+pub enum SystemCommand {
+    /// Write what the journal alone knows to a file: hosts with their SECRETS, keys of volumes, tokens, pools
+    Backup {
+        /// The file, which must not be there yet
+        file: PathBuf,
+    },
+    /// Fill in what is missing here from a backup; what is here stays as it is
+    Restore {
+        /// The file
+        file: PathBuf,
+        /// Also another appliance's
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -11,8 +11,8 @@ use orlop_api::{
     Access, Alarm, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host,
     IscsiAccess, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth,
     PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning,
-    Snapshot, SnapshotState, SourceMode, System, SystemState, Target, Tls, Volume, VolumeId, VolumeKey,
-    VolumeState, Zone,
+    Restored, Snapshot, SnapshotState, SourceMode, System, SystemState, Target, Tls, Volume, VolumeId,
+    VolumeKey, VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -32,6 +32,7 @@ pub enum Answer {
     System(System),
     Alarms(Vec<Alarm>),
     Alarm(Alarm),
+    Restored(Restored),
     Disks(Vec<Disk>),
     Targets(Vec<Target>),
     Pools(Vec<Pool>),
@@ -67,6 +68,7 @@ fn as_json(answer: &Answer) -> String {
         Answer::System(a) => json(a),
         Answer::Alarms(a) => page(a),
         Answer::Alarm(a) => json(a),
+        Answer::Restored(a) => json(a),
         Answer::Disks(a) => page(a),
         Answer::Targets(a) => page(a),
         Answer::Pools(a) => page(a),
@@ -96,6 +98,7 @@ fn as_table(answer: &Answer) -> String {
         Answer::System(a) => system(a),
         Answer::Alarms(a) => alarms::all(a),
         Answer::Alarm(a) => alarms::all(std::slice::from_ref(a)),
+        Answer::Restored(a) => restored(a),
         Answer::Disks(a) => list(DISK, a.iter().map(disk)),
         Answer::Targets(a) => targets::all(a),
         Answer::Pools(a) => list(POOL, a.iter().map(pool)),
@@ -166,6 +169,26 @@ fn or_dash(text: Option<&str>) -> String {
 
 fn state(name: &str, reason: Option<&str>) -> String {
     reason.map_or_else(|| name.to_owned(), |reason| format!("{name} ({reason})"))
+}
+
+fn restored(r: &Restored) -> String {
+    fn names<T: ToString>(names: &[T]) -> String {
+        or_dash(Some(&names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")))
+    }
+    let mut text = field("made", &r.made.to_string());
+    for (name, these) in [
+        ("pools", names(&r.pools)),
+        ("hosts", names(&r.hosts)),
+        ("keys", names(&r.keys)),
+        ("tokens", names(&r.tokens)),
+        ("attachments", r.attachments.to_string()),
+    ] {
+        text += &field(name, &these);
+    }
+    for what in &r.closed {
+        text += &field("closed", what);
+    }
+    text
 }
 
 fn system(s: &System) -> String {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::result_large_err)] // Once a process.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::pin::pin;
 
@@ -17,14 +17,22 @@ use orlop_api::{
 
 use crate::grammar::{
     AlarmCommand, Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand,
-    TargetCommand, VolumeCommand, VolumeSpec, ZoneCommand, together, when,
+    SystemCommand, TargetCommand, VolumeCommand, VolumeSpec, ZoneCommand, together, when,
 };
 use crate::render::{self, Answer, Format};
 
 /// Does it.
 pub async fn call(client: &Client, command: Command) -> Result<Answer> {
     Ok(match command {
-        Command::System => Answer::System(client.system().await?),
+        Command::System { command: None } => Answer::System(client.system().await?),
+        Command::System { command: Some(SystemCommand::Backup { file }) } => {
+            keep(&file, &client.backup().await?)?;
+            Answer::Done(format!("{} has secrets in it: keep it as a key", file.display()))
+        }
+        Command::System { command: Some(SystemCommand::Restore { file, force }) } => {
+            let text = std::fs::read(&file).map_err(|e| unreadable(&file, &e))?;
+            Answer::Restored(client.restore(text, force).await?)
+        }
         Command::Alarm(AlarmCommand::List { all }) => {
             let mut alarms = client.alarms().await?;
             alarms.retain(|a| all || a.state != AlarmState::Cleared);
@@ -61,6 +69,24 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
         // Both are taken care of before a call is made.
         Command::Watch { .. } | Command::Completions { .. } => Answer::Done(String::new()),
     })
+}
+
+/// Writes a file that nobody else may read, whole and on the disk, or none.
+fn keep(path: &Path, text: &[u8]) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let written = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let whole = file.write_all(text).and_then(|()| file.sync_all());
+        if whole.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        whole
+    };
+    written().map_err(|e| unreadable(path, &e))
+}
+
+fn unreadable(path: &Path, e: &std::io::Error) -> Problem {
+    Problem::new(ErrorKind::Invalid, format!("{}: {e}", path.display()))
 }
 
 async fn pool(client: &Client, command: PoolCommand) -> Result<Answer> {

@@ -33,7 +33,8 @@ use crate::engine::{Action, Outcome, Principal};
 pub const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 /// What takes query parameters. Each of them checks its own; all others take none.
-pub const WITH_QUERY: [(&str, &str); 8] = [
+pub const WITH_QUERY: [(&str, &str); 9] = [
+    ("PUT", "/v1/system/restore"),
     ("GET", "/v1/volumes"),
     ("DELETE", "/v1/volumes/{volume}"),
     ("GET", "/v1/snapshots"),
@@ -74,6 +75,8 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(orphans::list))
         .routes(routes!(orphans::adopt))
         .routes(routes!(orphans::delete))
+        .routes(routes!(system::backup))
+        .routes(routes!(system::restore))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::get, hosts::put, hosts::delete))
         .routes(routes!(hosts::authenticate, hosts::trust))

@@ -1,13 +1,22 @@
 //! The daemon itself: how it is, its metrics and its document.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use orlop_api::{ErrorKind, Problem, System, SystemState};
+use orlop_api::{ErrorKind, Problem, Restored, System, SystemState};
+use serde::Deserialize;
 
+use super::submit;
+use crate::engine::{Action, Outcome};
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::{Caller, Params};
+use crate::journal::backup::Text;
+
+/// The largest backup that is read: 100,000 hosts and attachments have a third of it.
+const LARGEST_BACKUP: usize = 64 << 20;
 
 /// Whether the process is alive. Needs no credential.
 #[utoipa::path(get, path = "/healthz", tag = "system", security(()), responses((status = 200, body = String)))]
@@ -48,6 +57,53 @@ pub async fn system(State(api): State<Api>) -> Json<System> {
     Json(api.engine.system())
 }
 
+/// What the journal alone knows: hosts with their secrets, keys of volumes, tokens, pools. Lines of JSON, consistent at
+/// one instant. Who has it can read volumes and connect: keep it as a key.
+#[utoipa::path(get, path = "/v1/system/backup", tag = "system", responses(
+    (status = 200, body = String, content_type = "application/x-ndjson"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn backup(State(api): State<Api>, Caller(who): Caller) -> ApiResult<Response> {
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
+    match submit(&api, who, Action::Backup).await? {
+        Outcome::Backup(text) => Ok((headers, text.0).into_response()),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Whose backup is taken.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct RestoreQuery {
+    /// Also another appliance's.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Fills in what is missing here from a backup. Nothing that is here is changed by it: that is newer.
+#[utoipa::path(put, path = "/v1/system/restore", tag = "system", params(RestoreQuery),
+    request_body(content = String, content_type = "application/x-ndjson"), responses(
+    (status = 200, body = Restored, description = "What was missing"),
+    (status = 400, body = Problem, content_type = "application/problem+json", description = "It is damaged, or no backup"),
+    (status = 412, body = Problem, content_type = "application/problem+json", description = "It is another appliance's"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn restore(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    Params(query): Params<RestoreQuery>,
+    body: Body,
+) -> ApiResult<Json<Restored>> {
+    let text = axum::body::to_bytes(body, LARGEST_BACKUP).await;
+    let text =
+        text.map_err(|e| ApiError::new(ErrorKind::Invalid, format!("the backup can't be read: {e}")))?;
+    match submit(&api, who, Action::Restore(Text(text.into()), query.force)).await? {
+        Outcome::Restored(restored) => Ok(Json(restored)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
 /// This document.
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "system", responses(
     (status = 200, content_type = "application/json"),
@@ -70,7 +126,7 @@ mod tests {
         for (path, item) in json["paths"].as_object().unwrap() {
             got.extend(item.as_object().unwrap().keys().map(|m| format!("{m} {path}")));
         }
-        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/alarms|post /v1/alarms/acknowledge|get /v1/targets|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
+        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/system/backup|put /v1/system/restore|get /v1/alarms|post /v1/alarms/acknowledge|get /v1/targets|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
             get /v1/pools|post /v1/pools|get /v1/pools/{pool}|delete /v1/pools/{pool}|\
             post /v1/pools/{pool}/export|post /v1/pools/{pool}/disks|post /v1/pools/{pool}/replace|post /v1/pools/{pool}/scrub|\
             delete /v1/pools/{pool}/scrub|get /v1/volumes|\
@@ -90,7 +146,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 37 && !source.contains(".route("), "{added}");
+        assert!(added == 39 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }
