@@ -55,11 +55,7 @@ pub async fn ensure_first(
         match std::fs::read_to_string(path) {
             Ok(text) => {
                 let token = fit(text.trim_end_matches(['\n', '\r']))?;
-                match engine.put_token(FIRST, &token).await {
-                    // It comes again at the next start.
-                    Err(engine::Error::Journal(e)) if e.is_final() => engine.trust_token(FIRST, &token)?,
-                    kept => kept?,
-                }
+                keep(engine, &token).await?;
                 return Ok(None);
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -77,10 +73,21 @@ pub async fn ensure_first(
     let token = make()?;
     // The file first: a token that the journal knows and nobody else does would lock everyone out.
     let path = state_dir.join("admin.token");
-    write(&path, &token).map_err(|source| TokenError::File { path: path.clone(), source })?;
-    engine.put_token(FIRST, &token).await?;
+    if let Err(error) = write(&path, &token) {
+        tracing::error!(%error, file = %path.display(), "no token is made: only the unix socket lets anybody in");
+        return Ok(None);
+    }
+    keep(engine, &token).await?;
     tracing::info!(file = %path.display(), "made the first administrator's token");
     Ok(Some(token))
+}
+
+/// A journal that fails just now is no reason not to start: the token is in its file, or comes again.
+async fn keep(engine: &Engine, token: &SecretString) -> Result<(), TokenError> {
+    match engine.put_token(FIRST, token).await {
+        Err(engine::Error::Journal(e)) if e.is_final() => Ok(engine.trust_token(FIRST, token)?),
+        kept => Ok(kept?),
+    }
 }
 
 /// Shows a new token on the console, once. Failing to is no reason not to start: it is in its file.

@@ -99,7 +99,7 @@ impl Engine {
         let dir = settings.state_dir.join("journal");
         let opened = tokio::task::spawn_blocking(move || Journal::open(&dir, Recorded::read));
         let (journal, mut recorded) = opened.await.map_err(|_| Error::Died)??;
-        let (tokens, keys) = recorded.take_secrets();
+        let (tokens, keys) = (recorded.take_tokens(), recorded.take_keys());
         let lane = |name: &str, threads, slow| {
             Lane::start(name, threads, settings.lane_depth, slow)
                 .map_err(|e| Error::Unavailable(format!("no threads for lane {name}: {e}")))

@@ -74,9 +74,14 @@ impl Recorded {
         Ok(Self { pools, hosts, attachments, intents, tokens, keys })
     }
 
-    /// Who may ask, and what opens volumes: both are needed before anything is restored.
-    pub(super) fn take_secrets(&mut self) -> (Vec<(String, TokenRecord)>, Vec<(VolumeId, VolumeKey)>) {
-        (std::mem::take(&mut self.tokens), std::mem::take(&mut self.keys))
+    /// Who may ask: needed before anything is restored.
+    pub(super) fn take_tokens(&mut self) -> Vec<(String, TokenRecord)> {
+        std::mem::take(&mut self.tokens)
+    }
+
+    /// What opens volumes: likewise.
+    pub(super) fn take_keys(&mut self) -> Vec<(VolumeId, VolumeKey)> {
+        std::mem::take(&mut self.keys)
     }
 
     /// The first number that no intent has.

@@ -55,7 +55,7 @@ impl Core {
                 dependants: Vec::new(),
             });
         }
-        let (tokens, keys) = recorded.take_secrets();
+        let (tokens, keys) = (recorded.take_tokens(), recorded.take_keys());
         let Recorded { pools, hosts, attachments, .. } = recorded;
         let pools: Vec<_> =
             pools.into_iter().filter(|p| self.view.read().pool_entry(&p.name).is_none()).collect();
