@@ -30,6 +30,8 @@ use crate::{
 /// The answer to a call.
 pub type Result<T> = std::result::Result<T, Problem>;
 
+pub use verify::config as tls_config;
+
 /// Longer than the daemon itself takes for a request (60 s and some), so that its own words arrive.
 const CALL: Duration = Duration::from_secs(75);
 

@@ -20,7 +20,7 @@ use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
 use super::tokens::TokenRecord;
 use crate::failpoint;
-use crate::journal::{Batch, Contents, JournalError, Table};
+use crate::journal::{Batch, Contents, Journal, JournalError, Table};
 use crate::kernel::Deadline;
 use crate::model::{Grant, HostRecord, PoolSpec};
 use crate::pool::Leftover;
@@ -263,14 +263,12 @@ impl Core {
         }
         forget_doubles(&mut hosts);
         let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
-        if specs.is_empty() {
-            return;
-        }
         let attachments: Vec<_> = attachments
             .into_iter()
             .filter(|(_, host, _)| hosts.get(host).is_some_and(Option::is_some))
             .collect();
         let mut batch = Batch::default();
+        Journal::note_rebuilt(&mut batch);
         for spec in &specs {
             batch.put(Table::Pools, spec.name.as_str(), spec);
         }

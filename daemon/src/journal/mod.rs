@@ -212,6 +212,11 @@ impl Journal {
         self.found != Found::Whole
     }
 
+    /// Notes in a batch that what labels know is in the journal, or is with this batch: the next start does not look at them.
+    pub fn note_rebuilt(batch: &mut Batch) {
+        batch.remove(Table::Meta, opening::REBUILDING);
+    }
+
     /// Makes a batch durable, together with those of other callers. After an error the batch may or may
     /// not be there, and the journal takes no more.
     pub async fn commit(&self, batch: Batch) -> Result<(), JournalError> {

@@ -20,6 +20,9 @@ use super::{aside, sled_store};
 
 /// The identity's key.
 const ID: &str = "id";
+/// There while what labels know has not been written into a journal that was begun anew. A start that dies before that must
+/// not be the last one that looks at labels.
+pub(super) const REBUILDING: &str = "rebuilding";
 
 const PANICKED: &str = "the store can't read it";
 
@@ -41,7 +44,7 @@ struct Taken<T> {
     book: Book,
     id: Option<Uuid>,
     generation: u32,
-    /// Nothing was in it.
+    /// Nothing was in it, or it was begun and what labels know is not in it yet.
     bare: bool,
     read: T,
 }
@@ -166,6 +169,9 @@ impl Origin<'_> {
         batch.put(Table::Meta, "version", &VERSION);
         batch.put(Table::Meta, "generation", &generation);
         batch.put(Table::System, ID, &id);
+        if self.found != Found::Whole {
+            batch.put(Table::Meta, REBUILDING, &1);
+        }
         let written = catch_unwind(AssertUnwindSafe(|| {
             book.write(batch)?;
             if !self.dir.as_os_str().is_empty() {
@@ -285,6 +291,7 @@ fn take<T>(
         }
     }
     let generation = value("generation").unwrap_or(0);
+    let bare = bare || value(REBUILDING).is_some();
     match read(&contents) {
         Ok(read) => {
             let book = Book { store: Box::new(store), ledger, witness: None, lock: None };

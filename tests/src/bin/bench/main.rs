@@ -2,7 +2,7 @@
 //! guest, beside the same work typed as a bare shell loop in the same run. Machines are noisy: ratios are
 //! medians over pairs, with their spread.
 //!
-//! Writes `target/bench/results.json` and prints a table. A part is run alone by its name: `sim`, `files`, `guest`,
+//! Writes `target/bench/results.json` and prints a table; with `--docs` it brings docs/performance.md up to date with it. A part is run alone by its name: `sim`, `scale`, `files`, `guest`,
 //! `targets` (or one of its own parts: `targets-throughput`, `targets-attach`, `targets-thousand`), and `listing`, which is in
 //! no other run.
 
@@ -11,7 +11,9 @@ mod by_hand;
 mod daemon;
 mod files;
 mod guest;
+mod report;
 mod results;
+mod scale;
 mod sim;
 mod targets;
 mod throughput;
@@ -23,19 +25,29 @@ use results::Results;
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").canonicalize()?;
-    let only = std::env::args().nth(1);
+    let (flags, names): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with("--"));
+    anyhow::ensure!(flags.iter().all(|f| f == "--docs") && names.len() < 2, "usage: bench [PART] [--docs]");
+    let only = names.into_iter().next();
     let wanted = |part: &str| only.as_deref().is_none_or(|o| o == part);
     let mut results = Results::default();
     if wanted("sim") {
         println!("simulated daemon, load from this machine:");
+        results.begin("sim");
         sim::run(&root, &mut results)?;
+    }
+    if wanted("scale") {
+        println!("simulated daemon, as volumes grow in number:");
+        results.begin("scale");
+        scale::run(&root, &mut results)?;
     }
     if wanted("files") {
         println!("file pool on XFS, on this machine:");
+        results.begin("files");
         files::run(&root, &mut results)?;
     }
     if wanted("guest") {
         println!("appliance in a guest:");
+        results.begin("guest");
         guest::run(&root, &mut results)?;
     }
     if wanted("targets") || targets::PARTS.iter().any(|part| wanted(part)) {
@@ -44,7 +56,12 @@ fn main() -> Result<()> {
     }
     if only.as_deref() == Some("listing") {
         println!("ten thousand volumes in a guest:");
+        results.begin("listing");
         guest::long_listing(&root, &mut results)?;
     }
-    results.write(&root.join("bench"))
+    results.write(&root.join("bench"))?;
+    match flags.is_empty() {
+        true => Ok(()),
+        false => report::write(&root.join("../docs"), results.figures()),
+    }
 }

@@ -38,6 +38,7 @@ pub fn run(root: &Path, wanted: impl Fn(&str) -> bool, results: &mut Results) ->
     let mut lab = Lab::start(&options, |_| {})?;
     let [throughput, attach, thousand] = PARTS.map(wanted);
     by_hand::prepare(&mut lab)?;
+    results.begin(PARTS[0]);
     if throughput {
         alone(&mut lab)?;
         for protocol in [Protocol::Nvme, Protocol::Iscsi] {
@@ -46,9 +47,11 @@ pub fn run(root: &Path, wanted: impl Fn(&str) -> bool, results: &mut Results) ->
         lab.power_cycle(|_| {})?;
         by_hand::prepare(&mut lab)?;
     }
+    results.begin(PARTS[1]);
     if attach {
         attachments(&mut lab, results)?;
     }
+    results.begin(PARTS[2]);
     if thousand {
         many(&mut lab, results)?;
     }
