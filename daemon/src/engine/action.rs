@@ -79,7 +79,7 @@ pub enum Action {
 impl Action {
     /// Whether there is anything to keep of it.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::ShowKey(_) | Self::Backup)
+        !matches!(self, Self::ShowKey(_) | Self::Backup | Self::AcknowledgeAlarm(..))
     }
 
     /// Its name in metrics, audit and logs.

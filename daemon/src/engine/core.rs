@@ -228,6 +228,8 @@ pub(super) struct Core {
     pub(super) reading: Mutex<std::collections::BTreeSet<PoolName>>,
     /// What goes on behind answers: labels, capacities, settling. Ends with the engine.
     pub(super) tasks: Mutex<JoinSet<()>>,
+    /// Pools whose labels have not been looked at since the journal was begun anew: they are missing.
+    pub(super) unread: Mutex<std::collections::BTreeSet<PoolName>>,
     /// Rings when the daemon should be started anew.
     pub(super) anew: Notify,
     /// Volumes that could not be served, while they are tried again.

@@ -48,6 +48,10 @@ impl Core {
         // Whoever has it converges it.
         let wants = vec![(Key::Volume(id), Mode::ExclusiveNow)];
         let Ok(guards) = self.locks.acquire(wants, Instant::now()).await else { return };
+        // The label that says who may use it has not been read since the journal was lost: nobody has said that they may not.
+        if self.view.read().entry(id).is_none() && !self.unread.lock().is_empty() {
+            return;
+        }
         let attached = self.view.read().hosts_of(id).next().is_some();
         // Its operation is being settled, or it is tried again to serve it.
         if self.check_settled(|intent| intent.touches_access(id)).is_err()

@@ -54,6 +54,14 @@ impl Core {
         }
     }
 
+    /// Has labels written that say something else than the journal: volumes come back with what they said when they went.
+    pub(super) fn mark_outdated_labels(&self) {
+        let outdated = self.view.read().outdated_labels();
+        for id in outdated {
+            self.dirty.mark(id);
+        }
+    }
+
     /// Writes those that are due now.
     pub(super) async fn write_labels(self: &Arc<Self>) {
         let due = self.dirty.take();

@@ -32,6 +32,7 @@ mod meter;
 mod orphans;
 mod pools;
 pub mod quotas;
+mod rebuild;
 mod recovery;
 mod restore;
 mod scrape;
@@ -134,6 +135,7 @@ impl Engine {
             stale: Default::default(),
             stale_bell: Default::default(),
             reading: Default::default(),
+            unread: Default::default(),
             anew: Default::default(),
             tasks: Default::default(),
             settings,

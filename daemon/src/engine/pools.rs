@@ -81,9 +81,10 @@ impl Core {
             Err(f) => {
                 let reason = f.error.chain();
                 tracing::error!(error = reason, "the copy of the list of pools can't be read");
+                let kept = self.set_pool_list_aside().await;
                 let text = format!(
                     "the copy of the list of pools can't be read ({reason}), and the journal has none: bring the pools \
-                     (orlop pool import)"
+                     (orlop pool import); it is kept as {kept}"
                 );
                 self.view.write().raise(POOL_LIST.into(), text);
                 Vec::new()
@@ -91,12 +92,36 @@ impl Core {
         }
     }
 
+    /// What can't be read is not written over. What it is called now.
+    async fn set_pool_list_aside(&self) -> String {
+        let aside = format!("{POOL_LIST}.unreadable");
+        let (from, to) = (self.settings.state_dir.join(POOL_LIST), self.settings.state_dir.join(&aside));
+        let until = Instant::now() + self.settings.settle_deadline;
+        let moved: CoreOutcome<()> = run(&self.setup_lane, until, move |_| std::fs::rename(from, to)).await;
+        match moved {
+            Ok(()) => aside,
+            Err(_) => POOL_LIST.into(),
+        }
+    }
+
     /// Somebody may have removed the copy: it is there again before the journal can be lost.
     pub(super) async fn keep_pool_list(self: Arc<Self>) {
         let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
         let known = self.view.read().alarms().iter().all(|a| a.subject != POOL_LIST);
-        if known && !self.read_pool_list().await.is_ok_and(|copy| copy == specs) {
-            self.copy_pool_list().await;
+        match self.read_pool_list().await {
+            Ok(copy) if copy == specs => {}
+            // Pools are taken off the list one by one, each in its own change: a start has no reason to.
+            Ok(copy) if specs.is_empty() && !copy.is_empty() => {
+                let names: Vec<_> = copy.iter().map(|p| p.name.as_str()).collect();
+                let text = format!(
+                    "the journal knows no pool, and the copy of the list has {}: bring them (orlop pool import), or remove \
+                     {POOL_LIST} from the state directory if there are none",
+                    names.join(", ")
+                );
+                self.view.write().raise(POOL_LIST.into(), text);
+            }
+            _ if known => self.copy_pool_list().await,
+            _ => {}
         }
     }
 
@@ -571,6 +596,8 @@ impl Core {
                 Ok((open, listing)) => {
                     tracing::info!(pool = %spec.name, "a missing pool is back");
                     self.show_pool(open.clone(), &spec, listing);
+                    self.rebuild_pool(&spec.name).await;
+                    self.mark_outdated_labels();
                     drop(_guards);
                     self.restore_exports_of(&open).await;
                     self.resume_copies();

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orlop_api::{EventKind, HostName, SystemState, VolumeId, VolumeKey, VolumeState};
+use orlop_api::{EventKind, HostName, PoolName, SystemState, VolumeId, VolumeKey, VolumeState};
 use tokio::time::Instant;
 
-use super::attachments::attachment_key;
 use super::core::{Core, OpenPool, Outcome as CoreOutcome, run};
 use super::error::{Error, Result};
 use super::events::Subject;
@@ -20,11 +19,11 @@ use super::intent::{Intent, Known};
 use super::locks::{Key, Mode};
 use super::tokens::TokenRecord;
 use crate::failpoint;
-use crate::journal::{Batch, Contents, Journal, JournalError, Table};
+use crate::journal::{Contents, JournalError, Table};
 use crate::kernel::Deadline;
 use crate::model::{Grant, HostRecord, PoolSpec};
 use crate::pool::Leftover;
-use crate::target::{HostId, Scope};
+use crate::target::Scope;
 use crate::telemetry::Recovered;
 
 /// Backings that are opened at a time. The lanes bound it further.
@@ -36,6 +35,8 @@ pub(super) struct Recorded {
     pub(super) hosts: Vec<(HostName, HostRecord)>,
     pub(super) attachments: Vec<(VolumeId, HostName, Grant)>,
     intents: BTreeMap<u64, Intent>,
+    /// Pools whose labels have not been looked at since the journal was begun anew.
+    not_rebuilt: Vec<PoolName>,
     tokens: Vec<(String, TokenRecord)>,
     keys: Vec<(VolumeId, VolumeKey)>,
 }
@@ -47,7 +48,7 @@ impl Recorded {
         let bad = |table, key: &str, why: &dyn std::fmt::Display| JournalError::Record {
             table,
             key: key.to_string(),
-            source: serde::de::Error::custom(why.to_string()),
+            why: why.to_string(),
         };
         let mut hosts = Vec::new();
         for (key, record) in contents.records::<HostRecord>(Table::Hosts)? {
@@ -71,7 +72,10 @@ impl Recorded {
             keys.push((key.parse().map_err(|e| bad(Table::Keys, &key, &e))?, record));
         }
         let tokens = contents.records::<TokenRecord>(Table::Tokens)?;
-        Ok(Self { pools, hosts, attachments, intents, tokens, keys })
+        let not_rebuilt =
+            contents.not_rebuilt().map(|name| name.parse().map_err(|e| bad(Table::Meta, name, &e)));
+        let not_rebuilt = not_rebuilt.collect::<std::result::Result<_, _>>()?;
+        Ok(Self { pools, hosts, attachments, intents, not_rebuilt, tokens, keys })
     }
 
     /// Who may ask: needed before anything is restored.
@@ -139,7 +143,9 @@ impl Core {
             self.destroy_leftovers(leftovers).await;
         }
         if self.journal.is_fresh() {
-            self.restore_access().await;
+            self.rebuild_all().await;
+        } else {
+            self.rebuild_those_back(recorded.not_rebuilt).await;
         }
         self.note_lost_attachments();
         let settled = started.elapsed();
@@ -147,10 +153,7 @@ impl Core {
         self.restore_exports().await;
         failpoint::hit("recover", "served");
         if kept {
-            let outdated = self.view.read().outdated_labels();
-            for id in outdated {
-                self.dirty.mark(id);
-            }
+            self.mark_outdated_labels();
             self.background(self.clone().keep_pool_list());
         }
         let retried = self.retried.lock().clone();
@@ -245,72 +248,15 @@ impl Core {
         }
     }
 
-    /// The journal was lost, or this is the first start: the pools came from their copy, and who may use
-    /// what comes from the labels. A host that two labels know under different NQNs stays closed.
-    async fn restore_access(self: &Arc<Self>) {
-        let mut hosts: BTreeMap<HostName, Option<HostRecord>> = BTreeMap::new();
-        let mut attachments = Vec::new();
-        {
-            let view = self.view.read();
-            for label in view.labels() {
-                for host in &label.hosts {
-                    let record = host.record();
-                    let known = hosts.entry(host.name.clone()).or_insert_with(|| Some(record.clone()));
-                    *known = known.take().and_then(|known| together(known, record));
-                    attachments.push((label.id, host.name.clone(), host.grant));
-                }
-            }
-        }
-        forget_doubles(&mut hosts);
-        let specs: Vec<_> = self.view.read().pool_entries().map(|p| p.spec.clone()).collect();
-        let attachments: Vec<_> = attachments
-            .into_iter()
-            .filter(|(_, host, _)| hosts.get(host).is_some_and(Option::is_some))
-            .collect();
-        let mut batch = Batch::default();
-        Journal::note_rebuilt(&mut batch);
-        for spec in &specs {
-            batch.put(Table::Pools, spec.name.as_str(), spec);
-        }
-        for (name, record) in hosts.iter().filter_map(|(name, record)| Some((name, record.as_ref()?))) {
-            batch.put(Table::Hosts, name.as_str(), record);
-        }
-        for (id, host, grant) in &attachments {
-            batch.put(Table::Attachments, &attachment_key(*id, host), grant);
-        }
-        if self.journal.is_open()
-            && let Err(e) = self.journal.commit(batch).await
-        {
-            // It takes nothing from now on, and the next start comes here again.
-            tracing::error!(error = super::error::chain(&e), "what labels say could not be kept");
-        }
-        let mut view = self.view.write();
-        for (name, record) in hosts {
-            match record {
-                Some(record) => {
-                    note_lost_secret(&mut view, &name, &record);
-                    view.put_host(name, record);
-                }
-                None => view.raise(
-                    format!("host/{name}"),
-                    "the labels know it under several names, or another host under the same: it stays cut off until it is put again, and given its secret if \
-                     it had one"
-                        .into(),
-                ),
-            }
-        }
-        for (id, host, grant) in &attachments {
-            view.attach(*id, host, *grant);
-        }
-    }
-
     /// Opens every attached volume, then converges everything at once.
     async fn restore_exports(self: &Arc<Self>) {
         let ids = self.view.read().attached_volumes();
         let failed = self.open_backings(ids).await;
         let unknown = {
             let view = self.view.read();
-            !failed.is_empty() || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
+            !failed.is_empty()
+                || !self.unread.lock().is_empty()
+                || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
         };
         // What the kernel may still serve of those that can't be opened now, to hosts that are attached, goes on: the
         // daemon was only restarted, and its trouble is not theirs. All others are served at one time all the same.
@@ -500,6 +446,10 @@ impl Core {
     /// Full convergence has verified who has access: interrupted attaches and detaches are settled, and
     /// backings that only they had open are closed.
     async fn forget_access_intents(self: &Arc<Self>, verified: impl Fn(VolumeId) -> bool) {
+        if !self.journal.is_open() {
+            // It could not be forgotten, and settling it would cut hosts off at each start.
+            return;
+        }
         let done: Vec<_> = {
             let unsettled = self.unsettled.lock();
             let done =
@@ -529,49 +479,12 @@ impl Core {
     }
 }
 
-/// Two hosts that labels know by the same: it is not known which of them has it now, so neither is let in.
-fn forget_doubles(hosts: &mut BTreeMap<HostName, Option<HostRecord>>) {
-    let mut seen: BTreeMap<HostId, Vec<HostName>> = BTreeMap::new();
-    for (name, record) in hosts.iter() {
-        for (_, id) in record.iter().flat_map(super::hosts::ids_of) {
-            seen.entry(id).or_default().push(name.clone());
-        }
-    }
-    for name in seen.into_values().filter(|names| names.len() > 1).flatten() {
-        hosts.insert(name, None);
-    }
-}
-
-/// What two labels know of a host. One label may be a moment older than another: who had a secret on one of them needs
-/// it, and what one does not know yet the other does. `None`: they don't agree who it is.
-fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
-    fn one<T: PartialEq>(a: Option<T>, b: Option<T>) -> Option<Option<T>> {
-        match (a, b) {
-            (Some(a), Some(b)) if a != b => None,
-            (a, b) => Some(a.or(b)),
-        }
-    }
-    if a.zone.is_some() != b.zone.is_some() {
-        return None;
-    }
-    let known = |r: &HostRecord| (!r.networks.is_empty()).then(|| r.networks.clone());
-    Some(HostRecord {
-        networks: one(known(&a), known(&b))?.unwrap_or_default(),
-        nqn: one(a.nqn, b.nqn)?,
-        iqn: one(a.iqn, b.iqn)?,
-        zone: one(a.zone, b.zone)?,
-        secrets: a.secrets.or(b.secrets),
-        chap: a.chap.or(b.chap),
-        tls: a.tls.or(b.tls),
-    })
-}
-
 fn is_access(intent: &Intent) -> bool {
     matches!(intent, Intent::Attach { .. } | Intent::Detach { .. })
 }
 
 /// A host that was authenticated and whose secret is lost is kept out, which somebody must hear of.
-fn note_lost_secret(view: &mut super::View, name: &HostName, record: &HostRecord) {
+pub(super) fn note_lost_secret(view: &mut super::View, name: &HostName, record: &HostRecord) {
     if record.has_lost_a_secret() {
         let text = "its secret was lost with the journal: it is kept out until that is given again \
                     (orlop host authenticate, orlop host chap, orlop host tls)";

@@ -21,7 +21,7 @@ use super::hosts::ids_of;
 use super::locks::{Key, Mode};
 use super::recovery::Recorded;
 use super::view::View;
-use crate::journal::{Batch, Table, backup};
+use crate::journal::{Batch, Journal, Table, backup};
 use crate::model::{Grant, HostRecord, Label, LabelHost, PoolSpec, Secret};
 use crate::pool::Listing;
 
@@ -57,21 +57,38 @@ impl Core {
         }
         let (tokens, keys) = (recorded.take_tokens(), recorded.take_keys());
         let Recorded { pools, hosts, attachments, .. } = recorded;
-        let pools: Vec<_> =
+        let mut closed = Vec::new();
+        let mut pools: Vec<_> =
             pools.into_iter().filter(|p| self.view.read().pool_entry(&p.name).is_none()).collect();
+        if self.view.read().pool_entries().next().is_some() {
+            // This appliance knows its pools: one that is not among them was let go of since, may have come to another
+            // machine, and what was copied out of it must not be served from there again.
+            let left = |p: &PoolSpec| {
+                format!("pool {}: it was let go of since; take it in by orlop pool import", p.name)
+            };
+            closed.extend(pools.drain(..).map(|p| left(&p)));
+        }
         let names = hosts.iter().map(|(name, _)| (Key::Host(name.clone()), Mode::Exclusive));
         let ids = hosts.iter().flat_map(|(_, r)| ids_of(r)).map(|(_, id)| (Key::HostId(id), Mode::Exclusive));
         let new = pools.iter().map(|p| (Key::Pool(p.name.clone()), Mode::ExclusiveNow));
         let wants: Vec<_> = names.chain(ids).chain(new).chain([(Key::FreeDisks, Mode::Shared)]).collect();
         let _guards = self.locks.acquire(wants, until).await?;
 
-        let mut closed = Vec::new();
         let hosts = hosts_to_put(&self.view.read(), hosts, &mut closed);
         let keys: Vec<_> = keys.into_iter().filter(|(of, _)| self.settings.keys.get(*of).is_none()).collect();
         let tokens: Vec<_> = tokens.into_iter().filter(|(name, _)| !self.has_token(name)).collect();
         let mut brought: Vec<Brought> = Vec::new();
         for spec in pools {
+            // What a pool takes to open is not the caller's to bound.
+            let until = until.max(Instant::now() + self.settings.settle_deadline);
             let opened = self.bring_up(&spec, until).await.map_err(|f| f.error);
+            if let Err(e) = &opened {
+                closed.push(format!(
+                    "pool {}: it is not here ({}); its hosts come back with it by its labels",
+                    spec.name,
+                    e.chain()
+                ));
+            }
             brought.push((spec, opened));
         }
         let known = attachments.into_iter().map(|(id, host, grant)| ((id, host), grant)).collect();
@@ -95,8 +112,11 @@ impl Core {
         for (name, record) in &tokens {
             batch.put(Table::Tokens, name, record);
         }
-        for (spec, _) in &brought {
+        for (spec, opened) in &brought {
             batch.put(Table::Pools, spec.name.as_str(), spec);
+            if opened.is_err() {
+                Journal::note_pool_not_rebuilt(&mut batch, spec.name.as_str());
+            }
         }
         for (id, host, grant) in &let_in {
             batch.put(Table::Attachments, &attachment_key(*id, host), grant);
@@ -168,6 +188,7 @@ impl Core {
                     open.push(pool);
                 }
                 Err(e) => {
+                    self.unread.lock().insert(spec.name.clone());
                     self.show_missing(&spec, &e.chain());
                     self.background(self.clone().find_missing(spec.clone()));
                 }
@@ -178,6 +199,7 @@ impl Core {
         for (id, host, grant) in let_in {
             self.view.write().attach(*id, host, *grant);
         }
+        self.mark_outdated_labels();
         for pool in open {
             self.restore_exports_of(&pool).await;
         }
@@ -247,7 +269,7 @@ fn agreed<'a, 'r>(
 }
 
 /// Whether it is the host that a label means, and must prove no less.
-fn is_the_same(host: &LabelHost, record: &HostRecord, protocol: Protocol) -> bool {
+pub(super) fn is_the_same(host: &LabelHost, record: &HostRecord, protocol: Protocol) -> bool {
     let proven = record.proven();
     record.is_same_to(protocol, &host.record())
         && (!host.authenticated || proven.nvme)

@@ -78,15 +78,37 @@ fn thin_out(journal: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Copy(PathBuf);
 
+/// Removes copies that daemons left which were killed: they have secrets in them.
+pub(super) fn remove_stale_copies() {
+    for place in places() {
+        for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid =
+                name.to_str().and_then(|n| n.strip_prefix(COPY)?.split('-').next()?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+                && let Err(error) = std::fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(%error, path = %entry.path().display(), "an old copy of the journal is left");
+            }
+        }
+    }
+}
+
+/// What copies' names begin with; the daemon's process id follows.
+const COPY: &str = "orlop-journal-";
+
+fn places() -> [PathBuf; 4] {
+    ["/run/orlop".into(), "/run".into(), "/dev/shm".into(), std::env::temp_dir()]
+}
+
 impl Copy {
     /// Copies the files; reads them, and changes nothing of them.
     pub(super) fn of(journal: &Path) -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("orlop-journal-{}-{number}", std::process::id());
-        let places = ["/run/orlop".into(), "/run".into(), "/dev/shm".into(), std::env::temp_dir()];
+        let name = format!("{COPY}{}-{number}", std::process::id());
         let mut refused = io::Error::other("there is no place for a copy");
-        for place in places {
+        for place in places() {
             let copy = Self(place.join(&name));
             match std::fs::DirBuilder::new().mode(0o700).create(&copy.0) {
                 Ok(()) => {

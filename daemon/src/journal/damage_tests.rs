@@ -43,6 +43,7 @@ async fn made(dir: &Path) -> (Hosts, PathBuf) {
     let half = dir.join("half");
     let (journal, _) = open(&path);
     let mut batch = Batch::default();
+    Journal::note_rebuilt(&mut batch, []);
     batch.put(Table::Keys, "some-volume", &"its key");
     journal.commit(batch).await.unwrap();
     for n in 0..BATCHES {
@@ -227,6 +228,9 @@ async fn keys_and_identity_outlive_damage() {
     assert!(matches!(journal.found(), Found::SetAside { .. }));
     assert_eq!((journal.id(), keys, got.len()), (id, vec![("some-volume".into(), "its key".into())], 0));
     put(&journal, "h", "new").await;
+    let mut batch = Batch::default();
+    Journal::note_rebuilt(&mut batch, []);
+    journal.commit(batch).await.unwrap();
     drop(journal);
     let (journal, got) = open(&path);
     assert_eq!((journal.found(), got.len()), (&Found::Whole, 1));

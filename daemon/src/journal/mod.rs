@@ -61,15 +61,14 @@ pub enum JournalError {
         source: io::Error,
     },
     /// A record could not be read.
-    #[error("record {key:?} of the journal's table {table:?} can't be read")]
+    #[error("record {key:?} of the journal's table {table:?} can't be read: {why}")]
     Record {
         /// Its table.
         table: Table,
         /// Its key.
         key: String,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
+        /// What is wrong with it. Never what is in it, which may be a secret.
+        why: String,
     },
     /// It could not be read again.
     #[error("the journal could not be read")]
@@ -162,9 +161,18 @@ impl Contents {
             .iter()
             .map(|(key, bytes)| match serde_json::from_slice(bytes) {
                 Ok(record) => Ok((key.clone(), record)),
-                Err(source) => Err(JournalError::Record { table, key: key.clone(), source }),
+                Err(e) => {
+                    // serde's own words quote what it found.
+                    let why = format!("{:?} error at byte {}", e.classify(), e.column());
+                    Err(JournalError::Record { table, key: key.clone(), why })
+                }
             })
             .collect()
+    }
+
+    /// Pools whose labels have not been looked at since the journal was begun anew: they were missing.
+    pub fn not_rebuilt(&self) -> impl Iterator<Item = &str> {
+        self.rows(Table::Meta).iter().filter_map(|(key, _)| key.strip_prefix(opening::NOT_REBUILT))
     }
 
     fn rows(&self, table: Table) -> &[(String, Vec<u8>)] {
@@ -212,9 +220,21 @@ impl Journal {
         self.found != Found::Whole
     }
 
-    /// Notes in a batch that what labels know is in the journal, or is with this batch: the next start does not look at them.
-    pub fn note_rebuilt(batch: &mut Batch) {
+    /// Notes in a batch that what labels know is in the journal, or is with this batch: the next start does not look at
+    /// them, but for those of pools that were `missing`, see [`Contents::not_rebuilt`].
+    pub fn note_rebuilt<'a>(batch: &mut Batch, missing: impl IntoIterator<Item = &'a str>) {
         batch.remove(Table::Meta, opening::REBUILDING);
+        missing.into_iter().for_each(|pool| Self::note_pool_not_rebuilt(batch, pool));
+    }
+
+    /// Notes that the labels of a pool are to be looked at when it is here.
+    pub fn note_pool_not_rebuilt(batch: &mut Batch, pool: &str) {
+        batch.put(Table::Meta, &format!("{}{pool}", opening::NOT_REBUILT), &1);
+    }
+
+    /// Notes that what the labels of such a pool know is with this batch.
+    pub fn note_pool_rebuilt(batch: &mut Batch, pool: &str) {
+        batch.remove(Table::Meta, &format!("{}{pool}", opening::NOT_REBUILT));
     }
 
     /// Makes a batch durable, together with those of other callers. After an error the batch may or may

@@ -23,6 +23,8 @@ const ID: &str = "id";
 /// There while what labels know has not been written into a journal that was begun anew. A start that dies before that must
 /// not be the last one that looks at labels.
 pub(super) const REBUILDING: &str = "rebuilding";
+/// Likewise for a pool that was missing then; its name follows.
+pub(super) const NOT_REBUILT: &str = "rebuilding/";
 
 const PANICKED: &str = "the store can't read it";
 
@@ -44,6 +46,8 @@ struct Taken<T> {
     book: Book,
     id: Option<Uuid>,
     generation: u32,
+    /// Nothing is in it at all.
+    empty: bool,
     /// Nothing was in it, or it was begun and what labels know is not in it yet.
     bare: bool,
     read: T,
@@ -62,20 +66,43 @@ pub(super) fn open<T>(
     if let Some(have) = first.seen.as_ref().map(|w| w.v).filter(|v| *v > VERSION) {
         return first.left_alone(newer(have), false, &read);
     }
+    aside::remove_stale_copies();
     if !std::fs::exists(dir.join("db")).unwrap_or(true) {
-        return first.begin(lock, Contents::default(), &read);
+        // What the store may have left without it is not to be mixed with a new one.
+        let remains = std::fs::read_dir(dir).is_ok_and(|mut d| d.next().is_some());
+        let cleared = if remains { aside::set_aside(dir).map(drop) } else { Ok(()) };
+        return match cleared.map_err(Trouble::Refused).and_then(|()| salvage_older(dir, first.seen.as_ref()))
+        {
+            Ok(kept) => first.begin(lock, kept, &read),
+            Err(trouble) => first.left_alone(words(trouble), true, &read),
+        };
     }
     match attempt(dir, first.seen.as_ref(), &read) {
+        // Begun by a start that died before it had written anything.
+        Ok(taken) if taken.empty => {
+            drop(taken);
+            match salvage_older(dir, first.seen.as_ref()) {
+                Ok(kept) => first.begin(lock, kept, &read),
+                Err(trouble) => first.left_alone(words(trouble), true, &read),
+            }
+        }
         Ok(taken) => first.go_on(lock, taken),
         Err(Trouble::Newer(why)) => first.left_alone(why, false, &read),
         Err(Trouble::Refused(e)) => first.by_copy(&e, &read),
         Err(Trouble::Damaged(why)) => {
             tracing::error!(why, "the journal can't be used");
+            // Before it has another name: a start that dies in between finds all of it here again, or beside.
+            let kept = match salvage(dir, first.seen.as_ref()) {
+                // Also one that was begun in the place of a damaged one, by a start that died before it had written anything.
+                Ok(kept) if kept.rows(Table::Keys).is_empty() => salvage_older(dir, first.seen.as_ref()),
+                kept => kept,
+            };
+            let kept = match kept {
+                Ok(kept) => kept,
+                Err(trouble) => return first.left_alone(format!("{why}; {}", words(trouble)), true, &read),
+            };
             match aside::set_aside(dir) {
-                Ok(at) => {
-                    let kept = salvage(&at);
-                    Origin { found: Found::SetAside { why, at }, ..first }.begin(lock, kept, &read)
-                }
+                Ok(at) => Origin { found: Found::SetAside { why, at }, ..first }.begin(lock, kept, &read),
                 Err(e) => first.left_alone(format!("{why}, and it can't be set aside ({e})"), true, &read),
             }
         }
@@ -96,9 +123,12 @@ pub(super) fn with_store<T>(
     origin.go_on(None, taken).map_err(|e| e.to_string())
 }
 
-/// Whether the state directory can be written, durably, with some room.
+/// Whether the journal can be read, and the state directory be written, durably, with some room.
 pub fn probe(journal: &Path) -> io::Result<()> {
     use std::io::Write;
+    if std::fs::exists(journal)? {
+        read_through(journal)?;
+    }
     let path = aside::beside(journal, ".probe");
     let tried = std::fs::File::create(&path).and_then(|mut file| {
         file.write_all(&vec![0x5a; PROBE])?;
@@ -149,14 +179,15 @@ impl Origin<'_> {
             witness: None,
             lock,
         };
-        let id = id.map_or_else(|| self.id(), |(_, id)| id);
+        // What the witness says is proved by its sum; what was salvaged, by nothing.
+        let id = self.seen.as_ref().map(|w| w.id).or(id.map(|(_, id)| id)).unwrap_or_else(|| self.id());
         let generation = self.generation();
         Ok((self.count(book, batch, id, generation), read))
     }
 
     /// The journal as it is.
     fn go_on<T>(self, lock: Option<OwnedFd>, taken: Taken<T>) -> Result<(Journal, T), JournalError> {
-        let Taken { mut book, id, generation, bare, read } = taken;
+        let Taken { mut book, id, generation, bare, read, .. } = taken;
         book.lock = lock;
         let id = id.unwrap_or_else(|| self.id());
         let found = if bare { self.found.clone() } else { Found::Whole };
@@ -235,6 +266,8 @@ fn attempt<T>(
     seen: Option<&Witness>,
     read: &impl Fn(&Contents) -> Result<T, JournalError>,
 ) -> Result<Taken<T>, Trouble> {
+    // The store takes bytes that can't be read for the end of what there is, and writes there.
+    read_through(dir).map_err(Trouble::Refused)?;
     let tried = || guarded(|| SledStore::open(dir)).and_then(|store| take(store, seen, read));
     catch_unwind(AssertUnwindSafe(tried)).unwrap_or_else(|_| Err(Trouble::Damaged(PANICKED.into())))
 }
@@ -291,11 +324,11 @@ fn take<T>(
         }
     }
     let generation = value("generation").unwrap_or(0);
-    let bare = bare || value(REBUILDING).is_some();
+    let (empty, bare) = (bare, bare || value(REBUILDING).is_some());
     match read(&contents) {
         Ok(read) => {
             let book = Book { store: Box::new(store), ledger, witness: None, lock: None };
-            Ok(Taken { book, id, generation, bare, read })
+            Ok(Taken { book, id, generation, empty, bare, read })
         }
         // All is as a daemon wrote it: it is another one's that knows more.
         Err(e) if version == VERSION => Err(Trouble::Newer(format!(
@@ -306,12 +339,24 @@ fn take<T>(
     }
 }
 
+/// What the newest of the journals that were set aside can give which gives anything.
+fn salvage_older(dir: &Path, seen: Option<&Witness>) -> Result<Contents, Trouble> {
+    for at in aside::those_of(dir).map_err(Trouble::Refused)?.iter().rev() {
+        let kept = salvage(at, seen)?;
+        if !kept.rows(Table::Keys).is_empty() {
+            return Ok(kept);
+        }
+    }
+    Ok(Contents::default())
+}
+
 /// What a journal that is not believed can still give without harm: keys of volumes, each of which proves itself when it
-/// is used, and the appliance's identity. Who may use what is not among it.
-fn salvage(at: &Path) -> Contents {
+/// is used, and the appliance's identity. Who may use what is not among it, and nothing is of another appliance's. An error
+/// is the system's: a copy could not be made.
+fn salvage(at: &Path, seen: Option<&Witness>) -> Result<Contents, Trouble> {
     let mut kept = Contents::default();
+    let copy = aside::Copy::of(at).map_err(Trouble::Refused)?;
     let mut read = || -> Result<(), Trouble> {
-        let copy = aside::Copy::of(at).map_err(Trouble::Refused)?;
         let store = guarded(|| SledStore::open(copy.path()))?;
         for table in [Table::System, Table::Keys] {
             let rows = guarded(|| Ok(store.scan_what_can_be_read(table)))?;
@@ -323,7 +368,25 @@ fn salvage(at: &Path) -> Contents {
     if let Err(trouble) = read() {
         tracing::error!(why = words(trouble), "no keys of volumes could be read in the damaged journal");
     }
-    kept
+    let id = kept.records::<Uuid>(Table::System).ok().and_then(|rows| rows.into_iter().next());
+    if seen.zip(id).is_some_and(|(seen, (_, id))| seen.id != id) {
+        kept = Contents::default();
+    }
+    Ok(kept)
+}
+
+/// Reads all files of a journal from its disk, once, as plain bytes.
+fn read_through(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            let mut file = std::fs::File::open(entry.path())?;
+            // After a failed sync the kernel may show bytes that are not on the disk.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+            io::copy(&mut file, &mut io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 fn newer(have: u32) -> String {

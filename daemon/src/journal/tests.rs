@@ -88,7 +88,7 @@ async fn what_was_acknowledged_survives_a_crash() {
     let journal = open(&disk);
     assert!(journal.is_fresh());
     let mut batch = Batch::default();
-    Journal::note_rebuilt(&mut batch);
+    Journal::note_rebuilt(&mut batch, []);
     journal.commit(batch).await.unwrap();
     for i in 0..50 {
         journal.commit(put(&format!("{i:02}"), i)).await.unwrap();

@@ -56,12 +56,11 @@ async fn a_thousand_creates_of_one_name_make_one_volume() {
             tokio::spawn(async move { api.create_volume(&wanted).await })
         })
         .buffer_unordered(1000)
-        .map(|joined| joined.unwrap())
         .collect()
         .await;
     let mut ids = std::collections::BTreeSet::new();
     for answer in made {
-        match answer {
+        match answer.unwrap() {
             Ok(volume) => drop(ids.insert(volume.id)),
             // More than the listener takes at a time.
             Err(e) => assert_eq!(e.kind, ErrorKind::Unavailable, "{e}"),

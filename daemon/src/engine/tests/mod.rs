@@ -423,6 +423,55 @@ async fn a_lost_journal_is_rebuilt_from_labels() {
     assert_eq!(rig.engine().view().counts(), (1, 1, 1, 1));
 }
 
+/// The journal is lost while the pool is away: its labels are looked at when it is back, however many starts later, and are not
+/// taken for out of date before.
+#[tokio::test]
+async fn labels_of_a_pool_that_was_missing_count_when_it_is_back() {
+    for starts in 0..2 {
+        let mut rig = Rig::new().await;
+        let id = rig.create("data").await;
+        let one = rig.host("one").await;
+        rig.ok(attach(id, "one")).await;
+        rig.engine().core.write_labels().await;
+        rig.engine().core.tasks.lock().abort_all();
+        rig.engine = None;
+        rig.platter.set_away(true);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        std::fs::remove_dir_all(rig.dir.path().join("journal")).unwrap();
+        rig.start().await;
+        assert_eq!(rig.engine().view().counts(), (1, 0, 0, 0));
+        // Nobody has said that it is to be cut off.
+        assert_eq!(rig.target.hosts(id), [one.clone()].into());
+        for _ in 0..starts {
+            rig.restart().await;
+        }
+        rig.target.power_cycle();
+        rig.platter.set_away(false);
+        rig.until("it to be served", |r| !r.target.hosts(id).is_empty()).await;
+        assert_eq!(rig.target.hosts(id), [one].into());
+        assert_eq!(rig.engine().view().counts(), (1, 1, 1, 1));
+        rig.restart().await;
+        assert_eq!(rig.engine().view().counts(), (1, 1, 1, 1));
+    }
+}
+
+/// Who was cut off from a volume that was away is not on its label for long once it is back.
+#[tokio::test]
+async fn a_label_that_is_out_of_date_when_its_pool_comes_back_is_written() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    rig.platter.set_away(true);
+    rig.restart().await;
+    rig.ok(Action::Detach(VolumeRef::Id(id), "one".parse().unwrap())).await;
+    rig.engine().core.write_labels().await;
+    rig.platter.set_away(false);
+    rig.until("the pool", |r| r.engine().view().pools()[0].state == PoolState::Online).await;
+    rig.until("the label", |r| r.engine().view().entry(id).is_some_and(|v| v.label.hosts.is_empty())).await;
+}
+
 #[tokio::test]
 async fn what_a_crash_left_half_made_goes_at_start() {
     let mut rig = Rig::new().await;
