@@ -1,6 +1,8 @@
 //! One client at work: asks for operations one after another, compares each answer with what its record expects, and
 //! remembers the one whose answer was lost.
 
+#![allow(clippy::result_large_err, reason = "the API's own errors, a few thousand in all")]
+
 use std::time::{Duration, Instant};
 
 use orlop_api::client::{AttachAs, Client};

@@ -22,6 +22,7 @@ mod secrets;
 mod shares;
 mod snapshots;
 mod tls;
+mod torture;
 mod unprotected;
 mod world;
 
@@ -78,6 +79,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_copy_goes_on_after_a_kill", snapshots::copy_goes_on_after_a_kill),
     ("a_lost_journal_is_rebuilt", crashes::lost_journal_is_rebuilt),
     ("everything_goes_away_again", lifecycle::everything_goes_away),
+    ("a_short_torture_is_survived", torture::short),
     ("pool_contracts_on_zfs_and_lvm", guests::pool_contracts),
     ("target_contracts_on_the_kernel", guests::target_contracts),
 ];

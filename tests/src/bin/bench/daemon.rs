@@ -71,7 +71,8 @@ impl Daemon {
     /// How often its threads were woken, and what it has written to disks, so far.
     pub fn activity(&self) -> Result<(u64, u64)> {
         let field = |text: &str, name: &str| -> Result<u64> {
-            let line = text.lines().find_map(|l| l.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+            let line =
+                text.lines().find_map(|l| l.strip_prefix(name)).with_context(|| format!("no {name}"))?;
             Ok(line.trim().parse()?)
         };
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));

@@ -2,7 +2,7 @@
 //! guest, beside the same work typed as a bare shell loop in the same run. Machines are noisy: ratios are
 //! medians over pairs, with their spread.
 //!
-//! Writes `target/bench/results.json` and prints a table; with `--docs` it brings docs/performance.md up to date with it. A part is run alone by its name: `sim`, `scale`, `files`, `guest`,
+//! Writes `target/bench/results.json` and prints a table (`report` runs nothing); with `--docs` it brings docs/performance.md up to date with it. A part is run alone by its name: `sim`, `scale`, `files`, `guest`,
 //! `targets` (or one of its own parts: `targets-throughput`, `targets-attach`, `targets-thousand`), and `listing`, which is in
 //! no other run.
 
@@ -25,7 +25,8 @@ use results::Results;
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").canonicalize()?;
-    let (flags, names): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with("--"));
+    let (flags, names): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|a| a.starts_with("--"));
     anyhow::ensure!(flags.iter().all(|f| f == "--docs") && names.len() < 2, "usage: bench [PART] [--docs]");
     let only = names.into_iter().next();
     let wanted = |part: &str| only.as_deref().is_none_or(|o| o == part);

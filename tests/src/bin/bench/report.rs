@@ -47,7 +47,8 @@ fn parts(figures: &[Figure]) -> Vec<String> {
 }
 
 fn table(all: &[Figure]) -> String {
-    let mut text = String::from("| figure | median | goal | smallest and largest |\n| --- | --- | --- | --- |\n");
+    let mut text =
+        String::from("| figure | median | goal | smallest and largest |\n| --- | --- | --- | --- |\n");
     for f in all {
         let [value, goal, spread] = f.cells();
         let missed = if f.met() == Some(false) { " **missed**" } else { "" };

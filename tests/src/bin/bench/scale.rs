@@ -21,7 +21,12 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     let pool = daemon.dir.path().join("pool");
     std::fs::create_dir(&pool)?;
     let mut c = Connection::open(&socket)?;
-    expect(&mut c, "POST", "/v1/pools", &format!(r#"{{"name":"tank","kind":"sim","directory":"{}"}}"#, pool.display()))?;
+    expect(
+        &mut c,
+        "POST",
+        "/v1/pools",
+        &format!(r#"{{"name":"tank","kind":"sim","directory":"{}"}}"#, pool.display()),
+    )?;
     for n in 0..HOSTS {
         let ask = format!(r#"{{"nqn":"nqn.2014-08.org.nvmexpress:host-{n}"}}"#);
         expect(&mut c, "PUT", &format!("/v1/hosts/host-{n}"), &ask)?;
@@ -33,12 +38,22 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     for size in SIZES {
         while made < size {
             let n = made;
-            expect(&mut c, "POST", "/v1/volumes", &format!(r#"{{"name":"v{n}","pool":"tank","size":1073741824}}"#))?;
+            expect(
+                &mut c,
+                "POST",
+                "/v1/volumes",
+                &format!(r#"{{"name":"v{n}","pool":"tank","size":1073741824}}"#),
+            )?;
             made += 1;
         }
         // A tenth of them is attached, as far as a thousand.
         while attached < size.div_ceil(10).min(ATTACHED) {
-            expect(&mut c, "PUT", &format!("/v1/volumes/v{attached}/attachments/host-{}", attached % HOSTS), "{}")?;
+            expect(
+                &mut c,
+                "PUT",
+                &format!("/v1/volumes/v{attached}/attachments/host-{}", attached % HOSTS),
+                "{}",
+            )?;
             attached += 1;
         }
         let mut create = Vec::new();
@@ -63,7 +78,13 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
         results.add(&format!("scale: resident at {size} volumes"), &[daemon.resident()?], "MB", true, None);
     }
     for (name, medians) in &grown {
-        results.add(&format!("scale: exponent of {name}, 100 to 10,000"), &[exponent(&medians[2..])], "", true, None);
+        results.add(
+            &format!("scale: exponent of {name}, 100 to 10,000"),
+            &[exponent(&medians[2..])],
+            "",
+            true,
+            None,
+        );
     }
     let what = format!("scale: resident with 10,000 volumes, {attached} attachments");
     results.add(&what, &[daemon.resident()?], "MB", true, Some(48.0));
@@ -106,19 +127,22 @@ fn attach_beside_creates(daemon: &Daemon, results: &mut Results) -> Result<()> {
         let (over, socket) = (&over, &socket);
         let creators: Vec<_> = (0..CREATES)
             .map(|n| {
-                std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, move || -> Result<()> {
-                    let mut c = Connection::open(socket)?;
-                    for round in 0.. {
-                        if over.load(std::sync::atomic::Ordering::Acquire) {
-                            break;
+                std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(
+                    scope,
+                    move || -> Result<()> {
+                        let mut c = Connection::open(socket)?;
+                        for round in 0.. {
+                            if over.load(std::sync::atomic::Ordering::Acquire) {
+                                break;
+                            }
+                            let name = format!("q{n}-{round}");
+                            let ask = format!(r#"{{"name":"{name}","pool":"tank","size":1073741824}}"#);
+                            expect(&mut c, "POST", "/v1/volumes", &ask)?;
+                            expect(&mut c, "DELETE", &format!("/v1/volumes/{name}"), "")?;
                         }
-                        let name = format!("q{n}-{round}");
-                        let ask = format!(r#"{{"name":"{name}","pool":"tank","size":1073741824}}"#);
-                        expect(&mut c, "POST", "/v1/volumes", &ask)?;
-                        expect(&mut c, "DELETE", &format!("/v1/volumes/{name}"), "")?;
-                    }
-                    Ok(())
-                })
+                        Ok(())
+                    },
+                )
             })
             .collect::<std::io::Result<_>>()?;
         std::thread::sleep(Duration::from_millis(500));
@@ -133,7 +157,13 @@ fn attach_beside_creates(daemon: &Daemon, results: &mut Results) -> Result<()> {
     let p99 = beside[beside.len() * 99 / 100];
     results.add("scale: attach, alone", &alone, "ms", true, None);
     results.add("scale: attach beside 500 creates", &beside, "ms", true, None);
-    results.add("scale: 99th percentile of that / median alone", &[p99 / median(&alone)], "ratio", true, Some(2.0));
+    results.add(
+        "scale: 99th percentile of that / median alone",
+        &[p99 / median(&alone)],
+        "ratio",
+        true,
+        Some(2.0),
+    );
     Ok(())
 }
 
