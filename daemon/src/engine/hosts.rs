@@ -235,6 +235,7 @@ impl Core {
         {
             let mut view = self.view.write();
             view.clear(&alarm_of(&name));
+            view.clear(&format!("host/{name}"));
             view.remove_host(&name);
         }
         self.events.publish(EventKind::HostDeleted, about(&name));
@@ -343,6 +344,7 @@ impl Core {
             let mut view = self.view.write();
             if !record.has_lost_a_secret() {
                 view.clear(&alarm_of(&name));
+                view.clear(&format!("host/{name}"));
             }
             view.put_host(name.clone(), record);
         }

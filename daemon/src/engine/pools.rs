@@ -13,12 +13,14 @@ use super::events::Subject;
 use super::intent::{Intent, Known};
 use super::locks::{Guards, Key, Mode};
 use super::view::{PoolEntry, SnapshotEntry, VolumeEntry};
-use crate::journal::{Batch, Table};
+use crate::journal::{Batch, Journal, Table};
 use crate::model::{PoolChange, PoolSpec};
 use crate::pool::{Change, Listing, Pool, PoolError};
 
 /// The copy's name in the state directory.
 const POOL_LIST: &str = "pools.json";
+/// What is added to its name when it is nonsense.
+const UNREADABLE: &str = ".unreadable";
 
 /// Far above thousands of pools; a larger file is not ours.
 const LARGEST_POOL_LIST: u64 = 4 << 20;
@@ -81,7 +83,12 @@ impl Core {
             Err(f) => {
                 let reason = f.error.chain();
                 tracing::error!(error = reason, "the copy of the list of pools can't be read");
-                let kept = self.set_pool_list_aside().await;
+                // What is nonsense is set aside; what only could not be read now stays, and is read at the next start.
+                let nonsense = matches!(&f.error, Error::System(e) if e.raw_os_error().is_none());
+                let kept = match nonsense && self.journal.is_open() {
+                    true => self.set_pool_list_aside().await,
+                    false => POOL_LIST.into(),
+                };
                 let text = format!(
                     "the copy of the list of pools can't be read ({reason}), and the journal has none: bring the pools \
                      (orlop pool import); it is kept as {kept}"
@@ -92,9 +99,14 @@ impl Core {
         }
     }
 
+    /// Whether the list of pools that there were was read, where the journal has none.
+    pub(super) fn pool_list_is_known(&self) -> bool {
+        !self.view.read().alarms().iter().any(|a| a.subject == POOL_LIST && !a.detail.contains(UNREADABLE))
+    }
+
     /// What can't be read is not written over. What it is called now.
     async fn set_pool_list_aside(&self) -> String {
-        let aside = format!("{POOL_LIST}.unreadable");
+        let aside = format!("{POOL_LIST}{UNREADABLE}");
         let (from, to) = (self.settings.state_dir.join(POOL_LIST), self.settings.state_dir.join(&aside));
         let until = Instant::now() + self.settings.settle_deadline;
         let moved: CoreOutcome<()> = run(&self.setup_lane, until, move |_| std::fs::rename(from, to)).await;
@@ -153,6 +165,8 @@ impl Core {
             let known = self.known_as(&pool, spec, until).await?;
             let mut batch = Batch::default();
             batch.put(Table::Pools, known.name.as_str(), &known);
+            // Who may use its volumes is said anew: an earlier one of that name is of no concern.
+            Journal::note_pool_rebuilt(&mut batch, known.name.as_str());
             Ok(((pool, listing, known), batch))
         };
         let intent = Intent::CreatePool { spec: spec.clone() };
@@ -301,6 +315,7 @@ impl Core {
             away.await?;
             let mut batch = Batch::default();
             batch.remove(Table::Pools, name.as_str());
+            Journal::note_pool_rebuilt(&mut batch, name.as_str());
             Ok(((), batch))
         };
         let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
@@ -425,6 +440,7 @@ impl Core {
 
     pub(super) fn forget_pool(&self, name: &PoolName) {
         self.pools.write().remove(name);
+        self.unread.lock().remove(name);
         let mut view = self.view.write();
         view.remove_pool(name);
         view.clear(&format!("pool/{name}"));
@@ -486,6 +502,7 @@ impl Core {
             run(&self.setup_lane, until, move |d| pools.clear(&spec, d)).await?;
             let mut batch = Batch::default();
             batch.remove(Table::Pools, name.as_str());
+            Journal::note_pool_rebuilt(&mut batch, name.as_str());
             self.journal.commit(batch).await?;
             self.forget_pool(name);
             self.copy_pool_list().await;
@@ -595,8 +612,10 @@ impl Core {
             match self.bring_up(&spec, until).await {
                 Ok((open, listing)) => {
                     tracing::info!(pool = %spec.name, "a missing pool is back");
+                    // Before anybody can attach: an exclusive attachment is to cut off those whom labels know, too.
+                    self.rebuild_pool(&spec.name, listing.volumes.iter().map(|v| v.label.clone()).collect())
+                        .await;
                     self.show_pool(open.clone(), &spec, listing);
-                    self.rebuild_pool(&spec.name).await;
                     self.mark_outdated_labels();
                     drop(_guards);
                     self.restore_exports_of(&open).await;

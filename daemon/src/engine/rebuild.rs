@@ -15,7 +15,7 @@ use super::error::{Error, chain};
 use super::recovery::note_lost_secret;
 use super::restore::is_the_same;
 use crate::journal::{Batch, Journal, Table};
-use crate::model::{Grant, HostRecord};
+use crate::model::{Grant, HostRecord, Label};
 use crate::target::HostId;
 
 /// What came of labels.
@@ -35,12 +35,15 @@ impl Core {
             gone.map(|p| p.spec.name.clone()).collect()
         };
         let mut batch = Batch::default();
-        Journal::note_rebuilt(&mut batch, missing.iter().map(PoolName::as_str));
+        if self.pool_list_is_known() {
+            Journal::note_rebuilt(&mut batch, missing.iter().map(PoolName::as_str));
+        }
         for p in self.view.read().pool_entries() {
             batch.put(Table::Pools, p.spec.name.as_str(), &p.spec);
         }
         *self.unread.lock() = missing;
-        let taken = self.labels_of(|_| true);
+        let labels = self.view.read().labels().cloned().collect();
+        let taken = self.taken_from(labels);
         self.take_over(taken, batch).await;
     }
 
@@ -49,31 +52,29 @@ impl Core {
         self.unread.lock().extend(not_rebuilt.iter().cloned());
         for pool in not_rebuilt {
             if self.view.read().pool_entry(&pool).is_some_and(|p| p.state != PoolState::Missing) {
-                self.rebuild_pool(&pool).await;
+                let labels = self.view.read().volumes_in(&pool, usize::MAX).into_iter().cloned().collect();
+                self.rebuild_pool(&pool, labels).await;
             }
         }
     }
 
-    /// A pool is open: from its labels, if they have not been looked at since the journal was begun anew.
-    pub(super) async fn rebuild_pool(self: &Arc<Self>, pool: &PoolName) {
+    /// From the labels of a pool that is open, if they have not been looked at since the journal was begun anew.
+    pub(super) async fn rebuild_pool(self: &Arc<Self>, pool: &PoolName, labels: Vec<Label>) {
         if !self.unread.lock().contains(pool) {
             return;
         }
         let mut batch = Batch::default();
         Journal::note_pool_rebuilt(&mut batch, pool.as_str());
-        let taken = self.labels_of(|p| p == pool);
+        let taken = self.taken_from(labels);
         self.take_over(taken, batch).await;
         self.unread.lock().remove(pool);
     }
 
-    fn labels_of(&self, wanted: impl Fn(&PoolName) -> bool) -> Taken {
+    fn taken_from(&self, labels: Vec<Label>) -> Taken {
         let view = self.view.read();
         let mut taken = Taken::default();
         let mut others = BTreeSet::new();
-        for label in view.labels() {
-            if !view.entry(label.id).is_some_and(|v| wanted(&v.pool)) {
-                continue;
-            }
+        for label in &labels {
             for host in &label.hosts {
                 match view.host_record(&host.name) {
                     Some(record) if is_the_same(host, record, label.protocol()) => {}

@@ -256,6 +256,7 @@ impl Core {
             let view = self.view.read();
             !failed.is_empty()
                 || !self.unread.lock().is_empty()
+                || !self.pool_list_is_known()
                 || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
         };
         // What the kernel may still serve of those that can't be opened now, to hosts that are attached, goes on: the
@@ -330,11 +331,8 @@ impl Core {
             view.attached_volumes().into_iter().filter(here).collect()
         };
         for id in ids {
-            self.view.write().clear(&format!("volume/{id}"));
-            match self.restore_export(id).await {
-                Err(f) if !f.error.is_locked() => self.retry_export(id, f.error.chain()),
-                _ => {}
-            }
+            // Whoever changes its access just now has its lock.
+            self.serve_again(id).await;
         }
     }
 

@@ -175,6 +175,28 @@ impl Contents {
         self.rows(Table::Meta).iter().filter_map(|(key, _)| key.strip_prefix(opening::NOT_REBUILT))
     }
 
+    /// With those keys of volumes that only `older` has; with its identity if this has none.
+    fn with_keys_of(mut self, older: Self) -> Self {
+        for (table, rows) in
+            older.tables.into_iter().filter(|(t, _)| matches!(t, Table::Keys | Table::System))
+        {
+            let have = self.tables.entry(table).or_default();
+            let new: Vec<_> =
+                rows.into_iter().filter(|(key, _)| have.iter().all(|(k, _)| k != key)).collect();
+            have.extend(new);
+            have.sort();
+        }
+        self
+    }
+
+    /// Those records alone that `read` takes: what was salvaged may be anything.
+    fn readable<T>(mut self, read: &impl Fn(&Self) -> Result<T, JournalError>) -> Self {
+        for (table, rows) in &mut self.tables {
+            rows.retain(|row| read(&Self { tables: [(*table, vec![row.clone()])].into() }).is_ok());
+        }
+        self
+    }
+
     fn rows(&self, table: Table) -> &[(String, Vec<u8>)] {
         self.tables.get(&table).map(Vec::as_slice).unwrap_or_default()
     }

@@ -93,9 +93,10 @@ pub(super) fn open<T>(
             tracing::error!(why, "the journal can't be used");
             // Before it has another name: a start that dies in between finds all of it here again, or beside.
             let kept = match salvage(dir, first.seen.as_ref()) {
-                // Also one that was begun in the place of a damaged one, by a start that died before it had written anything.
-                Ok(kept) if kept.rows(Table::Keys).is_empty() => salvage_older(dir, first.seen.as_ref()),
-                kept => kept,
+                // What is missing in it may be in one from before: it may have been begun in the place of a damaged one by a
+                // start that died before it had written anything.
+                Ok(kept) => salvage_older(dir, first.seen.as_ref()).map(|older| kept.with_keys_of(older)),
+                Err(trouble) => Err(trouble),
             };
             let kept = match kept {
                 Ok(kept) => kept,
@@ -161,6 +162,7 @@ impl Origin<'_> {
         kept: Contents,
         read: &impl Fn(&Contents) -> Result<T, JournalError>,
     ) -> Result<(Journal, T), JournalError> {
+        let kept = kept.readable(read);
         let read = read(&kept)?;
         let id = kept.records::<Uuid>(Table::System).ok().and_then(|rows| rows.into_iter().next());
         let store = match guarded(|| SledStore::open(self.dir)) {
@@ -339,15 +341,13 @@ fn take<T>(
     }
 }
 
-/// What the newest of the journals that were set aside can give which gives anything.
+/// What the journals that were set aside can give together, the newest first.
 fn salvage_older(dir: &Path, seen: Option<&Witness>) -> Result<Contents, Trouble> {
+    let mut all = Contents::default();
     for at in aside::those_of(dir).map_err(Trouble::Refused)?.iter().rev() {
-        let kept = salvage(at, seen)?;
-        if !kept.rows(Table::Keys).is_empty() {
-            return Ok(kept);
-        }
+        all = all.with_keys_of(salvage(at, seen)?);
     }
-    Ok(Contents::default())
+    Ok(all)
 }
 
 /// What a journal that is not believed can still give without harm: keys of volumes, each of which proves itself when it

@@ -11,7 +11,7 @@ use crate::engine::core::Core;
 use crate::engine::error::{Error, Result};
 use crate::engine::locks::{Key, Mode};
 use crate::engine::view::PoolEntry;
-use crate::journal::{Batch, Table};
+use crate::journal::{Batch, Journal, Table};
 use crate::model::PoolSpec;
 use crate::pool::Leftover;
 
@@ -95,6 +95,7 @@ impl Core {
         }
         let mut batch = Batch::default();
         batch.remove(Table::Pools, name.as_str());
+        Journal::note_pool_rebuilt(&mut batch, name.as_str());
         self.journal.commit(batch).await?;
         self.forget_pool(&name);
         self.copy_pool_list().await;

@@ -113,10 +113,17 @@ fn growth(file: &Path, all: &[Figure]) -> Result<()> {
     let mut chart = ChartBuilder::on(&root)
         .caption("Growth with the number of volumes (simulated daemon)", ("sans-serif", 16))
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(36)
         .y_label_area_size(56)
         .build_cartesian_2d((1.0..10_000.0).log_scale(), (0.01..10_000.0).log_scale())?;
-    chart.configure_mesh().x_desc("volumes").y_desc("ms; MB for memory").draw()?;
+    let plain = |x: &f64| format!("{x}");
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc("volumes")
+        .y_desc("ms; MB for memory")
+        .x_label_formatter(&plain)
+        .y_label_formatter(&plain)
+        .draw()?;
     for (n, (name, points)) in lines.iter().enumerate() {
         let colour = Palette99::pick(n).to_rgba();
         chart

@@ -158,7 +158,7 @@ fn attach_beside_creates(daemon: &Daemon, results: &mut Results) -> Result<()> {
     results.add("scale: attach, alone", &alone, "ms", true, None);
     results.add("scale: attach beside 500 creates", &beside, "ms", true, None);
     results.add(
-        "scale: 99th percentile of that / median alone",
+        "scale: attach beside 500 creates, 99th percentile / median alone",
         &[p99 / median(&alone)],
         "ratio",
         true,
