@@ -454,7 +454,15 @@ impl Machine for Appliance {
                 // One death by our hand, one at the failpoint.
                 self.die_at_start(2)?;
             }
-            Fault::KillAt(..) => happened = self.restarts()? > 0,
+            Fault::KillAt(..) => {
+                // systemd needs a moment to notice a death.
+                std::thread::sleep(Duration::from_millis(500));
+                happened = self.restarts()? > 0;
+                if !happened {
+                    // The one that is still armed is not to die in a later round.
+                    self.shell("systemctl restart orlopd")?;
+                }
+            }
             Fault::LostJournal | Fault::LostJournalAndKilled(_) => {
                 self.shell("systemctl stop orlopd && rm -rf /var/lib/orlop/journal")?;
                 match fault {

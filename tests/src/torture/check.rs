@@ -61,6 +61,7 @@ impl Shown {
     pub fn compare(&self, workers: &mut [Worker]) -> Vec<String> {
         let mut wrong = self.odd.clone();
         let mut known = BTreeSet::new();
+        let mut matched = Vec::new();
         for w in workers.iter_mut() {
             let may_be = match w.doubt {
                 Some(op) => w.record.outcomes(op),
@@ -73,7 +74,7 @@ impl Shown {
                 found.is_empty().then_some(record)
             });
             match found {
-                Some(record) => w.record = record,
+                Some(record) => matched.push(record),
                 None => {
                     let doubt =
                         w.doubt.map(|op| format!(" (its answer to `{op}` was lost)")).unwrap_or_default();
@@ -88,6 +89,12 @@ impl Shown {
         }
         let strange = self.volumes.keys().chain(self.snapshots.keys()).filter(|name| !known.contains(*name));
         wrong.extend(strange.map(|name| format!("{name} is there, and nobody made it")));
+        if wrong.is_empty() {
+            // Only what holds for all of them is what came of a lost answer: else it is looked at again.
+            for (w, record) in workers.iter_mut().zip(matched) {
+                w.record = record;
+            }
+        }
         wrong
     }
 
