@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -230,6 +230,8 @@ pub(super) struct Core {
     pub(super) tasks: Mutex<JoinSet<()>>,
     /// Pools whose labels have not been looked at since the journal was begun anew: they are missing.
     pub(super) unread: Mutex<std::collections::BTreeSet<PoolName>>,
+    /// The journal has no list of pools, and its copy could not be read: which there were is not known.
+    pub(super) pool_list_unread: AtomicBool,
     /// Rings when the daemon should be started anew.
     pub(super) anew: Notify,
     /// Volumes that could not be served, while they are tried again.

@@ -136,6 +136,7 @@ impl Engine {
             stale_bell: Default::default(),
             reading: Default::default(),
             unread: Default::default(),
+            pool_list_unread: Default::default(),
             anew: Default::default(),
             tasks: Default::default(),
             settings,

@@ -1,6 +1,7 @@
 //! Pools: make, delete, and bring one up with all that is in it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use orlop_api::{ByteSize, EventKind, PoolName, PoolState};
@@ -19,8 +20,6 @@ use crate::pool::{Change, Listing, Pool, PoolError};
 
 /// The copy's name in the state directory.
 const POOL_LIST: &str = "pools.json";
-/// What is added to its name when it is nonsense.
-const UNREADABLE: &str = ".unreadable";
 
 /// Far above thousands of pools; a larger file is not ours.
 const LARGEST_POOL_LIST: u64 = 4 << 20;
@@ -85,10 +84,12 @@ impl Core {
                 tracing::error!(error = reason, "the copy of the list of pools can't be read");
                 // What is nonsense is set aside; what only could not be read now stays, and is read at the next start.
                 let nonsense = matches!(&f.error, Error::System(e) if e.raw_os_error().is_none());
-                let kept = match nonsense && self.journal.is_open() {
+                let aside = match nonsense && self.journal.is_open() {
                     true => self.set_pool_list_aside().await,
-                    false => POOL_LIST.into(),
+                    false => None,
                 };
+                self.pool_list_unread.store(aside.is_none(), Ordering::Release);
+                let kept = aside.unwrap_or_else(|| POOL_LIST.into());
                 let text = format!(
                     "the copy of the list of pools can't be read ({reason}), and the journal has none: bring the pools \
                      (orlop pool import); it is kept as {kept}"
@@ -99,21 +100,13 @@ impl Core {
         }
     }
 
-    /// Whether the list of pools that there were was read, where the journal has none.
-    pub(super) fn pool_list_is_known(&self) -> bool {
-        !self.view.read().alarms().iter().any(|a| a.subject == POOL_LIST && !a.detail.contains(UNREADABLE))
-    }
-
-    /// What can't be read is not written over. What it is called now.
-    async fn set_pool_list_aside(&self) -> String {
-        let aside = format!("{POOL_LIST}{UNREADABLE}");
+    /// What can't be read is not written over. What it is called now, if it could be renamed.
+    async fn set_pool_list_aside(&self) -> Option<String> {
+        let aside = format!("{POOL_LIST}.unreadable");
         let (from, to) = (self.settings.state_dir.join(POOL_LIST), self.settings.state_dir.join(&aside));
         let until = Instant::now() + self.settings.settle_deadline;
         let moved: CoreOutcome<()> = run(&self.setup_lane, until, move |_| std::fs::rename(from, to)).await;
-        match moved {
-            Ok(()) => aside,
-            Err(_) => POOL_LIST.into(),
-        }
+        moved.is_ok().then_some(aside)
     }
 
     /// Somebody may have removed the copy: it is there again before the journal can be lost.

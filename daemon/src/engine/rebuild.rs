@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use orlop_api::{HostName, PoolName, PoolState, VolumeId};
 
@@ -35,7 +36,7 @@ impl Core {
             gone.map(|p| p.spec.name.clone()).collect()
         };
         let mut batch = Batch::default();
-        if self.pool_list_is_known() {
+        if !self.pool_list_unread.load(Ordering::Acquire) {
             Journal::note_rebuilt(&mut batch, missing.iter().map(PoolName::as_str));
         }
         for p in self.view.read().pool_entries() {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -256,7 +257,7 @@ impl Core {
             let view = self.view.read();
             !failed.is_empty()
                 || !self.unread.lock().is_empty()
-                || !self.pool_list_is_known()
+                || self.pool_list_unread.load(Ordering::Acquire)
                 || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
         };
         // What the kernel may still serve of those that can't be opened now, to hosts that are attached, goes on: the
