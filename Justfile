@@ -51,7 +51,7 @@ bench *args: image
 # Random operations from a seed while power, daemon, disks, journal and network fail: `just torture --help`.
 torture *args: image
     cargo build --quiet --workspace --all-features --bins
-    cargo run --quiet --workspace --all-features --bin torture -- {{ args }}
+    "${CARGO_TARGET_DIR:-target}/debug/torture" {{ args }}
 
 # What a commit must pass.
 lint:

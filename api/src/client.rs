@@ -21,10 +21,10 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe,
-    ErrorKind, Event, Host, HostName, HostPut, OrphanAdopt, OrphanId, Orphans, Page, Pool, PoolCreate,
-    PoolExpand, PoolName, PoolReplace, Problem, Restored, Snapshot, SnapshotCreate, SnapshotGroup,
-    SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Target, TlsPut, Volume, VolumeCreate, VolumeKey,
-    VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    ErrorKind, Event, Host, HostName, HostPut, Keytab, KeytabPut, OrphanAdopt, OrphanId, Orphans, Page, Pool,
+    PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Reloaded, Restored, Snapshot, SnapshotCreate,
+    SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Target, TlsPut, Volume,
+    VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -168,6 +168,21 @@ impl Client {
     pub async fn restore(&self, backup: Vec<u8>, force: bool) -> Result<Restored> {
         let query = serde_json::json!({ "force": force });
         self.json(self.request_with(Method::PUT, &["v1", "system", "restore"], &query)?.body(backup)).await
+    }
+
+    /// `POST /v1/system/reload`: has the configuration read anew.
+    pub async fn reload(&self) -> Result<Reloaded> {
+        self.json(self.request(Method::POST, &["v1", "system", "reload"])?).await
+    }
+
+    /// `PUT /v1/system/keytab`
+    pub async fn put_keytab(&self, ask: &KeytabPut) -> Result<Keytab> {
+        self.ask(Method::PUT, &["v1", "system", "keytab"], ask).await
+    }
+
+    /// `DELETE /v1/system/keytab`
+    pub async fn delete_keytab(&self) -> Result<()> {
+        self.delete(&["v1", "system", "keytab"]).await
     }
 
     /// `GET /v1/system`

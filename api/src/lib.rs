@@ -11,6 +11,7 @@ pub mod name;
 pub mod network;
 pub mod properties;
 mod secret;
+pub mod security;
 pub mod size;
 pub mod tls;
 pub mod types;
@@ -28,6 +29,7 @@ pub use name::{
 };
 pub use network::Network;
 pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Properties, Property, SyncWrites};
+pub use security::{Flavour, Keytab, KeytabFile, KeytabPut, Security};
 pub use size::ByteSize;
 pub use tls::{Tls, TlsKey, TlsPut};
 pub use types::*;

@@ -10,6 +10,7 @@ pub mod journal;
 pub mod kernel;
 pub mod model;
 pub mod pool;
+pub mod running;
 pub mod serving;
 pub mod system;
 pub mod target;

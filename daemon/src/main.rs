@@ -13,14 +13,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use orlopd::config::{self, Settings};
-use orlopd::engine::{Engine, EngineSettings, FillLimits, quotas};
-use orlopd::http::{Certificate, HttpSettings, Listeners, Server, UnixListen};
+use orlopd::engine::{Action, Engine, EngineSettings, Principal, Role, default_tenant};
+use orlopd::http::{Certificate, Listeners, Server, UnixListen};
 use orlopd::kernel::exec;
 use orlopd::kernel::uevent::DiskWatch;
 use orlopd::pool::{KeyRing, PoolEnv};
+use orlopd::running::{self, Running};
 use orlopd::serving;
 use orlopd::target::keys::HostKeys;
-use orlopd::telemetry::{self, Dropped, Metrics};
+use orlopd::telemetry::{self, Dropped, Level, Metrics};
 use orlopd::token;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,6 +53,8 @@ struct Args {
 
 /// How much more time systemd is asked for while recovery goes on.
 const EXTEND: Duration = Duration::from_secs(60);
+/// How long reading the configuration anew may take.
+const RELOAD: Duration = Duration::from_secs(30);
 /// How long connections may take to end after everything else has.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
         print!("{settings}");
         return ExitCode::SUCCESS;
     }
-    match start(&args, &settings) {
+    match start(args, &settings) {
         Ok(End::Stopped) => ExitCode::SUCCESS,
         Ok(End::Anew) => failed(&anyhow::Error::from(exec::anew()).context("cannot start anew")),
         Err(e) => failed(&e),
@@ -92,15 +95,18 @@ fn more_descriptors() {
 }
 
 fn failed(e: &anyhow::Error) -> ExitCode {
-    match e.downcast_ref::<config::ConfigErrors>() {
-        Some(wrong) => {
-            for e in &wrong.0 {
-                eprintln!("orlopd: {}", orlopd::engine::error::chain(e));
-            }
-        }
-        None => eprintln!("orlopd: {e:#}"),
+    for wrong in each(e) {
+        eprintln!("orlopd: {wrong}");
     }
     ExitCode::FAILURE
+}
+
+/// What is wrong: everything, where that is the configuration.
+fn each(e: &anyhow::Error) -> Vec<String> {
+    match e.downcast_ref::<config::ConfigErrors>() {
+        Some(wrong) => wrong.0.iter().map(|e| orlopd::engine::error::chain(e)).collect(),
+        None => vec![format!("{e:#}")],
+    }
 }
 
 /// The configuration; in a simulation defaults that need no privileges, and the command line's.
@@ -157,10 +163,10 @@ fn simulate(args: &Args, settings: &mut Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(args: &Args, settings: &Settings) -> anyhow::Result<End> {
+fn start(args: Args, settings: &Settings) -> anyhow::Result<End> {
     let dropped = Dropped::default();
     // Dropped last, so that the reasons of a failure are written.
-    let _log = telemetry::init(&settings.log, &dropped)?;
+    let (_log, level) = telemetry::init(&settings.log, &settings.traces, &dropped)?;
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let payload = panic.payload();
@@ -176,13 +182,14 @@ fn start(args: &Args, settings: &Settings) -> anyhow::Result<End> {
         .enable_all()
         .build()
         .context("the runtime did not start")?;
-    let ended = runtime.block_on(Box::pin(run(args.sim, settings, dropped)));
+    let ended = runtime.block_on(Box::pin(run(args, settings, level, dropped)));
     // A lane's job that hangs in the kernel must not keep the process: its intent is in the journal.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result<End> {
+async fn run(args: Args, settings: &Settings, level: Level, dropped: Dropped) -> anyhow::Result<End> {
+    let sim = args.sim;
     // Before anything else, so that no signal finds the default action.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -194,17 +201,14 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
         // What follows does without what can't be kept.
         tracing::error!(error = format!("{e:#}"), "no state directory");
     }
-    let engine = Engine::open(engine_settings(sim, settings, &metrics)).await.context("cannot start")?;
+    let source = Box::new(move || self::settings(&args).map_err(|e| each(&e)));
+    let running = Running::new(settings, level, source);
+    let engine =
+        Engine::open(engine_settings(sim, settings, &running, &metrics)).await.context("cannot start")?;
     let made = token::ensure_first(&engine, state_dir, credential().as_deref()).await?;
 
     let (stop, stopped) = watch::channel(false);
-    let http = HttpSettings {
-        connections: settings.limits.connections,
-        connections_per_peer: settings.limits.connections_per_peer,
-        request: settings.limits.request,
-        idle: settings.limits.idle,
-    };
-    let server = Server::new(engine.clone(), metrics, http, stopped)?;
+    let server = Server::new(engine.clone(), metrics, running.http(), stopped)?;
     let listeners = bind(settings, engine.refusal().is_some())?;
     let serving = tokio::spawn(listeners.serve(server, GOODBYE));
     if let (Some(token), Some(console)) = (&made, &settings.api.token_console) {
@@ -236,9 +240,8 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
                 _ = terminate.recv() => break ("SIGTERM", End::Stopped),
                 _ = interrupt.recv() => break ("SIGINT", End::Stopped),
                 () = engine.anew() => break ("the journal can be written again", End::Anew),
-                _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: the configuration is read at start only; restart to apply it");
-                }
+                // One that comes earlier is kept by the stream until then.
+                _ = hangup.recv(), if ready => drop(tokio::spawn(reload(engine.clone()))),
             }
         }
     };
@@ -247,7 +250,7 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
     if matches!(end, End::Stopped) {
         notify(&[NotifyState::Stopping, NotifyState::Status("stopping: finishing changes under way")]);
     }
-    let left = engine.drain(settings.limits.drain).await;
+    let left = engine.drain(running.drain()).await;
     if left > 0 {
         tracing::warn!(left, "changes are still under way: they are settled at the next start");
     }
@@ -260,6 +263,13 @@ async fn run(sim: bool, settings: &Settings, dropped: Dropped) -> anyhow::Result
     Ok(end)
 }
 
+/// SIGHUP: the same as `orlop system reload`. What comes of it is in the log, an event, and an alarm if it is wrong.
+async fn reload(engine: Engine) {
+    let who = Principal { name: "signal:hup".into(), tenant: default_tenant(), role: Role::Admin };
+    // The door has logged how it ended.
+    let _ = engine.submit(who, Action::Reload, RELOAD).await;
+}
+
 /// How long the kernel target may take for one volume.
 const TARGET_DEADLINE: Duration = Duration::from_secs(15);
 /// How long putting one object right may take, after a failure or at start.
@@ -267,7 +277,12 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Jobs that may wait in one lane.
 const LANE_DEPTH: usize = 1024;
 
-fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> EngineSettings {
+fn engine_settings(
+    sim: bool,
+    settings: &Settings,
+    running: &Running,
+    metrics: &Arc<Metrics>,
+) -> EngineSettings {
     let host_keys = HostKeys::default();
     let targets = serving::targets(sim, settings, &host_keys);
     let keys = KeyRing::default();
@@ -286,17 +301,12 @@ fn engine_settings(sim: bool, settings: &Settings, metrics: &Arc<Metrics>) -> En
             ..PoolEnv::default()
         }),
         pool_threads: settings.limits.pool_threads,
-        fill: FillLimits {
-            warn_percent: settings.pools.warn_percent,
-            stop_percent: settings.pools.stop_percent,
-        },
+        fill: running::fill(settings),
         lane_depth: LANE_DEPTH,
         target_deadline: TARGET_DEADLINE,
         settle_deadline: SETTLE_DEADLINE,
-        quotas: quotas::Limits {
-            changes: settings.limits.changes_per_principal,
-            requests_per_second: settings.limits.requests_per_second,
-        },
+        quotas: running::quotas(settings),
+        configuration: Arc::new(running.clone()),
         metrics: Arc::clone(metrics),
     }
 }

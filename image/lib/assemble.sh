@@ -32,11 +32,15 @@ DROP_APPLIANCE=(usr/lib/systemd/system/multi-user.target.wants/systemd-logind.se
 APPLIANCE_LINKS=(
     etc/exports.d:../run/orlop/exports.d
     etc/hostid:../var/lib/orlop-system/hostid
+    etc/idmapd.conf.d/orlop.conf:../../run/orlop/idmapd.conf
+    etc/krb5.keytab:../var/lib/orlop/krb5.keytab
     etc/mtab:../proc/self/mounts
     etc/nfs.conf.d/orlop.conf:../../run/orlop/nfs.conf
     etc/orlop/orlopd.toml.d:../../var/lib/orlop/orlopd.toml.d
     etc/resolv.conf:../run/systemd/resolve/resolv.conf
     etc/systemd/network:../../var/lib/orlop-system/network
+    # The clients' half of Kerberos, which nfs-utils start where there is a keytab.
+    etc/systemd/system/rpc-gssd.service:/dev/null
 )
 
 # Everything but our binaries. Runs as root, in a namespace or for real.

@@ -27,9 +27,10 @@ impl Place {
 }
 
 /// What is small or of this lab in place of what the page says. Longer words first: one may begin with another.
-pub const SUBSTITUTES: [(&str, &str); 7] = [
+pub const SUBSTITUTES: [(&str, &str); 8] = [
     ("HOSTNQN", "nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-000000000001"),
     ("ADDRESS", "10.77.1.1"),
+    ("10.1.0.0/16 --security", "10.77.1.0/24 --security"),
     ("--address 10.0.0.5", "--address 10.77.1.2"),
     ("10G", "64M"),
     ("NQN", "$(orlop volume get data | sed -n 's/^nqn: *//p')"),
@@ -38,7 +39,7 @@ pub const SUBSTITUTES: [(&str, &str); 7] = [
 ];
 
 /// What must be done before a command that the page has in another context, and where.
-pub const BEFORE: [(&str, Place, &str); 11] = [
+pub const BEFORE: [(&str, Place, &str); 15] = [
     // The exclusive attachment before it has cut it off.
     ("orlop detach data worker-1", Place::Appliance, "orlop attach data worker-1"),
     (
@@ -61,6 +62,12 @@ pub const BEFORE: [(&str, Place, &str); 11] = [
     ),
     // To NFSv4 hosts of one name are one host, and the initiators are made of one image.
     ("mount -t nfs4 ADDRESS:/volumes/ID /mnt", Place::Host, "hostname share-0"),
+    // A realm, and the appliance's key.
+    ("orlop system keytab --file storage.keytab", Place::Host, crate::realm::SET_UP),
+    ("orlop system keytab --file storage.keytab", Place::Appliance, "base64 -d storage.key >storage.keytab"),
+    // By itself it would come by another flavour.
+    ("orlop attach home engineers", Place::Host, "umount /mnt"),
+    ("orlop attach home engineers", Place::Appliance, "orlop detach home worker-1"),
     (
         "iscsiadm -m node -T IQN -p ADDRESS:3260 -o new",
         Place::Host,
@@ -70,13 +77,17 @@ pub const BEFORE: [(&str, Place, &str); 11] = [
 ];
 
 /// What shows that a command did what it is for, on the host.
-pub const AFTER: [(&str, &str); 4] = [
+pub const AFTER: [(&str, &str); 5] = [
     (
         "nvme connect -t tcp -a ADDRESS -s 4420 -n NQN -q HOSTNQN --dhchap-secret=$(cat host.key) --dhchap-ctrl-secret=$(cat appliance.key)",
         "nvme list-subsys | grep -q NQN",
     ),
     ("nvme connect -t tcp -a ADDRESS -s 4421 -n NQN -q HOSTNQN --tls", "nvme list-subsys | grep -q NQN"),
     ("iscsiadm -m node -T IQN -p ADDRESS:3260 -l", "iscsiadm -m session | grep -q IQN"),
+    (
+        "mount -t nfs4 -o sec=krb5p storage.example.com:/volumes/ID /mnt",
+        "grep -q ' /mnt .*sec=krb5p' /proc/mounts && grep -q mine /mnt/file && umount /mnt",
+    ),
     (
         "mount -t nfs4 ADDRESS:/volumes/ID /mnt",
         "echo mine >/mnt/file && sync -f /mnt/file && grep -q mine /mnt/file",

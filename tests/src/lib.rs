@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod documented;
 mod initiator;
 mod lab;
+pub mod realm;
 pub mod torture;
 
 pub use initiator::{Initiator, Path, nvme};

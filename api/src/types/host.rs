@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Authentication, ByteSize, Chap, HostName, Iqn, Network, Nqn, Protocol, Tls, VolumeId};
+use crate::{Authentication, ByteSize, Chap, HostName, Iqn, Network, Nqn, Protocol, Security, Tls, VolumeId};
 
 /// `PUT /v1/hosts/{host}`: what it is known by. At least one; what is not given it does not have (any more).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ pub struct Host {
 }
 
 /// `PUT /v1/zones/{zone}`: a part of the network, whose hosts may use file systems by NFS.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ZonePut {
@@ -72,6 +72,14 @@ pub struct ZonePut {
     /// Whose names their users go by.
     #[serde(default)]
     pub squash: Squash,
+    /// By what they must prove who they are, the one to take first; `sys` unless given. Who uses the zone by one that is
+    /// taken out of the list is cut off.
+    #[serde(default)]
+    pub security: Security,
+    /// Refused as `unsupported`: versions are the server's, `[nfs] versions` in its configuration. What a host gets by one
+    /// version it could use by any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<Vec<String>>,
 }
 
 /// A part of the network. It is attached to volumes like a host, and shares the names of hosts.
@@ -86,6 +94,9 @@ pub struct Zone {
     pub read_only: bool,
     /// Whose names their users go by.
     pub squash: Squash,
+    /// By what they must prove who they are, the one to take first.
+    #[serde(default)]
+    pub security: Security,
     /// The volumes that they may use.
     pub volumes: Vec<VolumeId>,
 }
@@ -287,4 +298,8 @@ pub struct NfsAccess {
     pub networks: Vec<Network>,
     /// Whose names the users go by.
     pub squash: Squash,
+    /// What to mount with: `sec=` one of these, the first if it can be had. With Kerberos the appliance is called by the name
+    /// that its keytab has.
+    #[serde(default)]
+    pub security: Security,
 }

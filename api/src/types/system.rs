@@ -39,6 +39,31 @@ pub struct Restored {
     pub closed: Vec<String>,
 }
 
+/// The answer to `POST /v1/system/reload`: what differs between the configuration that runs and the one that was read. Both
+/// lists are empty if nothing does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Reloaded {
+    /// What was applied.
+    pub applied: Vec<SettingChange>,
+    /// What applies when the daemon is started again.
+    pub after_restart: Vec<SettingChange>,
+}
+
+/// A setting that differs. Its values are written as in the configuration, in TOML.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SettingChange {
+    /// The key with its section, like `log.level`.
+    pub key: String,
+    /// What ran, or runs until the restart. Absent where nothing is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
 /// `GET /v1/system`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -77,6 +102,8 @@ pub struct System {
 pub enum EventKind {
     /// The daemon takes changes.
     SystemReady,
+    /// The configuration was read anew: `detail` says which settings were applied, and which wait for a restart.
+    ConfigurationReloaded,
     /// Events between the one asked for and the next one are no longer kept: list again.
     Gap,
     /// A disk came: `detail` is its name.
@@ -139,6 +166,7 @@ impl EventKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SystemReady => "system_ready",
+            Self::ConfigurationReloaded => "configuration_reloaded",
             Self::Gap => "gap",
             Self::DiskAdded => "disk_added",
             Self::DiskRemoved => "disk_removed",

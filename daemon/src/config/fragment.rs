@@ -34,6 +34,8 @@ pub struct Fragment {
     #[serde(default)]
     pub log: Log,
     #[serde(default)]
+    pub traces: Traces,
+    #[serde(default)]
     pub pools: Pools,
     #[serde(default)]
     pub limits: Limits,
@@ -139,6 +141,15 @@ pub struct Nfs {
 pub struct Log {
     pub level: Given<String>,
     pub format: Given<String>,
+}
+
+/// `[traces]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Traces {
+    pub collector: Given<String>,
+    pub sample_percent: Given<u64>,
 }
 
 /// `[pools]`

@@ -44,6 +44,8 @@ pub struct Inputs {
     pub nfs_threads: Option<At<u64>>,
     pub level: Option<At<String>>,
     pub format: Option<At<String>>,
+    pub collector: Option<At<String>>,
+    pub sample_percent: Option<At<u64>>,
     pub warn_percent: Option<At<u64>>,
     pub stop_percent: Option<At<u64>>,
     pub connections: Option<At<u64>>,
@@ -86,6 +88,8 @@ impl Inputs {
         take(&mut self.nfs_threads, f.nfs.threads, file, text);
         take(&mut self.level, f.log.level, file, text);
         take(&mut self.format, f.log.format, file, text);
+        take(&mut self.collector, f.traces.collector, file, text);
+        take(&mut self.sample_percent, f.traces.sample_percent, file, text);
         take(&mut self.warn_percent, f.pools.warn_percent, file, text);
         take(&mut self.stop_percent, f.pools.stop_percent, file, text);
         take(&mut self.connections, f.limits.connections, file, text);

@@ -3,16 +3,18 @@
 //! [`Inputs`](inputs::Inputs) are all fragments merged (each value remembers where it stood), and
 //! [`Settings`] are what was validated.
 //!
-//! Called by `main`, at start only. Never reads a secret, and never writes.
+//! Called by `main`, at start and when it is to be read anew. Never reads a secret, and never writes.
 
 mod fragment;
 mod inputs;
+mod keys;
 mod settings;
 
 use std::path::{Path, PathBuf};
 
 pub use settings::{
     ApiSettings, CtlSettings, Limits, LogFormat, LogSettings, NvmetSettings, PoolsSettings, Settings,
+    TracesSettings,
 };
 
 use inputs::Inputs;

@@ -2,7 +2,6 @@
 //!
 //! Called by [`super::load`]; read by `main`, which hands each part to whom it concerns.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,6 +33,8 @@ pub struct Settings {
     pub nfs: NfsSettings,
     /// `[log]`
     pub log: LogSettings,
+    /// `[traces]`
+    pub traces: TracesSettings,
     /// `[pools]`
     pub pools: PoolsSettings,
     /// `[limits]`
@@ -126,6 +127,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[traces]`: how requests are traced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracesSettings {
+    /// `collector`: where they are sent to, by OTLP over HTTP (`http://ADDRESS:PORT/v1/traces`). `None`: nowhere.
+    pub collector: Option<SocketAddr>,
+    /// `sample_percent`: how many of the requests that are not traced by their caller.
+    pub sample_percent: u8,
+}
+
 /// `[pools]`: how full pools may be, in percent of their total.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolsSettings {
@@ -188,6 +198,7 @@ impl Default for Settings {
                 threads: 64,
             },
             log: LogSettings { level: "info".into(), format: LogFormat::Auto },
+            traces: TracesSettings { collector: None, sample_percent: 100 },
             pools: PoolsSettings { warn_percent: 80, stop_percent: 95 },
             limits: Limits {
                 connections: 1024,
@@ -207,7 +218,7 @@ impl LogFormat {
     const ALL: [(&'static str, LogFormat); 4] =
         [("auto", Self::Auto), ("journald", Self::Journald), ("text", Self::Text), ("json", Self::Json)];
 
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(_, f)| *f == self).map_or("auto", |(name, _)| name)
     }
 }
@@ -303,6 +314,15 @@ pub fn validate(i: Inputs) -> Result<Settings, Vec<ConfigError>> {
         let found = LogFormat::ALL.iter().find(|(name, _)| *name == v);
         found.map(|(_, f)| *f).ok_or_else(|| "must be auto, journald, text or json".into())
     });
+    wrong.set(&mut s.traces.collector, "traces.collector", i.collector, |v| {
+        // To leave it out silently would be found out when a trace is missed.
+        if cfg!(feature = "otlp") {
+            address(&v).map(Some)
+        } else {
+            Err("needs a daemon that was built with OTLP (cargo build --features otlp)".into())
+        }
+    });
+    wrong.set(&mut s.traces.sample_percent, "traces.sample_percent", i.sample_percent, percent);
     let (warn, stop) = (i.warn_percent.clone(), i.stop_percent.clone());
     let right = wrong.0.len();
     wrong.set(&mut s.pools.warn_percent, "pools.warn_percent", i.warn_percent, percent);
@@ -427,7 +447,7 @@ fn nvmet_portals(list: Vec<fragment::NvmetPortal>) -> Result<Vec<NvmetPortal>, S
 }
 
 /// As it is written.
-fn nvmet_portal(p: &NvmetPortal) -> String {
+pub(super) fn nvmet_portal(p: &NvmetPortal) -> String {
     let text = |s: &str| toml::Value::from(s).to_string();
     let listen = text(&p.at.to_string());
     if *p == NvmetPortal::tcp(p.at) {
@@ -451,59 +471,4 @@ fn distinct<T: PartialEq>(
         out.push(item);
     }
     Ok(out)
-}
-
-impl fmt::Display for Settings {
-    /// As TOML that reads back to the same settings.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |s: &str| toml::Value::from(s).to_string();
-        let path = |p: &PathBuf| text(&p.to_string_lossy());
-        let list = |a: &[SocketAddr]| {
-            let items: Vec<String> = a.iter().map(|a| text(&a.to_string())).collect();
-            format!("[{}]", items.join(", "))
-        };
-        let console = self.api.token_console.as_ref().map_or_else(|| text("none"), path);
-        writeln!(f, "state_dir = {}\n", path(&self.state_dir))?;
-        writeln!(f, "[api]\nsocket = {}", path(&self.api.socket))?;
-        writeln!(f, "socket_group = {}", text(&self.api.socket_group))?;
-        writeln!(f, "listen = {}\ntoken_console = {console}\n", list(&self.api.listen))?;
-        let n = &self.nvmet;
-        let portals: Vec<_> = n.portals.iter().map(nvmet_portal).collect();
-        writeln!(f, "[nvmet]\nportals = [{}]", portals.join(", "))?;
-        writeln!(f, "referrals = {}\nio_queues = {}", list(&n.referrals), n.io_queues)?;
-        if let Some(size) = n.queue_size {
-            writeln!(f, "queue_size = {size}")?;
-        }
-        writeln!(f, "nqn_prefix = {}\n", text(&self.nvmet.nqn_prefix_text))?;
-        writeln!(f, "[lio]\nportals = {}\n", list(&self.lio.portals))?;
-        let c = &self.ctl;
-        writeln!(f, "[ctl]\niscsi_portals = {}", list(&c.iscsi_portals))?;
-        writeln!(f, "nvme_portals = {}", list(&c.nvme_portals))?;
-        writeln!(f, "nvme_access = {}", text(c.nvme_access.as_str()))?;
-        writeln!(f, "file = {}\npidfile = {}\n", path(&c.file), path(&c.pidfile))?;
-        let texts = |all: Vec<String>| {
-            let items: Vec<String> = all.iter().map(|a| text(a)).collect();
-            format!("[{}]", items.join(", "))
-        };
-        let n = &self.nfs;
-        writeln!(f, "[nfs]\nlisten = {}", texts(n.listen.iter().map(ToString::to_string).collect()))?;
-        writeln!(f, "versions = {}", texts(n.versions.iter().map(|v| v.as_str().into()).collect()))?;
-        writeln!(f, "threads = {}\n", n.threads)?;
-        writeln!(f, "[log]\nlevel = {}", text(&self.log.level))?;
-        writeln!(f, "format = {}\n", text(self.log.format.as_str()))?;
-        let p = &self.pools;
-        writeln!(f, "[pools]\nwarn_percent = {}", p.warn_percent)?;
-        writeln!(f, "stop_percent = {}\n", p.stop_percent)?;
-        let l = &self.limits;
-        writeln!(f, "[limits]\nconnections = {}", l.connections)?;
-        writeln!(f, "connections_per_peer = {}", l.connections_per_peer)?;
-        writeln!(f, "changes_per_principal = {}", l.changes_per_principal)?;
-        if let Some(rate) = l.requests_per_second {
-            writeln!(f, "requests_per_second = {rate}")?;
-        }
-        writeln!(f, "request_seconds = {}", l.request.as_secs())?;
-        writeln!(f, "idle_seconds = {}", l.idle.as_secs())?;
-        writeln!(f, "drain_seconds = {}", l.drain.as_secs())?;
-        writeln!(f, "pool_threads = {}", l.pool_threads)
-    }
 }

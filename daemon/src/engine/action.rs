@@ -2,9 +2,9 @@
 
 use orlop_api::{
     Alarm, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey,
-    Host, HostName, HostPut, OrphanAdopt, OrphanId, Pool, PoolName, Restored, Snapshot, SnapshotCreate,
-    SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut, Volume, VolumeCreate, VolumeKey,
-    VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    Host, HostName, HostPut, Keytab, KeytabFile, OrphanAdopt, OrphanId, Pool, PoolName, Reloaded, Restored,
+    Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut, Volume,
+    VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 use crate::journal::backup::Text;
@@ -41,6 +41,8 @@ pub enum Action {
     Backup,
     /// Fills in what the journal has not from a backup; the flag: also another appliance's.
     Restore(Text, bool),
+    /// Reads the configuration anew, and applies what can be applied under a running daemon.
+    Reload,
     /// Takes a snapshot of a volume; the same request again is unchanged.
     CreateSnapshot(SnapshotCreate),
     /// Takes snapshots of several volumes at one instant; the same request again is unchanged.
@@ -68,6 +70,10 @@ pub enum Action {
     PutZone(HostName, ZonePut),
     /// Forgets a zone. Legal when it has no attachment.
     DeleteZone(HostName),
+    /// Keeps the keys by which the appliance proves to NFS hosts who it is, in place of those before.
+    PutKeytab(KeytabFile),
+    /// Forgets them. Legal when no zone takes Kerberos.
+    DeleteKeytab,
     /// Lets a host or a zone use a volume.
     Attach(VolumeRef, HostName, Attach),
     /// Cuts a host off from a volume: done when it can't do I/O any more.
@@ -79,7 +85,7 @@ pub enum Action {
 impl Action {
     /// Whether there is anything to keep of it.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::ShowKey(_) | Self::Backup | Self::AcknowledgeAlarm(..))
+        !matches!(self, Self::ShowKey(_) | Self::Backup | Self::Reload | Self::AcknowledgeAlarm(..))
     }
 
     /// Its name in metrics, audit and logs.
@@ -98,6 +104,7 @@ impl Action {
             Self::ShowKey(_) => "show_key",
             Self::Backup => "backup",
             Self::Restore(..) => "restore",
+            Self::Reload => "reload",
             Self::CreateSnapshot(_) => "create_snapshot",
             Self::CreateSnapshotGroup(_) => "create_snapshot_group",
             Self::DeleteSnapshot(..) => "delete_snapshot",
@@ -111,6 +118,8 @@ impl Action {
             Self::DeleteHost(_) => "delete_host",
             Self::PutZone(..) => "put_zone",
             Self::DeleteZone(_) => "delete_zone",
+            Self::PutKeytab(_) => "put_keytab",
+            Self::DeleteKeytab => "delete_keytab",
             Self::Attach(..) => "attach",
             Self::Detach(..) => "detach",
             Self::AcknowledgeAlarm(_) => "acknowledge_alarm",
@@ -129,7 +138,9 @@ impl Action {
             | Self::DeleteVolume(volume, _)
             | Self::UnlockVolume(volume, _)
             | Self::ShowKey(volume) => format!("volume/{volume}"),
-            Self::Backup | Self::Restore(..) => "system".into(),
+            Self::Backup | Self::Restore(..) | Self::Reload | Self::PutKeytab(_) | Self::DeleteKeytab => {
+                "system".into()
+            }
             Self::CreateSnapshot(ask) => format!("snapshot/{} volume/{}", ask.name, ask.volume),
             Self::CreateSnapshotGroup(ask) => format!("snapshot-group/{}", ask.name),
             Self::DeleteSnapshot(snapshot, _) => format!("snapshot/{snapshot}"),
@@ -184,6 +195,8 @@ pub enum Outcome {
     Backup(Text),
     /// What a backup brought.
     Restored(Restored),
+    /// What was applied of the configuration, and what waits.
+    Reloaded(Reloaded),
     /// The host as it is now.
     Host {
         /// The host.
@@ -198,6 +211,8 @@ pub enum Outcome {
         /// Whether it is new.
         made: bool,
     },
+    /// Whose keys are kept now.
+    Keytab(Keytab),
     /// What the initiator needs.
     Attachment {
         /// The attachment.

@@ -47,8 +47,9 @@ impl Default for Alarms {
 /// How bad it is, by what it is about; where that is not all, who raises it says.
 fn severity_of(subject: &str) -> AlarmSeverity {
     match subject.split('/').next().unwrap_or_default() {
-        // Fewer paths; a disk that says that it will fail; what is tried again; what is in the way of nobody.
-        "portals" | "disk" | "operation" | "leftover" => AlarmSeverity::Warning,
+        // Fewer paths; a disk that says that it will fail; what is tried again; what is in the way of nobody; what counts at
+        // the next start alone, or if the journal is lost as well.
+        "portals" | "disk" | "operation" | "leftover" | "configuration" | "labels" => AlarmSeverity::Warning,
         // A pool, a volume, a host or a target that is not there, a key or a journal that is lost.
         _ => AlarmSeverity::Critical,
     }
@@ -119,6 +120,11 @@ impl Alarms {
         let shown = alarm.clone();
         self.tell(EventKind::AlarmAcknowledged, subject, &format!("by {by}"));
         Some(shown)
+    }
+
+    /// How bad it is, if it is not cleared.
+    pub(super) fn severity(&self, subject: &str) -> Option<AlarmSeverity> {
+        self.active.get(subject).map(|a| a.severity)
     }
 
     /// Those that are not cleared, by subject.

@@ -15,9 +15,9 @@ use super::events::Subject;
 use super::intent::Intent;
 use super::locks::{Guards, Key, Mode};
 use super::view::View;
-use super::volumes::not_found;
+use super::volumes::absent;
 use crate::journal::{Batch, Table};
-use crate::model::{Grant, HostRecord, ZoneRules};
+use crate::model::{Audience, Grant, HostRecord, ZoneRules};
 
 impl Core {
     pub(super) async fn attach(
@@ -36,11 +36,15 @@ impl Core {
         self.check_usable(id)?;
         let (pool, size, already, record) = {
             let view = self.view.read();
-            let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
+            let entry = view.entry(id).ok_or_else(|| absent(&view, &volume))?;
             let record = view.host_record(&host).ok_or_else(|| Error::NotFound(format!("host {host}")))?;
             let protocol = entry.label.protocol();
             self.check_served(protocol)?;
-            check_may_use(&host, record, protocol, grant)?;
+            check_may_use(&host, record, protocol)?;
+            if grant.read_only && !self.server(protocol)?.target.has_readers() {
+                let why = "read_only: this target lets every host write that it lets in";
+                return Err(Error::Unsupported(why.into()));
+            }
             if protocol == Protocol::Nvme {
                 self.check_portal(&host, record)?;
                 if !how.alone {
@@ -90,7 +94,11 @@ impl Core {
         };
         let intent = Intent::Attach { volume: id, host: host.clone() };
         let ((), _guards) = self.carry_out_with(intent, Batch::default(), guards, act).await?;
-        self.view.write().attach(id, &host, grant);
+        {
+            let mut view = self.view.write();
+            view.attach(id, &host, grant);
+            view.clear(&closed_alarm(id));
+        }
         self.dirty.mark(id);
         self.events.publish(EventKind::Attached, about(id, &host));
         self.attached(id, &host, true)
@@ -193,10 +201,11 @@ impl Core {
         let (entry, record) = (view.entry(id)?, view.host_record(host)?);
         portals.retain(|p| p.tls == (record.tls.is_some() && protocol == Protocol::Nvme));
         let grant = view.grant_of(id, host)?;
-        let zone = record.zone.unwrap_or(ZoneRules { read_only: false, squash: Squash::None });
+        let zone = record.zone.unwrap_or(ZoneRules { squash: Squash::None, ..ZoneRules::default() });
+        let read_only = grant.read_only || zone.read_only;
         let access = match protocol {
             Protocol::Nvme => Access::Nvme(NvmeAccess {
-                nqn: identity.nqn,
+                nqn: identity.nqn_for(Audience::of(read_only)).clone(),
                 host_nqn: record.nqn.clone()?,
                 authentication: record.authentication(),
                 tls: record.tls(),
@@ -220,15 +229,20 @@ impl Core {
                 path: identity.export_path(),
                 networks: record.networks.clone(),
                 squash: zone.squash,
+                security: zone.security,
             }),
         };
-        let read_only = grant.read_only || zone.read_only;
         Some(Attachment { volume: id, host: host.clone(), read_only, size: entry.label.size, access })
     }
 }
 
+/// The alarm about a volume to which nobody is let in because its label was not to be believed.
+pub(super) fn closed_alarm(id: VolumeId) -> String {
+    format!("volume/{id}/access")
+}
+
 /// Refuses what a host can't have by a protocol.
-fn check_may_use(host: &HostName, record: &HostRecord, protocol: Protocol, grant: Grant) -> Result<()> {
+fn check_may_use(host: &HostName, record: &HostRecord, protocol: Protocol) -> Result<()> {
     let object = || format!("{} {host}", record.noun());
     if record.zone.is_some() && protocol != Protocol::Nfs {
         return Err(Error::Unsupported(format!("{}: a disk is attached to hosts, and to no zone", object())));
@@ -245,10 +259,6 @@ fn check_may_use(host: &HostName, record: &HostRecord, protocol: Protocol, grant
     if !record.is_admissible(protocol) {
         let reason = "must prove a secret that is lost: give it again first".into();
         return Err(Error::Precondition { object: object(), reason, dependants: Vec::new() });
-    }
-    if grant.read_only && protocol == Protocol::Nvme {
-        let why = "read_only: the kernel's NVMe target lets all hosts of a volume write that it lets in";
-        return Err(Error::Unsupported(why.into()));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,6 +24,7 @@ use super::labels::DirtyLabels;
 use super::lane::{Lane, LaneError, Late};
 use super::locks::Locks;
 use super::quotas::{Limits, Quotas};
+use super::reload::Configuration;
 use super::space::FillLimits;
 use super::targets::{Server, Targets};
 use super::view::View;
@@ -142,7 +143,7 @@ pub struct EngineSettings {
     /// Threads of a pool's lane where backings are made and destroyed. Concurrent ZFS requests share a
     /// transaction group, so several are much faster than one.
     pub pool_threads: usize,
-    /// How full pools may be.
+    /// How full pools may be, at first.
     pub fill: FillLimits,
     /// Jobs that may wait in one lane before callers hear `unavailable`.
     pub lane_depth: usize,
@@ -150,8 +151,10 @@ pub struct EngineSettings {
     pub target_deadline: Duration,
     /// How long putting things right after a failure, or at start, may take for one object.
     pub settle_deadline: Duration,
-    /// What one principal may take.
+    /// What one principal may take, at first.
     pub quotas: Limits,
+    /// Where the configuration is read anew.
+    pub configuration: Arc<dyn Configuration>,
     /// Where actions are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -226,12 +229,12 @@ pub(super) struct Core {
     pub(super) stale_bell: Notify,
     /// Pools whose capacity is being read.
     pub(super) reading: Mutex<std::collections::BTreeSet<PoolName>>,
+    /// Held while the configuration is read anew.
+    pub(super) reloading: tokio::sync::Mutex<()>,
     /// What goes on behind answers: labels, capacities, settling. Ends with the engine.
     pub(super) tasks: Mutex<JoinSet<()>>,
     /// Pools whose labels have not been looked at since the journal was begun anew: they are missing.
     pub(super) unread: Mutex<std::collections::BTreeSet<PoolName>>,
-    /// The journal has no list of pools, and its copy could not be read: which there were is not known.
-    pub(super) pool_list_unread: AtomicBool,
     /// Rings when the daemon should be started anew.
     pub(super) anew: Notify,
     /// Volumes that could not be served, while they are tried again.
@@ -249,11 +252,11 @@ impl Core {
     /// Gives an opened pool its lanes.
     pub(super) fn start_lanes(&self, name: PoolName, pool: Box<dyn Pool>) -> Result<Arc<OpenPool>> {
         let s = &self.settings;
-        let lane = |what: &str, threads, slow| {
-            Lane::start(&format!("{what} {name}"), threads, s.lane_depth, slow)
-                .map_err(|e| Error::Unavailable(format!("no threads for pool {name}: {e}")))
-        };
-        let (make, open) = (lane("make", s.pool_threads, None)?, lane("open", OPENERS, Some(SLOW))?);
+        let none = |e| Error::Unavailable(format!("no threads for pool {name}: {e}"));
+        // Attaching is what a host waits for: hundreds of creates that are queued must not take the processors from it.
+        let make =
+            Lane::start_yielding(&format!("make {name}"), s.pool_threads, s.lane_depth).map_err(none)?;
+        let open = Lane::start(&format!("open {name}"), OPENERS, s.lane_depth, Some(SLOW)).map_err(none)?;
         Ok(Arc::new(OpenPool { name, pool: pool.into(), make, open }))
     }
 
@@ -298,7 +301,12 @@ impl Core {
         id: VolumeId,
         until: Instant,
     ) -> Outcome<Opened> {
-        let opened = self.on_pool(pool, On::Open, until, move |p, d| p.open(id, d)).await;
+        let label = self.view.read().entry(id).map(|v| v.label.clone());
+        let open = move |p: &dyn Pool, d: &Deadline| match label {
+            Some(label) => p.open_known(&label, d),
+            None => p.open(id, d),
+        };
+        let opened = self.on_pool(pool, On::Open, until, open).await;
         if let Err(Failure { error: Error::Pool(PoolError::Locked { volume, .. }), .. }) = &opened {
             // Its key was taken away by hand, or it came into the pool in other ways than ours.
             self.view.write().set_locked(*volume, true);

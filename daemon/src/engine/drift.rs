@@ -1,9 +1,10 @@
 //! What somebody changed in the kernel by hand, under our names: found, put back and told.
 //!
-//! The kernel's configuration can't be watched (configfs tells nobody of a change), so it is looked at: one volume after
-//! another, under its lock, and none of which somebody is changing the access just now.
+//! The kernel's configuration can't be watched (configfs tells nobody of a change), so it is looked at: all of a protocol at
+//! once, beside whatever goes on, and then what looks wrong once more, one volume after another, under its lock, and none of
+//! which somebody is changing the access just now.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,18 +33,31 @@ impl Core {
         }
     }
 
-    /// Looks at all that should be served, and at all that is served under our names.
+    /// Looks at all that should be served, and at all that is served under our names: once a protocol, whatever there is of it.
     pub(super) async fn look_for_drift_once(self: &Arc<Self>) {
-        let mut ids: BTreeSet<VolumeId> = self.opened.lock().keys().copied().collect();
-        let served = self.served().await;
-        ids.extend(served.iter().map(|(_, id)| *id));
-        for id in ids {
-            let by = served.iter().filter(|(_, of)| *of == id).map(|(protocol, _)| *protocol);
-            self.put_back(id, &by.collect::<Vec<_>>()).await;
+        let mut drifted: BTreeMap<VolumeId, Vec<Protocol>> = BTreeMap::new();
+        for (protocol, id) in self.drifted().await {
+            drifted.entry(id).or_default().push(protocol);
+        }
+        // Whether portals can be reached is found out when a volume is converged: one of each protocol is, in any case.
+        for id in self.one_of_each() {
+            drifted.entry(id).or_default();
+        }
+        for (id, by) in drifted {
+            self.put_back(id, &by).await;
         }
     }
 
-    /// `by`: the protocols that serve something of it.
+    /// A volume that is served by each protocol that serves any.
+    fn one_of_each(&self) -> Vec<VolumeId> {
+        let opened: Vec<VolumeId> = self.opened.lock().keys().copied().collect();
+        let view = self.view.read();
+        let by = |id: VolumeId| Some((view.entry(id)?.label.protocol(), id));
+        opened.into_iter().filter_map(by).collect::<BTreeMap<_, _>>().into_values().collect()
+    }
+
+    /// Under its lock, where it can't be mistaken for what somebody is changing. `by`: the protocols that serve it otherwise
+    /// than they should.
     async fn put_back(self: &Arc<Self>, id: VolumeId, by: &[Protocol]) {
         // Whoever has it converges it.
         let wants = vec![(Key::Volume(id), Mode::ExclusiveNow)];

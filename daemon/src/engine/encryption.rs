@@ -14,7 +14,7 @@ use super::core::{Core, On};
 use super::error::{Error, Result};
 use super::intent::about_volume;
 use super::locks::{Key, Mode};
-use super::volumes::not_found;
+use super::volumes::absent;
 use crate::journal::{Batch, Table};
 use crate::model::Label;
 
@@ -94,7 +94,7 @@ impl Core {
         let guards = self.locks.acquire(vec![(Key::Backing(id), Mode::Exclusive)], until).await?;
         let (encryption, pool) = {
             let view = self.view.read();
-            let entry = view.entry(id).ok_or_else(|| not_found(&volume))?;
+            let entry = view.entry(id).ok_or_else(|| absent(&view, &volume))?;
             let Some(encryption) = entry.label.encryption else {
                 return Err(Error::Precondition {
                     object: format!("volume {volume}"),

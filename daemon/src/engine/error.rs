@@ -55,6 +55,9 @@ pub enum Error {
         /// What depends on it.
         dependants: Vec<String>,
     },
+    /// The configuration was to be read anew, and this is wrong with it.
+    #[error("the configuration is wrong, and nothing was changed: {}", .0.join("; "))]
+    Configuration(Vec<String>),
     /// Out of space.
     #[error("{object} has no room: {detail}")]
     Exhausted {
@@ -116,7 +119,8 @@ impl Error {
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Busy(_) => ErrorKind::Busy,
-            Self::Precondition { .. } => ErrorKind::Precondition,
+            // The request is right; the file has to be put right first.
+            Self::Precondition { .. } | Self::Configuration(_) => ErrorKind::Precondition,
             Self::Exhausted { .. } => ErrorKind::Exhausted,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Unavailable(_) => ErrorKind::Unavailable,

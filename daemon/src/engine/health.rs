@@ -171,7 +171,10 @@ impl Core {
                 tracing::warn!(pool = %pool.name, error, "how its disks are can't be read");
                 // Not known is not well.
                 let text = format!("how its disks are can't be read: {error}");
-                self.view.write().raise_as(AlarmSeverity::Warning, alarm_of(&pool.name), text);
+                let mut view = self.view.write();
+                // Nor is it better than it was.
+                let was = view.alarms.severity(&alarm_of(&pool.name)).unwrap_or(AlarmSeverity::Warning);
+                view.raise_as(was.max(AlarmSeverity::Warning), alarm_of(&pool.name), text);
                 f.late
             }
         }

@@ -112,11 +112,17 @@ impl Core {
         until: Instant,
     ) -> Result<Outcome> {
         check_zone(&ask)?;
+        let flavours = ask.security;
         let record = HostRecord::zone(ask);
         // It is attached and detached by nobody meanwhile. Its volumes are not locked yet: one that hangs would hold up
         // all of them.
         let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
         let old = self.check_noun(&name, &record)?;
+        // One that takes them already can be changed whatever is missing now: it lets nobody in by it.
+        let had = old.as_ref().and_then(|old| old.zone).map(|zone| zone.security);
+        if flavours.is_kerberos() && had != Some(flavours) {
+            self.check_kerberos(until).await?;
+        }
         let volumes: Vec<_> = self.view.read().volumes_of(&name).collect();
         self.check_labels(&volumes, &name, &record)?;
         if old.as_ref() != Some(&record) {
@@ -131,10 +137,14 @@ impl Core {
         let narrower = old.as_ref().is_some_and(|old| record.is_less_than(old));
         let each = volumes.iter().map(|id| self.follow(*id, narrower, until));
         let failed = futures_util::future::join_all(each).await.into_iter().find_map(Result::err);
-        match failed {
-            Some(error) => Err(error),
-            None => self.shown_host(&name, old.is_none()),
+        if let Some(error) = failed {
+            return Err(error);
         }
+        if narrower {
+            // Without the journal a label is believed: one that is older than this would let in who was just cut off.
+            self.write_labels_of(volumes.iter().copied().collect()).await;
+        }
+        self.shown_host(&name, old.is_none())
     }
 
     /// Serves a volume as its zone, which was changed, says.
@@ -431,6 +441,11 @@ fn check_host(ask: &HostPut) -> Result<()> {
 
 fn check_zone(ask: &ZonePut) -> Result<()> {
     let invalid = |reason: String| Err(Error::Invalid { field: "networks", reason });
+    if ask.versions.is_some() {
+        let why = "versions: the kernel's server has them for all of its hosts, and by one version a host could use what it \
+                   got by another; [nfs] versions in the configuration says which there are";
+        return Err(Error::Unsupported(why.into()));
+    }
     if ask.networks.is_empty() || ask.networks.len() > MOST_NETWORKS {
         return invalid(format!("must be 1 to {MOST_NETWORKS}"));
     }

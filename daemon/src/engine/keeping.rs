@@ -86,6 +86,10 @@ impl Core {
         let mut tried = (Instant::now(), SOON);
         let mut slow = false;
         loop {
+            // Between two writes there is nothing to see.
+            if !slow && self.journal.is_open() && self.journal.writes_for().is_none() {
+                self.journal.stirs().await;
+            }
             tokio::time::sleep(LOOK).await;
             let Some(refusal) = self.journal.refusal() else {
                 slow = self.note_slow(slow);

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use orlop_api::ErrorKind;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::meter::Meter;
 use crate::kernel::Deadline;
+use crate::telemetry::spans;
 
 /// Threads of one lane that may hang at a time before the lane takes no more work: each is a kernel
 /// thread's worth of memory that nobody can give back.
@@ -86,6 +88,8 @@ struct Shared {
     wanted: usize,
     /// After what time a job is slow.
     slow: Option<Duration>,
+    /// Whether other threads go first.
+    yields: bool,
     meter: Meter,
 }
 
@@ -99,6 +103,22 @@ impl Lane {
     /// Starts `threads` threads that share a queue of `depth` jobs. Another thread stands in for one whose job takes
     /// longer than `slow`: such jobs must not mind another beside them.
     pub fn start(name: &str, threads: usize, depth: usize, slow: Option<Duration>) -> std::io::Result<Self> {
+        Self::start_as(name, threads, depth, slow, false)
+    }
+
+    /// The same for work that lets other threads go first where there are not enough processors for all: no host waits for
+    /// it with its I/O.
+    pub fn start_yielding(name: &str, threads: usize, depth: usize) -> std::io::Result<Self> {
+        Self::start_as(name, threads, depth, None, true)
+    }
+
+    fn start_as(
+        name: &str,
+        threads: usize,
+        depth: usize,
+        slow: Option<Duration>,
+        yields: bool,
+    ) -> std::io::Result<Self> {
         let (queue, jobs) = bounded(depth);
         let shared = Arc::new(Shared {
             name: name.to_string(),
@@ -107,6 +127,7 @@ impl Lane {
             threads: AtomicUsize::new(0),
             wanted: threads,
             slow,
+            yields,
             meter: Meter::new(),
         });
         for _ in 0..threads {
@@ -162,7 +183,13 @@ impl Lane {
         let (answer, mut answered) = oneshot::channel();
         let (ended, late) = oneshot::channel();
         let job_deadline = deadline.clone();
+        let (caller, shared) = (Span::current(), self.shared.clone());
+        let waits = tracing::info_span!(target: spans::TARGET, "wait", lane = shared.name);
         let run = Box::new(move || {
+            drop(waits);
+            let works =
+                tracing::info_span!(target: spans::TARGET, parent: &caller, "work", lane = shared.name);
+            let _works = works.enter();
             // A panic must not take the thread with it; the dropped `answer` tells the caller.
             if let Ok(value) = catch_unwind(AssertUnwindSafe(|| f(&job_deadline))) {
                 let _ = answer.send(value);
@@ -248,10 +275,23 @@ fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
     let lane = shared.clone();
     std::thread::Builder::new().name(shared.name.clone()).spawn(move || {
         lane.threads.fetch_add(1, Ordering::AcqRel);
+        if lane.yields {
+            yield_to_others();
+        }
         work(&lane);
         lane.threads.fetch_sub(1, Ordering::AcqRel);
     })?;
     Ok(())
+}
+
+/// On Linux a thread has a nice value of its own, which programs that it starts take over.
+fn yield_to_others() {
+    const NICE: i32 = 10;
+    if cfg!(target_os = "linux")
+        && let Err(error) = rustix::process::setpriority_process(None, NICE)
+    {
+        tracing::debug!(%error, "a thread does not yield to others");
+    }
 }
 
 fn work(lane: &Shared) {
@@ -284,6 +324,17 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(30);
     const LONG: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_thread_yields_for_itself_alone() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let mine = nice();
+        let lane = Lane::start_yielding("later", 1, 16).unwrap();
+        assert_eq!((lane.run(LONG, move |_| nice()).await.unwrap(), nice()), (mine.max(10), mine));
+        let lane = Lane::start("now", 1, 16, None).unwrap();
+        assert_eq!(lane.run(LONG, move |_| nice()).await.unwrap(), mine);
+    }
 
     #[tokio::test]
     async fn jobs_run_in_order_on_one_thread() {

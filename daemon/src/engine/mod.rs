@@ -10,6 +10,7 @@
 //! Called by HTTP, console and schedules. Reads never come here: they look at [`Engine::view`]. It makes
 //! no system call and waits for none: blocking work is done in [`lane`]s.
 
+mod absence;
 mod action;
 mod alarms;
 mod attachments;
@@ -25,6 +26,7 @@ mod health;
 mod hosts;
 mod intent;
 mod keeping;
+mod kerberos;
 mod labels;
 pub mod lane;
 mod locks;
@@ -34,6 +36,7 @@ mod pools;
 pub mod quotas;
 mod rebuild;
 mod recovery;
+mod reload;
 mod restore;
 mod scrape;
 mod shown_targets;
@@ -59,11 +62,14 @@ use orlop_api::{
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use secrecy::SecretString;
 use tokio::time::Instant;
+use tracing::Instrument;
+use tracing::field::Empty;
 
 pub use self::core::{EngineSettings, Pools};
 pub use action::{Action, Attach, Outcome, Principal, Role};
 pub use error::{Error, Result};
 pub use events::Events;
+pub use reload::{Configuration, Reread};
 pub use space::FillLimits;
 pub use targets::{Offer, Targets};
 pub use view::View;
@@ -73,6 +79,7 @@ use self::lane::Lane;
 use self::recovery::Recorded;
 use crate::journal::Journal;
 use crate::kernel::uevent::DiskEvent;
+use crate::telemetry::spans;
 
 /// Threads for making and opening whole pools, and for looking at disks.
 const SETUP_THREADS: usize = 4;
@@ -135,8 +142,8 @@ impl Engine {
             stale: Default::default(),
             stale_bell: Default::default(),
             reading: Default::default(),
+            reloading: Default::default(),
             unread: Default::default(),
-            pool_list_unread: Default::default(),
             anew: Default::default(),
             tasks: Default::default(),
             settings,
@@ -167,16 +174,18 @@ impl Engine {
         let verb = action.verb();
         let subject = action.subject();
         let principal = who.name.clone();
+        let span = tracing::info_span!(target: spans::TARGET, "action", verb, subject, outcome = Empty);
         let result = match self.admit(&who, &action) {
             Err(e) => Err(e),
             Ok(pass) => {
                 let core = self.core.clone();
                 let until = started + within;
                 // A task of its own: a client that hangs up does not leave a change half done.
-                let task = tokio::spawn(async move {
+                let task = async move {
                     let _pass = pass;
                     perform(&core, &who, action, until).await
-                });
+                };
+                let task = tokio::spawn(task.instrument(span.clone()));
                 tokio::select! {
                     done = task => done.unwrap_or(Err(Error::Died)),
                     () = self.core.waits_for_journal(until) => {
@@ -190,6 +199,7 @@ impl Engine {
             Ok(_) => "ok",
             Err(e) => e.kind().as_str(),
         };
+        span.record("outcome", outcome);
         match &result {
             Ok(_) => {
                 tracing::info!(target: "audit", principal, verb, subject, outcome, ms = took.as_millis() as u64)
@@ -383,6 +393,7 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::DeleteVolume(volume, when) => core.delete_volume(who, volume, when, until).await,
         Action::UnlockVolume(volume, key) => core.unlock_volume(who, volume, key, until).await,
         Action::Backup => core.backup().await,
+        Action::Reload => core.reload(until).await.map(Outcome::Reloaded),
         Action::Restore(text, force) => core.restore(&text.0, force, until).await,
         Action::ShowKey(volume) => core.show_key(who, &volume),
         Action::CreateSnapshot(ask) => core.create_snapshot(who, ask, until).await,
@@ -398,6 +409,8 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::DeleteHost(name) => core.forget(name, "host", until).await,
         Action::PutZone(name, ask) => core.put_zone(name, ask, until).await,
         Action::DeleteZone(name) => core.forget(name, "zone", until).await,
+        Action::PutKeytab(keytab) => core.put_keytab(keytab, until).await,
+        Action::DeleteKeytab => core.delete_keytab(until).await,
         Action::Attach(volume, host, how) => core.attach(who, volume, host, how, until).await,
         Action::Detach(volume, host) => core.detach(who, volume, host, until).await,
         Action::AcknowledgeAlarm(subject) => core.acknowledge_alarm(who, &subject),

@@ -1,13 +1,13 @@
 //! Pools: make, delete, and bring one up with all that is in it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use orlop_api::{ByteSize, EventKind, PoolName, PoolState};
+use orlop_api::{ByteSize, EventKind, HostName, PoolName, PoolState, VolumeId};
 use tokio::time::Instant;
 
 use super::action::Outcome;
+use super::attachments::attachment_key;
 use super::core::{Core, Failure, On, OpenPool, Outcome as CoreOutcome, run};
 use super::error::{Error, Result, chain};
 use super::events::Subject;
@@ -88,7 +88,7 @@ impl Core {
                     true => self.set_pool_list_aside().await,
                     false => None,
                 };
-                self.pool_list_unread.store(aside.is_none(), Ordering::Release);
+                self.view.write().pools_unknown = aside.is_none();
                 let kept = aside.unwrap_or_else(|| POOL_LIST.into());
                 let text = format!(
                     "the copy of the list of pools can't be read ({reason}), and the journal has none: bring the pools \
@@ -158,13 +158,16 @@ impl Core {
             let known = self.known_as(&pool, spec, until).await?;
             let mut batch = Batch::default();
             batch.put(Table::Pools, known.name.as_str(), &known);
-            // Who may use its volumes is said anew: an earlier one of that name is of no concern.
+            // Who may use its volumes is said anew: an earlier one of that name is of no concern, nor who was attached
+            // when it was lost.
             Journal::note_pool_rebuilt(&mut batch, known.name.as_str());
-            Ok(((pool, listing, known), batch))
+            let former = self.remove_former(&listing, &mut batch);
+            Ok(((pool, listing, known, former), batch))
         };
         let intent = Intent::CreatePool { spec: spec.clone() };
         let added = self.carry_out_with(intent, Batch::default(), guards, act).await?;
-        let ((pool, listing, spec), _guards) = added;
+        let ((pool, listing, spec, former), _guards) = added;
+        self.forget_former(&former);
         let until = Instant::now() + self.settings.settle_deadline;
         self.show_pool(pool.clone(), &spec, listing);
         self.read_capacity(&pool, On::Open, until).await;
@@ -172,6 +175,22 @@ impl Core {
         self.events.publish(EventKind::PoolCreated, about(&spec.name));
         self.copy_pool_list().await;
         self.shown_pool(&self.view.read(), &spec.name, true)
+    }
+
+    /// Those to whom the volumes of a pool that is taken in were attached, when it was lost: not any more.
+    fn remove_former(&self, listing: &Listing, batch: &mut Batch) -> Vec<(VolumeId, HostName)> {
+        let view = self.view.read();
+        let hosts_of = |id| view.hosts_of(id).map(move |host| (id, host.clone()));
+        let former: Vec<_> = listing.volumes.iter().flat_map(|stored| hosts_of(stored.label.id)).collect();
+        for (id, host) in &former {
+            batch.remove(Table::Attachments, &attachment_key(*id, host));
+        }
+        former
+    }
+
+    fn forget_former(&self, former: &[(VolumeId, HostName)]) {
+        let mut view = self.view.write();
+        former.iter().for_each(|(id, host)| view.detach(*id, host));
     }
 
     /// Takes in a pool that exists. Its volumes keep what they are; who may use them is said anew here.
@@ -467,7 +486,9 @@ impl Core {
                 let spec = &self.known_as(&pool, spec, until).await?;
                 let mut batch = Batch::default();
                 batch.put(Table::Pools, spec.name.as_str(), spec);
+                let former = self.remove_former(&listing, &mut batch);
                 self.journal.commit(batch).await?;
+                self.forget_former(&former);
                 self.show_pool(pool, spec, listing);
                 self.events.publish(EventKind::PoolCreated, about(&spec.name));
                 self.copy_pool_list().await;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::error::{Error, Result};
 
@@ -27,7 +27,7 @@ pub struct Quotas(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    limits: Limits,
+    limits: RwLock<Limits>,
     taken: Mutex<HashMap<String, Taken>>,
 }
 
@@ -54,12 +54,21 @@ const REMEMBERED: usize = 1024;
 impl Quotas {
     /// Everyone may take that much.
     pub fn new(limits: Limits) -> Self {
-        Self(Arc::new(Inner { limits, taken: Mutex::default() }))
+        Self(Arc::new(Inner { limits: RwLock::new(limits), taken: Mutex::default() }))
+    }
+
+    /// Everyone may take that much from now on. What is under way beyond it goes on.
+    pub fn set(&self, limits: Limits) {
+        *self.0.limits.write() = limits;
+    }
+
+    fn limits(&self) -> Limits {
+        *self.0.limits.read()
     }
 
     /// Counts a request, or says that it is one too many.
     pub fn request(&self, principal: &str) -> Result<()> {
-        let Some(rate) = self.0.limits.requests_per_second else { return Ok(()) };
+        let Some(rate) = self.limits().requests_per_second else { return Ok(()) };
         let mut all = self.0.taken.lock();
         let taken = entry(&mut all, principal, rate);
         let now = Instant::now();
@@ -78,9 +87,9 @@ impl Quotas {
 
     /// Counts a change until what is given back is dropped, or says that it is one too many.
     pub fn change(&self, principal: &str) -> Result<Change> {
-        let most = self.0.limits.changes;
+        let Limits { changes: most, requests_per_second: rate } = self.limits();
         let mut all = self.0.taken.lock();
-        let taken = entry(&mut all, principal, self.0.limits.requests_per_second.unwrap_or_default());
+        let taken = entry(&mut all, principal, rate.unwrap_or_default());
         if taken.changes >= most {
             return Err(Error::Unavailable(format!(
                 "{principal} has {most} changes under way: try again when some of them have ended"
@@ -132,6 +141,19 @@ mod tests {
         assert!(quotas.request("b").is_ok());
         quotas.0.taken.lock().get_mut("a").unwrap().filled -= std::time::Duration::from_millis(100);
         assert!((4..=8).contains(&(0..200).filter(|_| quotas.request("a").is_ok()).count()));
+    }
+
+    #[test]
+    fn other_limits_count_from_the_next_one_on() {
+        let quotas = Quotas::new(Limits { changes: 2, requests_per_second: None });
+        let held: Vec<_> = (0..2).map(|_| quotas.change("a").unwrap()).collect();
+        quotas.set(Limits { changes: 1, requests_per_second: Some(1) });
+        assert!(quotas.change("a").is_err() && quotas.change("b").is_ok());
+        drop(held);
+        assert!(quotas.change("a").is_ok());
+        assert!(quotas.request("c").is_ok() && quotas.request("c").is_err());
+        quotas.set(Limits { changes: 1, requests_per_second: None });
+        assert!(quotas.request("c").is_ok());
     }
 
     #[test]

@@ -6,18 +6,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use orlop_api::{HostName, PoolName, PoolState, VolumeId};
+use tokio::time::Instant;
 
 use super::attachments::attachment_key;
 use super::core::Core;
 use super::error::{Error, chain};
+use super::locks::{Guards, Key, Mode};
 use super::recovery::note_lost_secret;
 use super::restore::is_the_same;
-use crate::journal::{Batch, Journal, Table};
+use crate::journal::{Batch, Journal, JournalError, Table};
 use crate::model::{Grant, HostRecord, Label};
 use crate::target::HostId;
+
+/// Between two attempts at a journal whose queue is full.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// What came of labels.
 #[derive(Default)]
@@ -25,6 +30,8 @@ struct Taken {
     /// New to the journal. `None`: it is not known who that is.
     hosts: BTreeMap<HostName, Option<HostRecord>>,
     attachments: Vec<(VolumeId, HostName, Grant)>,
+    /// Whose label is not to be believed: see [`super::labels`].
+    closed: BTreeSet<VolumeId>,
 }
 
 impl Core {
@@ -36,7 +43,7 @@ impl Core {
             gone.map(|p| p.spec.name.clone()).collect()
         };
         let mut batch = Batch::default();
-        if !self.pool_list_unread.load(Ordering::Acquire) {
+        if !self.view.read().pools_unknown {
             Journal::note_rebuilt(&mut batch, missing.iter().map(PoolName::as_str));
         }
         for p in self.view.read().pool_entries() {
@@ -64,6 +71,8 @@ impl Core {
         if !self.unread.lock().contains(pool) {
             return;
         }
+        // Who is being changed just now is what he becomes.
+        let _guards = self.lock_hosts_of(&labels).await;
         let mut batch = Batch::default();
         Journal::note_pool_rebuilt(&mut batch, pool.as_str());
         let taken = self.taken_from(labels);
@@ -71,11 +80,44 @@ impl Core {
         self.unread.lock().remove(pool);
     }
 
+    /// Waits until nobody changes any of them. Whoever does has a deadline, so that ends.
+    async fn lock_hosts_of(&self, labels: &[Label]) -> Guards {
+        let hosts = || labels.iter().flat_map(|label| &label.hosts);
+        let names = hosts().map(|host| (Key::Host(host.name.clone()), Mode::Exclusive));
+        let ids = hosts().flat_map(|host| super::hosts::ids_of(&host.record()));
+        let ids = ids.map(|(_, id)| (Key::HostId(id), Mode::Exclusive));
+        let wants: BTreeMap<Key, Mode> = names.chain(ids).collect();
+        loop {
+            let until = Instant::now() + self.settings.settle_deadline;
+            match self.locks.acquire(wants.clone().into_iter().collect(), until).await {
+                Ok(guards) => return guards,
+                Err(error) => tracing::warn!(error = error.chain(), "what labels say is not taken over yet"),
+            }
+        }
+    }
+
+    /// A queue that is full is emptied in a moment.
+    async fn commit_rebuilt(&self, batch: Batch) -> Result<(), JournalError> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        loop {
+            match self.journal.commit(batch.clone()).await {
+                Err(JournalError::Full) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+                done => return done,
+            }
+        }
+    }
+
     fn taken_from(&self, labels: Vec<Label>) -> Taken {
         let view = self.view.read();
         let mut taken = Taken::default();
         let mut others = BTreeSet::new();
         for label in &labels {
+            if self.dirty.is_behind(label.id) {
+                if !label.hosts.is_empty() {
+                    taken.closed.insert(label.id);
+                }
+                continue;
+            }
             for host in &label.hosts {
                 match view.host_record(&host.name) {
                     Some(record) if is_the_same(host, record, label.protocol()) => {}
@@ -112,7 +154,7 @@ impl Core {
             batch.put(Table::Attachments, &attachment_key(*id, host), grant);
         }
         if self.journal.is_open()
-            && let Err(e) = self.journal.commit(batch).await
+            && let Err(e) = self.commit_rebuilt(batch).await
         {
             // It takes nothing from now on, and the next start comes here again.
             tracing::error!(error = chain(&Error::from(e)), "what labels say could not be kept");
@@ -134,6 +176,14 @@ impl Core {
         }
         for (id, host, grant) in &taken.attachments {
             view.attach(*id, host, *grant);
+        }
+        for id in taken.closed {
+            view.raise(
+                super::attachments::closed_alarm(id),
+                "its label was behind, or that is not known, when the journal was lost: who may use it is not known, and \
+                 nobody is let in; attach it to whom it belongs"
+                    .into(),
+            );
         }
     }
 }

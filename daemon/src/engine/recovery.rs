@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -103,6 +102,7 @@ impl Core {
             recorded.pools = self.pools_of_the_copy().await;
         }
         self.note_how_found(!recorded.pools.is_empty());
+        self.know_labels_behind();
         // What is not known to be ours to change stays as it is.
         let kept = self.journal.is_open();
         {
@@ -257,7 +257,7 @@ impl Core {
             let view = self.view.read();
             !failed.is_empty()
                 || !self.unread.lock().is_empty()
-                || self.pool_list_unread.load(Ordering::Acquire)
+                || view.pools_unknown
                 || view.attached_volumes().into_iter().any(|id| view.is_orphaned(id))
         };
         // What the kernel may still serve of those that can't be opened now, to hosts that are attached, goes on: the
@@ -383,11 +383,7 @@ impl Core {
             let Ok(_guards) = lock else { continue };
             match self.restore_export(id).await {
                 Ok(()) => {
-                    let mut view = self.view.write();
-                    if let Some(protocol) = view.entry(id).map(|v| v.label.protocol()) {
-                        view.clear(&format!("target/{}", protocol.as_str()));
-                    }
-                    drop(view);
+                    self.target_serves(id);
                     return self.is_served(id);
                 }
                 // It is served when somebody brings the key.
@@ -399,6 +395,16 @@ impl Core {
                     }
                 }
             }
+        }
+    }
+
+    /// A target that could not be restored does again what it should when none of its volumes is left to be tried.
+    fn target_serves(&self, id: VolumeId) {
+        let mut view = self.view.write();
+        let protocol_of = |id: &VolumeId| view.entry(*id).map(|v| v.label.protocol());
+        let Some(protocol) = protocol_of(&id) else { return };
+        if self.retried.lock().iter().all(|other| *other == id || protocol_of(other) != Some(protocol)) {
+            view.clear(&format!("target/{}", protocol.as_str()));
         }
     }
 

@@ -11,12 +11,13 @@ use orlop_api::{
 };
 use tokio::time::Instant;
 
+use super::View;
 use super::action::{Outcome, Principal};
 use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::Intent;
 use super::locks::{Key, Mode};
-use super::volumes::{not_found, verify_gone};
+use super::volumes::{absent as absent_volume, verify_gone};
 use crate::model::{SnapshotKey, SnapshotLabel};
 use crate::pool::Snapped;
 
@@ -110,7 +111,7 @@ impl Core {
         for (name, id) in &members {
             self.check_usable(*id)?;
             let view = self.view.read();
-            let entry = view.entry(*id).ok_or_else(|| not_found(&VolumeRef::Id(*id)))?;
+            let entry = view.entry(*id).ok_or_else(|| absent_volume(&view, &VolumeRef::Id(*id)))?;
             labels.push(SnapshotLabel::new(&entry.label, SnapshotId::mint(), name.clone(), group.clone()));
         }
         self.check_space(&open, ByteSize(0), until).await?;
@@ -192,10 +193,13 @@ impl Core {
         when: When,
         until: Instant,
     ) -> Result<Outcome> {
-        let missing = || Error::NotFound(format!("snapshot {snapshot}"));
-        let id = self.view.read().resolve_snapshot(&who.tenant, &snapshot).ok_or_else(missing)?;
+        let (id, name) = {
+            let view = self.view.read();
+            let id = view.resolve_snapshot(&who.tenant, &snapshot);
+            let entry = id.and_then(|id| view.snapshot_entry(id)).ok_or_else(|| absent(&view, &snapshot))?;
+            (entry.label.key.id, entry.label.name.clone())
+        };
         self.check_settled(|intent| intent.touches_snapshot(id))?;
-        let name = self.view.read().snapshot_entry(id).map(|s| s.label.name.clone()).ok_or_else(missing)?;
         let wants = vec![
             (Key::SnapshotName(who.tenant.clone(), name), Mode::Exclusive),
             (Key::Snapshot(id), Mode::Exclusive),
@@ -204,7 +208,7 @@ impl Core {
         self.check_settled(|intent| intent.touches_snapshot(id))?;
         let (entry, dependants) = {
             let view = self.view.read();
-            let entry = view.snapshot_entry(id).ok_or_else(missing)?.clone();
+            let entry = view.snapshot_entry(id).ok_or_else(|| absent(&view, &snapshot))?.clone();
             let volumes = view.dependants_of(id).filter_map(|v| view.entry(v));
             (entry, volumes.map(|v| format!("volume {}", v.label.name)).collect::<Vec<_>>())
         };
@@ -314,6 +318,10 @@ impl Core {
             }
         }
     }
+}
+
+pub(super) fn absent(view: &View, snapshot: &SnapshotRef) -> Error {
+    view.absence(format_args!("snapshot {snapshot}"))
 }
 
 fn gone(name: &SnapshotName) -> Error {

@@ -13,7 +13,7 @@ use super::core::{Core, On, OpenPool};
 use super::error::{Error, Result};
 use super::events::Subject;
 use super::lane::Late;
-use super::view::PoolEntry;
+use super::view::{PoolEntry, View};
 use crate::pool::Capacity;
 
 /// How often pools are looked at that nobody has changed.
@@ -133,8 +133,8 @@ impl Core {
 
     /// Why a pool, as it was last read, takes nothing new; or not `thick` more.
     fn no_room(&self, name: &PoolName, thick: ByteSize) -> Option<String> {
-        let limits = self.settings.fill;
         let view = self.view.read();
+        let limits = view.limits();
         let p = view.pool_entry(name)?;
         if p.fill == PoolFill::Full {
             return Some(limits.words(p.fill, p.capacity));
@@ -170,13 +170,28 @@ impl Core {
     fn note_capacity(&self, name: &PoolName, capacity: Capacity) {
         let mut view = self.view.write();
         let Some((was, fill)) = view.set_capacity(name, capacity) else { return };
-        let words = self.settings.fill.words(fill, capacity);
+        self.tell_fill(&mut view, name, was, fill);
+    }
+
+    /// Other limits, for all pools at once.
+    pub(super) fn limit_fill(&self, limits: FillLimits) {
+        let mut view = self.view.write();
+        if view.limits() == limits {
+            return;
+        }
+        for (name, was, fill) in view.set_limits(limits) {
+            self.tell_fill(&mut view, &name, was, fill);
+        }
+    }
+
+    fn tell_fill(&self, view: &mut View, name: &PoolName, was: PoolFill, fill: PoolFill) {
+        let Some(capacity) = view.pool_entry(name).map(|p| p.capacity) else { return };
+        let words = view.limits().words(fill, capacity);
         match fill {
             PoolFill::Ok => view.clear(&alarm_of(name)),
             PoolFill::Warning => view.raise_as(AlarmSeverity::Warning, alarm_of(name), words.clone()),
             PoolFill::Full => view.raise_as(AlarmSeverity::Critical, alarm_of(name), words.clone()),
         }
-        drop(view);
         if was != fill {
             tracing::info!(pool = %name, ?was, ?fill, "a pool's fill level changed: {words}");
             let about = Subject { pool: Some(name.clone()), detail: Some(words), ..Subject::default() };

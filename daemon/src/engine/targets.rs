@@ -12,7 +12,7 @@ use super::core::{Core, Outcome, SLOW, answer, run};
 use super::error::{Error, Result};
 use super::lane::Lane;
 use crate::kernel::Deadline;
-use crate::model::{Grant, HostRecord};
+use crate::model::{Grant, HostRecord, ZoneRules};
 use crate::pool::Place;
 use crate::target::{Desired, Export, HostId, Report, Rights, Scope, Target, TargetError};
 
@@ -61,9 +61,10 @@ impl Server {
 /// What a host is to a protocol, and what it may do with a volume.
 fn hosts_of(record: &HostRecord, grant: Grant, protocol: Protocol) -> Vec<(HostId, Rights)> {
     // Who is attached as a host is trusted with its users' names, root's too; a zone has rules.
-    let (zone, squash) = record.zone.map_or((false, Squash::None), |z| (z.read_only, z.squash));
+    let zone = record.zone.unwrap_or(ZoneRules { squash: Squash::None, ..ZoneRules::default() });
     let tls = protocol == Protocol::Nvme && record.tls.is_some();
-    let rights = Rights { read_only: grant.read_only || zone, squash, tls };
+    let read_only = grant.read_only || zone.read_only;
+    let rights = Rights { read_only, squash: zone.squash, security: zone.security, tls };
     let ids: Vec<HostId> = match protocol {
         // Whatever else is written of it.
         Protocol::Nvme | Protocol::Iscsi if record.zone.is_some() => Vec::new(),
@@ -75,7 +76,7 @@ fn hosts_of(record: &HostRecord, grant: Grant, protocol: Protocol) -> Vec<(HostI
 }
 
 impl Core {
-    fn server(&self, protocol: Protocol) -> Result<&Server> {
+    pub(super) fn server(&self, protocol: Protocol) -> Result<&Server> {
         self.targets.get(&protocol).ok_or_else(|| not_served(protocol))
     }
 
@@ -191,9 +192,8 @@ impl Core {
         Ok(self.converge(protocol, Scope::Volume(id), desired, until).await?.steps)
     }
 
-    /// Converges everything that is open, by each protocol. What could not be served, and why; an error is the target's
-    /// as a whole.
-    pub(super) async fn converge_all(&self, scope: Scope) -> Vec<(Protocol, Outcome<Report>)> {
+    /// How everything should be served, by each protocol.
+    fn desired_of_all(&self) -> BTreeMap<Protocol, Desired> {
         let mut ids: BTreeSet<_> = self.opened.lock().keys().copied().collect();
         // Those that can't be served now as well: somebody waits for them.
         ids.extend(self.view.read().attached_volumes());
@@ -204,6 +204,38 @@ impl Core {
                 desired.entry(protocol).or_default().absorb(one.clone());
             }
         }
+        desired
+    }
+
+    /// Volumes that are not served as they should be, as far as can be told beside changes that go on, and by which protocol.
+    /// One that can't be read keeps nobody from looking at the others.
+    pub(super) async fn drifted(&self) -> BTreeSet<(Protocol, VolumeId)> {
+        let until = Instant::now() + self.settings.settle_deadline;
+        let mut desired = self.desired_of_all();
+        let mut all = BTreeSet::new();
+        for (protocol, server) in &self.targets {
+            let (target, desired) = (server.target.clone(), desired.remove(protocol).unwrap_or_default());
+            let nothing = desired.is_empty();
+            let drifted = move |deadline: &Deadline| match target.drifted(&desired, deadline) {
+                Err(TargetError::Absent(_)) if nothing => Ok(BTreeSet::new()),
+                drifted => drifted,
+            };
+            // Not on the target's own lane: reading all of it takes its time, and nobody's attach waits for that.
+            match run(&self.count_lane, until, drifted).await {
+                Ok(ids) => all.extend(ids.into_iter().map(|id| (*protocol, id))),
+                Err(f) => {
+                    let (protocol, error) = (protocol.as_str(), f.error.chain());
+                    tracing::warn!(protocol, error, "what the kernel serves can't be read");
+                }
+            }
+        }
+        all
+    }
+
+    /// Converges everything that is open, by each protocol. What could not be served, and why; an error is the target's
+    /// as a whole.
+    pub(super) async fn converge_all(&self, scope: Scope) -> Vec<(Protocol, Outcome<Report>)> {
+        let mut desired = self.desired_of_all();
         let each = self.targets.keys().map(|protocol| {
             let desired = desired.remove(protocol).unwrap_or_default();
             self.note_left_out(*protocol);
@@ -230,28 +262,6 @@ impl Core {
         } else {
             view.clear(&subject);
         }
-    }
-
-    /// What the kernel has something of, by which protocol.
-    /// One that can't be read keeps nobody from looking at the others.
-    pub(super) async fn served(&self) -> BTreeSet<(Protocol, VolumeId)> {
-        let until = Instant::now() + self.settings.settle_deadline;
-        let mut all = BTreeSet::new();
-        for (protocol, server) in &self.targets {
-            let target = server.target.clone();
-            let served = move |deadline: &Deadline| match target.served(deadline) {
-                Err(TargetError::Absent(_)) => Ok(BTreeSet::new()),
-                served => served,
-            };
-            match run(&server.lane, until, served).await {
-                Ok(ids) => all.extend(ids.into_iter().map(|id| (*protocol, id))),
-                Err(f) => {
-                    let (protocol, error) = (protocol.as_str(), f.error.chain());
-                    tracing::warn!(protocol, error, "what the kernel serves can't be read");
-                }
-            }
-        }
-        all
     }
 
     /// Tells connected hosts that a volume has grown.
@@ -304,6 +314,7 @@ impl Core {
                     let known = hosts.entry(host).or_insert(rights);
                     known.read_only |= rights.read_only;
                     known.squash = known.squash.max(rights.squash);
+                    known.security = known.security.and(&rights.security);
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
-use super::volumes::{THICK_CLONE, not_found, verify};
+use super::volumes::{THICK_CLONE, absent, verify};
 use crate::kernel::Deadline;
 use crate::model::Label;
 use crate::pool::{self, Pool};
@@ -32,7 +32,10 @@ impl Core {
         let wants = vec![(Key::Volume(id), Mode::Exclusive), (Key::Backing(id), Mode::Exclusive)];
         let guards = self.locks.acquire(wants, until).await?;
         self.check_settled(|intent| intent.touches(id))?;
-        let entry = self.view.read().entry(id).cloned().ok_or_else(|| not_found(&volume))?;
+        let entry = {
+            let view = self.view.read();
+            view.entry(id).cloned().ok_or_else(|| absent(&view, &volume))?
+        };
         self.check_usable(id)?;
         let pool = self.open_pool(&entry.pool)?;
         let have = entry.label;

@@ -114,6 +114,8 @@ pub struct View {
     doomed_volumes: BTreeSet<VolumeId>,
     doomed_snapshots: BTreeSet<SnapshotId>,
     pools: BTreeMap<PoolName, PoolEntry>,
+    /// The journal has no list of pools, and its copy could not be read: which there were is not known.
+    pub(super) pools_unknown: bool,
     hosts: BTreeMap<HostName, HostRecord>,
     attached: BTreeMap<VolumeId, BTreeMap<HostName, Grant>>,
     attached_by_host: BTreeMap<HostName, BTreeSet<VolumeId>>,
@@ -413,9 +415,9 @@ impl View {
     }
 
     fn show_zone(&self, name: &HostName, zone: &HostRecord) -> Option<Zone> {
-        let ZoneRules { read_only, squash } = zone.zone?;
+        let ZoneRules { read_only, squash, security } = zone.zone?;
         let (networks, volumes) = (zone.networks.clone(), self.volumes_of(name).collect());
-        Some(Zone { name: name.clone(), networks, read_only, squash, volumes })
+        Some(Zone { name: name.clone(), networks, read_only, squash, security, volumes })
     }
 
     fn show_host(&self, name: &HostName, host: &HostRecord) -> Host {
@@ -567,7 +569,7 @@ impl View {
 
     pub(super) fn put_volume(&mut self, entry: VolumeEntry) {
         let id = entry.label.id;
-        self.remove_volume(id);
+        self.take_out(id);
         if let Some(pool) = self.pools.get_mut(&entry.pool) {
             pool.provisioned += entry.label.size.0;
             pool.volumes += 1;
@@ -639,6 +641,11 @@ impl View {
     }
 
     pub(super) fn remove_volume(&mut self, id: VolumeId) {
+        self.take_out(id);
+        self.clear(&super::attachments::closed_alarm(id));
+    }
+
+    fn take_out(&mut self, id: VolumeId) {
         let Some(old) = self.volumes.remove(&id) else { return };
         if let Some(pool) = self.pools.get_mut(&old.pool) {
             pool.provisioned -= old.label.size.0;
@@ -718,6 +725,22 @@ impl View {
         pool.fill = self.limits.level(was, capacity);
         pool.observed = Timestamp::now();
         Some((was, pool.fill))
+    }
+
+    /// How full pools may be.
+    pub(super) fn limits(&self) -> FillLimits {
+        self.limits
+    }
+
+    /// Other limits for all pools: each with how full it was and is, by what was read of it last.
+    pub(super) fn set_limits(&mut self, limits: FillLimits) -> Vec<(PoolName, PoolFill, PoolFill)> {
+        self.limits = limits;
+        let levelled = self.pools.iter_mut().map(|(name, pool)| {
+            // A level that another limit gave is not held on to.
+            let now = limits.level(PoolFill::Ok, pool.capacity);
+            (name.clone(), std::mem::replace(&mut pool.fill, now), now)
+        });
+        levelled.collect()
     }
 
     /// Notes how a pool's disks are; gives back how they were. `None`: there is no such pool.

@@ -15,6 +15,7 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
+use super::{View, snapshots};
 use crate::journal::Batch;
 use crate::kernel::Deadline;
 use crate::model::{Label, LabelSource, SnapshotKey, SnapshotLabel};
@@ -161,7 +162,7 @@ impl Core {
             (Some(snapshot), _) => {
                 let id = view.resolve_snapshot(&who.tenant, snapshot);
                 let entry = id.and_then(|id| view.snapshot_entry(id)).filter(|s| !s.label.deleted);
-                let entry = entry.ok_or_else(|| Error::NotFound(format!("snapshot {snapshot}")))?;
+                let entry = entry.ok_or_else(|| snapshots::absent(&view, snapshot))?;
                 if let Some(reason) = &entry.stuck {
                     return Err(Error::Busy(format!("snapshot {snapshot} ({reason})")));
                 }
@@ -185,8 +186,8 @@ impl Core {
                 })
             }
             (None, Some(volume)) => {
-                let id = view.resolve(&who.tenant, volume).ok_or_else(|| not_found(volume))?;
-                let entry = view.entry(id).ok_or_else(|| not_found(volume))?.clone();
+                let id = view.resolve(&who.tenant, volume).ok_or_else(|| absent(&view, volume))?;
+                let entry = view.entry(id).ok_or_else(|| absent(&view, volume))?.clone();
                 drop(view);
                 self.check_usable(id)?;
                 Ok(Source {
@@ -310,7 +311,7 @@ impl Core {
     ) -> Result<Outcome> {
         let (tenant, name) = {
             let view = self.view.read();
-            let label = &view.entry(id).ok_or_else(|| not_found(volume))?.label;
+            let label = &view.entry(id).ok_or_else(|| absent(&view, volume))?.label;
             (label.tenant.clone(), label.name.clone())
         };
         let wants = vec![
@@ -322,7 +323,7 @@ impl Core {
         self.check_settled(|intent| intent.touches(id))?;
         let (entry, hosts, dependants) = {
             let view = self.view.read();
-            let entry = view.entry(id).ok_or_else(|| not_found(volume))?.clone();
+            let entry = view.entry(id).ok_or_else(|| absent(&view, volume))?.clone();
             let hosts: Vec<_> = view.hosts_of(id).map(ToString::to_string).collect();
             (entry, hosts, view.dependants_of_volume(id))
         };
@@ -377,7 +378,8 @@ impl Core {
 
     /// The id behind a reference, within the principal's tenant.
     pub(super) fn find(&self, who: &Principal, volume: &VolumeRef) -> Result<VolumeId> {
-        self.view.read().resolve(&who.tenant, volume).ok_or_else(|| not_found(volume))
+        let view = self.view.read();
+        view.resolve(&who.tenant, volume).ok_or_else(|| absent(&view, volume))
     }
 
     /// Refuses what a backing can't do that is missing, not whole yet, or on its way out.
@@ -544,8 +546,9 @@ pub(super) fn shown_origin(origin: Option<&VolumeOrigin>) -> String {
     }
 }
 
-pub(super) fn not_found(volume: &VolumeRef) -> Error {
-    Error::NotFound(format!("volume {volume}"))
+/// Why a volume is not found.
+pub(super) fn absent(view: &View, volume: &VolumeRef) -> Error {
+    view.absence(format_args!("volume {volume}"))
 }
 
 /// What was read back is what was asked for.

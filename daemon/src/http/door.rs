@@ -13,11 +13,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use orlop_api::ErrorKind;
+use tracing::Instrument;
 
 use super::auth::{self, Connection};
 use super::error::{ApiError, ApiResult};
 use super::extract::{self, Asker};
 use super::{Api, routes};
+use crate::telemetry::spans;
 
 /// Added to what the engine is given, so that the engine's own words about a deadline come first.
 const GRACE: Duration = Duration::from_secs(5);
@@ -32,13 +34,16 @@ pub async fn door(State(api): State<Api>, mut request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("", MatchedPath::as_str);
 
+    let span = spans::request(method, route, request.headers());
+
     let (who, response) = match enter(&api, &mut request, route) {
         Err(refused) => (String::new(), refused.into_response()),
-        Ok((who, within)) => (who, guarded(within, request, next).await),
+        Ok((who, within)) => (who, guarded(within, request, next).instrument(span.clone()).await),
     };
 
     let took = started.elapsed();
     let status = response.status().as_u16();
+    span.record("http.response.status_code", status);
     api.metrics.request(method, route, status, took);
     tracing::debug!(method, route, status, micros = took.as_micros() as u64, principal = who, "request");
     response
@@ -46,7 +51,8 @@ pub async fn door(State(api): State<Api>, mut request: Request, next: Next) -> R
 
 /// Lets a request in: says who asks, and how long the answer is waited for, and leaves both with the request.
 fn enter(api: &Api, request: &mut Request, route: &str) -> ApiResult<(String, Duration)> {
-    let within = extract::within(request.headers(), api.settings.request)?;
+    let most = api.settings.borrow().request;
+    let within = extract::within(request.headers(), most)?;
     if routes::OPEN.contains(&route) {
         return Ok((ANYONE.to_owned(), within));
     }

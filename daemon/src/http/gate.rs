@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::HttpSettings;
 use super::auth::Peer;
 use crate::telemetry::Metrics;
 
@@ -22,8 +24,8 @@ use crate::telemetry::Metrics;
 #[derive(Debug)]
 pub struct Gate {
     listener: &'static str,
-    most: usize,
-    most_per_peer: usize,
+    /// With the caps, which may change; connections beyond lower ones stay.
+    settings: watch::Receiver<HttpSettings>,
     metrics: Arc<Metrics>,
     held: Mutex<Held>,
 }
@@ -73,23 +75,23 @@ impl Gate {
     /// A gate with its caps. The cap per peer does not apply to the unix socket.
     pub fn new(
         listener: &'static str,
-        most: usize,
-        most_per_peer: usize,
+        settings: watch::Receiver<HttpSettings>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self { listener, most, most_per_peer, metrics, held: Mutex::default() })
+        Arc::new(Self { listener, settings, metrics, held: Mutex::default() })
     }
 
     /// Takes a place for a newcomer, cutting off an unproven connection if it must; `None` if there is
     /// none to cut off.
     pub fn admit(self: &Arc<Self>, peer: Peer) -> Option<Ticket> {
         let key = IpKey::of(peer);
+        let HttpSettings { connections, connections_per_peer, .. } = *self.settings.borrow();
         let mut held = self.held.lock();
         let of_peer = held.per_peer.get(&key).copied().unwrap_or(0);
-        if key != IpKey::Local && of_peer >= self.most_per_peer {
+        if key != IpKey::Local && of_peer >= connections_per_peer {
             self.metrics.refusal(self.listener, "per_peer");
             held.cut_oldest(Some(key))?;
-        } else if held.open.len() >= self.most {
+        } else if held.open.len() >= connections {
             self.metrics.refusal(self.listener, "full");
             held.cut_oldest(None)?;
         }
@@ -170,9 +172,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::telemetry::Dropped;
+    use std::time::Duration;
+
+    fn caps(connections: usize, connections_per_peer: usize) -> HttpSettings {
+        HttpSettings { connections, connections_per_peer, request: Duration::MAX, idle: Duration::MAX }
+    }
 
     fn gate(most: usize, per_peer: usize) -> Arc<Gate> {
-        Gate::new("test", most, per_peer, Arc::new(Metrics::new(Dropped::default())))
+        let (_, settings) = watch::channel(caps(most, per_peer));
+        Gate::new("test", settings, Arc::new(Metrics::new(Dropped::default())))
     }
 
     fn net(text: &str) -> Peer {
@@ -192,6 +200,19 @@ mod tests {
         assert!(gate.admit(net("10.0.0.3")).is_none(), "all are proven");
         drop(silent);
         assert!(gate.admit(net("10.0.0.3")).is_some());
+    }
+
+    #[test]
+    fn lower_caps_cut_off_nobody_who_has_proved() {
+        let (caps_of, settings) = watch::channel(caps(3, 3));
+        let gate = Gate::new("test", settings, Arc::new(Metrics::new(Dropped::default())));
+        let held: Vec<_> = (0..3).map(|_| gate.admit(net("10.0.0.1")).unwrap()).collect();
+        assert!(held.iter().all(Ticket::prove));
+        caps_of.send_replace(caps(1, 1));
+        assert!(held.iter().all(Ticket::prove));
+        assert!(gate.admit(net("10.0.0.2")).is_none());
+        caps_of.send_replace(caps(4, 1));
+        assert!(gate.admit(net("10.0.0.2")).is_some() && gate.admit(net("10.0.0.1")).is_none());
     }
 
     #[test]

@@ -76,14 +76,12 @@ impl Listeners {
     /// Serves until the server's stop; then waits for the requests under way, at most `grace`.
     pub async fn serve(self, server: Server, grace: Duration) {
         let mut loops = JoinSet::new();
-        let limits = &server.api.settings;
-        let caps = (limits.connections, limits.connections_per_peer);
         if let Some((listener, path)) = self.unix {
-            let gate = Gate::new("unix", caps.0, caps.0, Arc::clone(&server.api.metrics));
+            let gate = Gate::new("unix", server.api.settings.clone(), Arc::clone(&server.api.metrics));
             loops.spawn(accept_unix(listener, path, gate, server.clone(), grace));
         }
         for (listener, acceptor) in self.tls {
-            let gate = Gate::new("tls", caps.0, caps.1, Arc::clone(&server.api.metrics));
+            let gate = Gate::new("tls", server.api.settings.clone(), Arc::clone(&server.api.metrics));
             loops.spawn(accept_tls(listener, acceptor, gate, server.clone(), grace));
         }
         while loops.join_next().await.is_some() {}

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use orlop_api::Tenant;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::engine::Engine;
 use crate::telemetry::Metrics;
@@ -36,7 +36,7 @@ pub use listen::{Listeners, UnixListen};
 pub use tls::{Certificate, TlsError};
 
 /// How HTTP behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct HttpSettings {
     /// Open connections per listener.
     pub connections: usize,
@@ -90,7 +90,11 @@ pub(crate) struct Api(Arc<ApiInner>);
 pub(crate) struct ApiInner {
     pub engine: Engine,
     pub metrics: Arc<Metrics>,
-    pub settings: HttpSettings,
+    /// They may change under a running daemon: never hold them across an await.
+    pub settings: watch::Receiver<HttpSettings>,
+    /// What is large or slow, and asked for by few: so many at a time.
+    pub scrapes: Semaphore,
+    pub restores: Semaphore,
     /// Whose volumes those see who come over the unix socket.
     pub tenant: Tenant,
     pub openapi: Bytes,
@@ -126,17 +130,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Puts routes and middleware together. `stop` turns true when the daemon stops.
+    /// Puts routes and middleware together. Other `settings` count for what begins after them; `stop` turns true when the daemon stops.
     pub fn new(
         engine: Engine,
         metrics: Arc<Metrics>,
-        settings: HttpSettings,
+        settings: watch::Receiver<HttpSettings>,
         stop: watch::Receiver<bool>,
     ) -> Result<Self, HttpError> {
         let (router, document) = routes::all();
         let openapi = Bytes::from(serde_json::to_vec(&document)?);
         let tenant = "default".parse()?;
-        let api = Api(Arc::new(ApiInner { engine, metrics, settings, tenant, openapi, stop }));
+        let (scrapes, restores) = (Semaphore::new(2), Semaphore::new(1));
+        let inner = ApiInner { engine, metrics, settings, scrapes, restores, tenant, openapi, stop };
+        let api = Api(Arc::new(inner));
         let router = router
             .fallback(error::no_such_route)
             .method_not_allowed_fallback(error::no_such_method)

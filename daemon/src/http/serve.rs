@@ -57,9 +57,10 @@ async fn http(
     let mut stop = server.api.stop.clone();
     let ticket = std::sync::Arc::clone(&connection.ticket);
     let service = hyper::service::service_fn(|request| answer(&server, &connection, request));
+    let idle = server.api.settings.borrow().idle;
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(server.api.settings.idle)
+        .header_read_timeout(idle)
         .max_buf_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);

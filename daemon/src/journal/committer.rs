@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::book::Book;
 use super::{Batch, Contents, JournalError, Measure, Refusal};
@@ -42,9 +42,16 @@ struct State {
     refusal: Mutex<Option<Refusal>>,
     /// When the write that is under way began.
     since: Mutex<Option<Instant>>,
+    /// Rings when one begins, and when nothing is written any more.
+    stirs: Notify,
 }
 
 impl State {
+    fn begins(&self, now: Instant) {
+        *self.since.lock() = Some(now);
+        self.stirs.notify_one();
+    }
+
     fn closed(&self) -> JournalError {
         let refusal = self.refusal.lock();
         JournalError::Closed(refusal.as_ref().map(|r| r.why.clone()).unwrap_or_default())
@@ -109,6 +116,11 @@ impl Committer {
         self.state.refusal.lock().clone()
     }
 
+    /// Waits until a write begins, or until nothing is written any more. For one who waits.
+    pub(super) async fn stirs(&self) {
+        self.state.stirs.notified().await;
+    }
+
     /// For how long the write that is under way has been.
     pub(super) fn writes_for(&self) -> Option<Duration> {
         self.state.since.lock().map(|since| since.elapsed())
@@ -144,13 +156,13 @@ fn write_until_failure(mut book: Book, queue: &Receiver<Work>, state: &State, me
                 Work::Read(answer) => readers.push(answer),
                 #[cfg(test)]
                 Work::Hang(until) => {
-                    *state.since.lock() = Some(Instant::now());
+                    state.begins(Instant::now());
                     let _ = until.recv();
                 }
             }
         }
         let (began, changes) = (Instant::now(), group.changes.len());
-        *state.since.lock() = Some(began);
+        state.begins(began);
         // A panic in the store is a failure like any other.
         let written = catch_unwind(AssertUnwindSafe(|| match answers.is_empty() {
             true => Ok(()),
@@ -171,6 +183,7 @@ fn write_until_failure(mut book: Book, queue: &Receiver<Work>, state: &State, me
                 tracing::error!(error = %e, "the journal could not be written: no further change is taken");
                 let why = format!("the journal could not be written ({e}): no change is taken until it can");
                 *state.refusal.lock() = Some(Refusal { why, passes: true });
+                state.stirs.notify_one();
                 for answer in answers {
                     let copy = io::Error::new(e.kind(), e.to_string());
                     let _ = answer.send(Err(JournalError::Write(copy)));

@@ -29,8 +29,10 @@ use std::time::Duration;
 
 use orlop_api::ErrorKind;
 use serde::de::DeserializeOwned;
+use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
+use crate::telemetry::spans;
 pub use aside::those_of as set_aside_of;
 pub use batch::{Batch, Table};
 use committer::Committer;
@@ -263,7 +265,7 @@ impl Journal {
     /// not be there, and the journal takes no more.
     pub async fn commit(&self, batch: Batch) -> Result<(), JournalError> {
         let given = std::time::Instant::now();
-        self.committer.commit(batch).await?;
+        self.committer.commit(batch).instrument(info_span!(target: spans::TARGET, "commit")).await?;
         self.measure().commit.observe(given.elapsed().as_secs_f64());
         Ok(())
     }
@@ -297,6 +299,11 @@ impl Journal {
     #[cfg(test)]
     pub(crate) fn hang(&self) -> crossbeam_channel::Sender<()> {
         self.committer.hang()
+    }
+
+    /// Waits until a write begins, or until nothing is written any more. For one who waits.
+    pub async fn stirs(&self) {
+        self.committer.stirs().await;
     }
 
     /// For how long the write that is under way has been.

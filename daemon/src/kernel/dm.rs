@@ -138,40 +138,62 @@ fn mapped(answer: &Request) -> Mapped {
     }
 }
 
+/// What a device that is made here does with what goes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Above {
+    /// It goes to the device below.
+    All,
+    /// Reads go to the device below; whatever would change it, and a flush, is an error
+    /// (Documentation/admin-guide/device-mapper/dm-flakey.rst: up for no second, down for the rest, and what is written
+    /// while it is down fails).
+    Reads,
+}
+
+impl Above {
+    /// The kind of its table, and the parameters.
+    fn table(self, major: u32, minor: u32) -> (&'static str, String) {
+        match self {
+            Self::All => ("linear", format!("{major}:{minor} 0")),
+            Self::Reads => ("flakey", format!("{major}:{minor} 0 0 1 1 error_writes")),
+        }
+    }
+}
+
 /// Removes one that nobody has open. Fine if there is none.
 pub fn remove(name: &str) -> io::Result<()> {
     Request::new(name)?.ask::<DM_DEV_REMOVE>().map(drop)
 }
 
-/// Makes a device above another one, as large as that: what goes to it goes there. What a call that was stopped
-/// half way leaves is not live.
-pub fn make_linear(name: &str, on: &Path) -> io::Result<()> {
+/// Makes a device above another one, as large as that. What a call that was stopped half way leaves is not live.
+/// `InvalidInput`: the kernel has no such kind of device.
+pub fn make(name: &str, above: Above, on: &Path) -> io::Result<()> {
     let mut create = Request::new(name)?;
     create.text(176, 128, &format!("ORLOP-{name}"))?;
     create.ask::<DM_DEV_CREATE>()?;
-    load_linear(name, on).inspect_err(|_| {
+    load(name, above, on).inspect_err(|_| {
         let _ = remove(name);
     })
 }
 
 /// Makes such a device as large as the one below it, which has grown. Who uses it waits for that moment.
-pub fn grow_linear(name: &str) -> io::Result<()> {
+pub fn grow(name: &str, above: Above) -> io::Result<()> {
     let Mapped { device, .. } = look(name)?.ok_or_else(|| missing(name))?;
     match below(&device)?.as_slice() {
-        [one] => load_linear(name, &Path::new("/dev").join(one)),
+        [one] => load(name, above, &Path::new("/dev").join(one)),
         others => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is on {others:?}"))),
     }
 }
 
-fn load_linear(name: &str, on: &Path) -> io::Result<()> {
+fn load(name: &str, above: Above, on: &Path) -> io::Result<()> {
     let (major, minor) = block::number(on)?;
     let sectors = block::size(&File::open(on)?)? / 512;
+    let (kind, parameters) = above.table(major, minor);
     let mut load = Request::new(name)?;
     load.set(20, 1);
     // struct dm_target_spec: first sector, sectors, status, where the next one is, the kind; then its parameters.
     load.0[HEADER + 8..HEADER + 16].copy_from_slice(&sectors.to_ne_bytes());
-    load.text(HEADER + 24, 15, "linear")?;
-    load.text(HEADER + TARGET, 64, &format!("{major}:{minor} 0"))?;
+    load.text(HEADER + 24, 15, kind)?;
+    load.text(HEADER + TARGET, 64, &parameters)?;
     load.ask::<DM_TABLE_LOAD>()?.ok_or_else(|| missing(name))?;
     // A new table is used from the next resumption on.
     let live = look(name)?.is_some_and(|m| m.is_live);
@@ -239,21 +261,31 @@ impl Drop for Suspended {
     }
 }
 
-/// The names that begin so of devices that are suspended, from sysfs.
+/// The names that begin so of devices that are suspended.
 pub fn suspended(prefix: &str) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
+    let named = named(prefix)?.into_iter();
+    let waits =
+        |dm: &PathBuf| std::fs::read_to_string(dm.join("suspended")).is_ok_and(|s| s.trim_end() == "1");
+    Ok(named.filter(|(_, dm)| waits(dm)).map(|(name, _)| name).collect())
+}
+
+/// The devices whose names begin so, from sysfs, with what the kernel shows of each. Its cost follows how many devices
+/// the device mapper has.
+pub fn named(prefix: &str) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/block")? {
-        let dm = entry?.path().join("dm");
-        // Not the device mapper's, or gone since.
+        let entry = entry?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b"dm-") {
+            continue;
+        }
+        let dm = entry.path().join("dm");
+        // It may be gone since.
         let Ok(name) = std::fs::read_to_string(dm.join("name")) else { continue };
-        let name = name.trim_end();
-        if name.starts_with(prefix)
-            && std::fs::read_to_string(dm.join("suspended")).is_ok_and(|s| s.trim_end() == "1")
-        {
-            names.push(name.to_string());
+        if name.starts_with(prefix) {
+            found.push((name.trim_end().to_string(), dm));
         }
     }
-    Ok(names)
+    Ok(found)
 }
 
 /// Whether the kernel has it, or would load it.
@@ -264,6 +296,14 @@ pub fn is_there() -> bool {
 /// The device of that name that can be used. `None`: there is none.
 pub fn device(name: &str) -> io::Result<Option<PathBuf>> {
     Ok(look(name)?.filter(|m| m.is_live).map(|m| m.device))
+}
+
+/// The device that a mapped one is on. `None`: it is on none, or on several.
+pub fn stand(mapped: &Path) -> io::Result<Option<PathBuf>> {
+    match below(mapped)?.as_slice() {
+        [one] => Ok(Some(Path::new("/dev").join(one))),
+        _ => Ok(None),
+    }
 }
 
 /// Whether a mapped device is on that device, and on nothing else.
@@ -346,6 +386,12 @@ mod tests {
         assert_eq!(answer(1 << 5 | 1 << 1, 0xfd07), is("/dev/dm-7", true, true));
         assert_eq!(answer(0, 0x10fd2c), is("/dev/dm-300", false, false));
         assert!(Request::new(&"x".repeat(128)).is_err());
+    }
+
+    #[test]
+    fn a_table_says_what_is_let_through() {
+        assert_eq!(Above::All.table(230, 16), ("linear", "230:16 0".into()));
+        assert_eq!(Above::Reads.table(7, 3), ("flakey", "7:3 0 0 1 1 error_writes".into()));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use orlop_api::{
-    Authentication, AuthenticationPut, Chap, ChapPut, HostPut, Iqn, Network, Nqn, Protocol, Squash, Tls,
-    TlsPut, ZonePut,
+    Authentication, AuthenticationPut, Chap, ChapPut, HostPut, Iqn, Network, Nqn, Protocol, Security, Squash,
+    Tls, TlsPut, ZonePut,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,9 @@ pub struct ZoneRules {
     /// Whose names their users go by.
     #[serde(default)]
     pub squash: Squash,
+    /// By what they prove who they are. What an older daemon wrote says nothing of it, and means `sys`.
+    #[serde(default, skip_serializing_if = "Security::is_sys")]
+    pub security: Security,
 }
 
 /// What a host must prove to know.
@@ -93,7 +96,7 @@ impl HostRecord {
 
     /// What was asked for.
     pub fn zone(ask: ZonePut) -> Self {
-        let rules = ZoneRules { read_only: ask.read_only, squash: ask.squash };
+        let rules = ZoneRules { read_only: ask.read_only, squash: ask.squash, security: ask.security };
         Self { networks: ask.networks, zone: Some(rules), ..Self::default() }
     }
 
@@ -127,6 +130,7 @@ impl HostRecord {
         !other.networks.iter().all(covered)
             || (mine.read_only && !theirs.read_only)
             || mine.squash > theirs.squash
+            || !mine.security.covers(&theirs.security)
     }
 
     /// Whether it may be let in by a protocol: not where it must prove what nobody knows any more.
@@ -201,5 +205,34 @@ mod tests {
         assert!(!old.is_admissible(Protocol::Nvme) && old.is_admissible(Protocol::Iscsi));
         assert_eq!(serde_json::from_str::<Grant>("{}").unwrap(), Grant::default());
         assert_eq!(serde_json::to_string(&Grant::default()).unwrap(), "{}");
+    }
+
+    #[test]
+    fn rules_of_before_there_were_flavours_mean_sys() {
+        let old: ZoneRules = serde_json::from_str(r#"{"read_only":true,"squash":"none"}"#).unwrap();
+        assert!(old.security.is_sys());
+        assert_eq!(serde_json::to_string(&old).unwrap(), r#"{"read_only":true,"squash":"none"}"#);
+        let new = ZoneRules { security: "krb5p:krb5i".parse().unwrap(), ..old };
+        let text = serde_json::to_string(&new).unwrap();
+        assert_eq!(text, r#"{"read_only":true,"squash":"none","security":["krb5p","krb5i"]}"#);
+        assert_eq!(serde_json::from_str::<ZoneRules>(&text).unwrap(), new);
+    }
+
+    #[test]
+    fn a_zone_that_lets_in_by_fewer_flavours_is_less() {
+        let zone = |security: &str| HostRecord {
+            networks: vec!["10.0.0.0/8".parse().unwrap()],
+            zone: Some(ZoneRules { security: security.parse().unwrap(), ..ZoneRules::default() }),
+            ..HostRecord::default()
+        };
+        for (new, old, less) in [
+            ("krb5p", "sys", true),
+            ("sys", "krb5p", true),
+            ("krb5p", "sys:krb5p", true),
+            ("krb5p:sys", "sys:krb5p", false),
+            ("sys:krb5p", "sys", false),
+        ] {
+            assert_eq!(zone(new).is_less_than(&zone(old)), less, "{new} after {old}");
+        }
     }
 }

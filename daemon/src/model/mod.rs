@@ -8,7 +8,7 @@ mod label;
 mod pool_spec;
 
 pub use host::{Grant, HostRecord, Proven, Secret, ZoneRules};
-pub use identity::{Identity, NqnPrefix};
+pub use identity::{Audience, Identity, NqnPrefix};
 pub use label::{Document, Label, LabelError, LabelHost, LabelSource, SnapshotKey, SnapshotLabel};
 pub use pool_spec::{
     Array, ArrayDisk, PoolChange, PoolMedium, PoolSpec, PoolSpecError, ThinPool, check_disk,

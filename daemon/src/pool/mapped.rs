@@ -194,7 +194,7 @@ impl Mappings {
 
     fn pass_on(&self, name: &str, on: &Path) -> Result<PathBuf> {
         let name_there = mapped(name);
-        let made = dm::make_linear(&name_there, on);
+        let made = dm::make(&name_there, dm::Above::All, on);
         // Whatever it said: another may have been quicker.
         if let Some(device) = self.found(name, on)? {
             return Ok(device);
@@ -278,7 +278,7 @@ impl Mappings {
         let name = mapped(name);
         match encryption {
             Some(_) => luks::resize(&name, deadline).map_err(|e| self.ctx.exec(e)),
-            None => dm::grow_linear(&name).map_err(self.ctx.io(format!("growing {name}"))),
+            None => dm::grow(&name, dm::Above::All).map_err(self.ctx.io(format!("growing {name}"))),
         }
     }
 

@@ -473,6 +473,12 @@ pub trait Pool: Send + Sync {
     /// lock (R12). Opening an open one gives the same device.
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened>;
 
+    /// The same where the caller knows the label: a pool that would have to wait for its own changes to read it need not.
+    /// The size is that of the label, or what `open` finds.
+    fn open_known(&self, label: &Label, deadline: &Deadline) -> Result<Opened> {
+        self.open(label.id, deadline)
+    }
+
     /// Brings a volume's key: from now on, until the machine is started again, it can be opened, and with it all
     /// that have the same. Also where that was so before: `WrongKey` if it is another's. Fine, and without
     /// any use, for one that is not encrypted.

@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use orlop_api::{Portal, TargetKind, VolumeId};
+use orlop_api::{KeytabFile, Portal, TargetKind, VolumeId};
 
 use super::foreign::Others;
 use super::{Desired, Export, HostId, Protocol, Report, Result, Scope, Target, TargetError};
 use crate::kernel::{Deadline, Overrun};
+use crate::telemetry::spans;
 
 /// Rounds after which a plan that is still not empty is an error. One builds, one verifies; two more
 /// are for what the kernel completes a moment after it has answered.
@@ -54,7 +55,8 @@ impl<P: Protocol> Run<'_, P> {
                 continue;
             }
             self.deadline.check()?;
-            match self.protocol.apply(step, self.deadline) {
+            let span = tracing::info_span!(target: spans::TARGET, "step", step = %step);
+            match span.in_scope(|| self.protocol.apply(step, self.deadline)) {
                 Ok(()) => self.report.steps.push(step.to_string()),
                 Err(error) => self.book(step, error),
             }
@@ -160,12 +162,30 @@ impl<P: Protocol> Target for P {
         run.finish(settled)
     }
 
+    fn drifted(&self, desired: &Desired, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
+        let observed = self.observe(Scope::All, desired, deadline)?;
+        let plan = self.plan(Scope::All, desired, &observed);
+        Ok(plan.iter().filter_map(|step| self.subject(step)).collect())
+    }
+
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()> {
         Protocol::announce_size(self, export, deadline)
     }
 
     fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()> {
         Protocol::prove(self, host, deadline)
+    }
+
+    fn has_readers(&self) -> bool {
+        Protocol::has_readers(self)
+    }
+
+    fn can_kerberos(&self, deadline: &Deadline) -> Result<()> {
+        Protocol::can_kerberos(self, deadline)
+    }
+
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, deadline: &Deadline) -> Result<()> {
+        Protocol::set_keytab(self, keytab, deadline)
     }
 
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {

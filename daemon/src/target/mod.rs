@@ -22,11 +22,13 @@ use std::fmt;
 use std::path::PathBuf;
 
 use foreign::Others;
-use orlop_api::{ByteSize, ErrorKind, Iqn, Network, Nqn, Portal, Squash, TargetKind, VolumeId};
+use orlop_api::{
+    ByteSize, ErrorKind, Iqn, KeytabFile, Network, Nqn, Portal, Security, Squash, TargetKind, VolumeId,
+};
 use rustix::io::Errno;
 
 use crate::kernel::{Deadline, Overrun};
-use crate::model::Identity;
+use crate::model::{Audience, Identity};
 
 pub use desired::Desired;
 pub use portal::PortalConfig;
@@ -46,9 +48,16 @@ pub struct Export {
 }
 
 impl Export {
-    /// Its hosts by their NQNs.
-    pub fn nqns(&self) -> impl Iterator<Item = &Nqn> {
-        self.hosts.keys().filter_map(|h| if let HostId::Nqn(nqn) = h { Some(nqn) } else { None })
+    /// Its hosts by their NQNs, with what they may do.
+    pub fn nqns(&self) -> impl Iterator<Item = (&Nqn, Rights)> {
+        self.hosts
+            .iter()
+            .filter_map(|(h, rights)| if let HostId::Nqn(nqn) = h { Some((nqn, *rights)) } else { None })
+    }
+
+    /// Those of them that belong to an audience.
+    pub fn audience(&self, of: Audience) -> impl Iterator<Item = &Nqn> {
+        self.nqns().filter(move |(_, rights)| Audience::of(rights.read_only) == of).map(|(nqn, _)| nqn)
     }
 
     /// Whether it is served with TLS alone: one of its hosts must come so, and at a portal without, whoever knows that
@@ -97,6 +106,8 @@ pub struct Rights {
     pub read_only: bool,
     /// NFS: whose names its users go by.
     pub squash: Squash,
+    /// NFS: by what they must prove who they are.
+    pub security: Security,
     /// NVMe: what it says is encrypted, with a key that it has.
     pub tls: bool,
 }
@@ -198,6 +209,9 @@ pub enum TargetError {
     /// The kernel lacks what is needed.
     #[error("the kernel lacks {0}")]
     Unsupported(String),
+    /// Something is missing without which Kerberos can't tell who a host is.
+    #[error("Kerberos can't be had: {0}")]
+    NoKerberos(String),
     /// The kernel has no such target at all, so it serves nothing by it.
     #[error("the kernel lacks {0}")]
     Absent(String),
@@ -222,7 +236,9 @@ impl TargetError {
             Self::Kernel { .. } | Self::Unsettled(_) => ErrorKind::Internal,
             Self::Foreign { .. } => ErrorKind::Conflict,
             Self::Unfit { .. } => ErrorKind::Precondition,
-            Self::Unsupported(_) | Self::Absent(_) | Self::NoPortal { .. } => ErrorKind::Unsupported,
+            Self::Unsupported(_) | Self::NoKerberos(_) | Self::Absent(_) | Self::NoPortal { .. } => {
+                ErrorKind::Unsupported
+            }
             // There is no such transport, or no device for it.
             Self::Portal { source, .. }
                 if tree::is(source, Errno::INVAL) || tree::is(source, Errno::NODEV) =>
@@ -286,6 +302,21 @@ pub trait Protocol: Send + Sync {
     /// it is let in nowhere any more, which is an error.
     fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()>;
 
+    /// Whether hosts can be let in that may only read.
+    fn has_readers(&self) -> bool {
+        true
+    }
+
+    /// Whether hosts can be made to prove by Kerberos who they are; the error says what is missing.
+    fn can_kerberos(&self, _deadline: &Deadline) -> Result<()> {
+        Err(TargetError::NoKerberos("it is NFS's".into()))
+    }
+
+    /// Keeps the keys by which Kerberos knows the server, or forgets them.
+    fn set_keytab(&self, _keytab: Option<&KeytabFile>, deadline: &Deadline) -> Result<()> {
+        self.can_kerberos(deadline)
+    }
+
     /// The volumes that the kernel has something of, served or half built.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
 
@@ -319,12 +350,28 @@ pub trait Target: Send + Sync {
     /// opened fails a volume only if there is no other.
     fn converge(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Report>;
 
+    /// The volumes of which all that carries our names is not as desired. Changes nothing, and may be called beside
+    /// everything else: what is being changed meanwhile may be among them.
+    fn drifted(&self, desired: &Desired, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;
+
     /// Tells connected hosts that a volume has grown. The backing has grown already.
     fn announce_size(&self, export: &Export, deadline: &Deadline) -> Result<()>;
 
     /// Has a host that may be let in already prove what it should from its next connection on. Where that can't be had,
     /// it is let in nowhere any more, which is an error.
     fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()>;
+
+    /// Whether hosts can be let in that may only read.
+    fn has_readers(&self) -> bool {
+        true
+    }
+
+    /// Whether hosts can be made to prove by Kerberos who they are; the error says what is missing.
+    fn can_kerberos(&self, deadline: &Deadline) -> Result<()>;
+
+    /// Keeps the keys by which Kerberos knows the server, in place of those before, or forgets them. They are there after
+    /// any reboot.
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, deadline: &Deadline) -> Result<()>;
 
     /// The volumes that the kernel has something of, under our names.
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>>;

@@ -1,6 +1,8 @@
 //! Backup and restore, by the command line and the client.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -128,4 +130,24 @@ async fn a_backup_is_of_one_instant() {
         last = there.len();
     }
     writer.await.unwrap();
+}
+
+/// One backup is read at a time: it is large, and all of it is held.
+#[tokio::test]
+async fn one_backup_is_read_at_a_time() {
+    let d = Daemon::start();
+    let mut slow = UnixStream::connect(d.socket()).unwrap();
+    slow.write_all(b"PUT /v1/system/restore HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{").unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let refused = loop {
+        // Until the other has its turn.
+        let refused = d.client().restore(b"nonsense".to_vec(), false).await.unwrap_err();
+        if refused.kind == ErrorKind::Unavailable || std::time::Instant::now() > until {
+            break refused;
+        }
+    };
+    assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
+    drop(slow);
+    let refused = d.client().restore(b"nonsense".to_vec(), false).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Invalid, "{refused}");
 }

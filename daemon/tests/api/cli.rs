@@ -149,6 +149,24 @@ async fn a_volume_from_making_to_deleting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_changed_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("orlopd.toml"), "").unwrap();
+    let d = Daemon::start_in(dir);
+    assert_eq!(good(&d, "system reload"), "nothing changed\n");
+    d.configure("[limits]\nrequests_per_second = 5000\npool_threads = 2\n");
+    let text = good(&d, "system reload");
+    let rows: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["KEY", "FROM", "TO", "APPLIES"]);
+    assert_eq!(rows[1], ["limits.requests_per_second", "-", "5000", "now"]);
+    assert_eq!(rows[2], ["limits.pool_threads", "8", "2", "after", "a", "restart"]);
+    assert_eq!(json(&d, "system reload")["after_restart"][0]["key"], "limits.pool_threads");
+    d.configure("[limits]\npool_threads = 0\n");
+    let (code, text) = bad(&d, "system reload");
+    assert!(code == 9 && text.contains("orlopd.toml:2: limits.pool_threads must be 1 to 64"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn properties_of_volumes() {
     let d = Daemon::start();
     d.pool("tank").await;
@@ -271,6 +289,23 @@ async fn a_file_system_is_asked_for_by_name_or_not() {
     assert_eq!(json(&d, "attach more lan")["squash"], "all");
     let zones = good(&d, "zone list");
     assert!(zones.contains("10.1.0.0/16, fd00:1::/64") && zones.contains("SQUASH"), "{zones}");
+    let (code, text) = bad(&d, "zone put safe --network 10.2.0.0/16 --security krb5p:krb5i");
+    assert!(code == 11 && text.contains("no keytab"), "{code} {text}");
+    assert_eq!(bad(&d, "zone put safe --network 10.2.0.0/16 --security krb6").0, 2);
+    let key = [
+        &b"\x05\x02\0\0\0\x23\0\x02\0\x03A.B\0\x03nfs\0\x07storage"[..],
+        b"\0\0\0\x01\0\0\0\0\x02\0\x12\0\x01\x07",
+    ];
+    let file = d.dir.path().join("storage.keytab");
+    std::fs::write(&file, key.concat()).unwrap();
+    let kept = good(&d, &format!("system keytab --file {}", file.display()));
+    assert!(kept.contains("nfs/storage@A.B"), "{kept}");
+    good(&d, "zone put safe --network 10.2.0.0/16 --security krb5p:krb5i");
+    let text = good(&d, "attach more safe");
+    assert!(text.contains("mount -t nfs4 -o sec=krb5p <") && text.contains("krb5p:krb5i"), "{text}");
+    good(&d, "detach more safe");
+    good(&d, "zone delete safe");
+    good(&d, "system keytab --none");
     let scsi = json(&d, "volume create scsi --pool tank --size 1M --protocol iscsi");
     assert!(scsi["iqn"].as_str().is_some_and(|n| n.starts_with("iqn.")) && scsi["nqn"].is_null(), "{scsi}");
 }

@@ -93,12 +93,18 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// What its next start reads.
+    /// What its next start, or a reload, reads.
     pub fn configure(&self, text: &str) {
         std::fs::write(self.dir.path().join(CONFIG), text).unwrap();
     }

@@ -98,6 +98,20 @@ async fn hosts_and_zones_are_attached() {
         ("/v1/zones/none", json!({"networks": []}), "invalid", "networks"),
         ("/v1/zones/none", json!({"networks": ["10.0.0.1/8"]}), "invalid", "networks[0]"),
         ("/v1/zones/none", json!({"networks": ["10.0.0.0/8"], "squash": "some"}), "invalid", "squash"),
+        ("/v1/zones/none", json!({"networks": ["10.0.0.0/8"], "security": []}), "invalid", "security"),
+        (
+            "/v1/zones/none",
+            json!({"networks": ["10.0.0.0/8"], "security": ["krb5p", "krb5p"]}),
+            "invalid",
+            "security",
+        ),
+        (
+            "/v1/zones/none",
+            json!({"networks": ["10.0.0.0/8"], "security": ["none"]}),
+            "invalid",
+            "security[0]",
+        ),
+        ("/v1/system/keytab", json!({"keytab": "BQIAAAAA"}), "invalid", "keytab"),
     ] {
         let reply = put(path, body.clone());
         assert_eq!(
@@ -106,6 +120,20 @@ async fn hosts_and_zones_are_attached() {
             "{path} {body}"
         );
     }
+    // Kerberos takes a keytab, and what it has of it is told to nobody.
+    let proved = json!({"networks": ["10.2.0.0/16"], "security": ["krb5p", "krb5i"]});
+    let refused = put("/v1/zones/proved", proved.clone());
+    assert_eq!((refused.kind().as_str(), refused.status), ("unsupported", 501));
+    let refused = put("/v1/zones/proved", json!({"networks": ["10.2.0.0/16"], "versions": ["4.2"]}));
+    assert_eq!(refused.kind(), "unsupported");
+    let key = "BQIAAAAjAAIAA0EuQgADbmZzAAdzdG9yYWdlAAAAAQAAAAACABIAAQc=";
+    let kept = put("/v1/system/keytab", json!({"keytab": key}));
+    assert_eq!((kept.status, kept.json()), (200, json!({"principals": ["nfs/storage@A.B"]})));
+    let made = put("/v1/zones/proved", proved).json();
+    assert_eq!(made["security"], json!(["krb5p", "krb5i"]));
+    assert_eq!(client.delete_keytab().await.unwrap_err().kind, ErrorKind::Precondition);
+    client.delete_zone(&"proved".parse().unwrap()).await.unwrap();
+    client.delete_keytab().await.unwrap();
     let one = client.attach(&volume, &"one".parse().unwrap()).await.unwrap();
     assert!(!one.read_only && one.nfs().is_some_and(|n| n.squash == orlop_api::Squash::None));
     let zone = client.attach(&volume, &"lan".parse().unwrap()).await.unwrap();

@@ -238,8 +238,6 @@ async fn a_protocol_that_does_not_fit_is_refused() {
             refused(&attach(volume, "lan"), "unsupported", None, &json!([volume, "lan"]));
         }
     }
-    let read_only = put(&d, "/v1/volumes/nvme/attachments/all?read_only=true", &json!({}));
-    refused(&read_only, "unsupported", None, &json!("read_only"));
     assert_eq!(seen(&d), before, "something was changed");
     for volume in ["nvme", "iscsi", "nfs"] {
         assert_eq!(attach(volume, "all").status, 201, "{volume}");

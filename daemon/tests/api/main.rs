@@ -20,7 +20,10 @@ mod orphans;
 mod prometheus;
 mod properties;
 mod raw;
+mod reload;
 mod snapshots;
 mod space;
 mod state;
 mod targets;
+#[cfg(feature = "otlp")]
+mod traces;

@@ -174,12 +174,15 @@ async fn a_pool_that_is_gone_hides_nothing_and_is_forgotten() {
     std::fs::remove_dir_all(d.dir.path().join("pool-gone")).unwrap();
     d.again();
     let client = d.client();
+    // Whether it had a volume of that name is known when it is forgotten.
+    assert_eq!(client.volume(&"x".parse().unwrap()).await.unwrap_err().kind, ErrorKind::Unavailable);
     let all = client.orphans().await.unwrap();
     let kinds: Vec<_> = all.items.iter().map(|o| (o.pool.as_ref().unwrap().as_str(), o.kind)).collect();
     assert_eq!(kinds, [("gone", OrphanKind::Record), ("tank", OrphanKind::Foreign)], "{all:?}");
     assert!(all.unanswered.is_empty());
     client.remove_orphan(&all.items[0].id).await.unwrap();
     assert_eq!(client.pools().await.unwrap().len(), 1);
+    assert_eq!(client.volume(&"x".parse().unwrap()).await.unwrap_err().kind, ErrorKind::NotFound);
     d.kill();
     d.again();
     assert_eq!(d.client().pools().await.unwrap().len(), 1);

@@ -107,6 +107,73 @@ pub fn fence_spares_the_other_host(w: &mut World) -> Result<()> {
     w.remove(&volume)
 }
 
+/// A host that may only read, beside one that writes; whatever it tries, nothing of it arrives.
+pub fn reader_can_not_write(w: &mut World) -> Result<()> {
+    for (name, pool) in [("read-zvol", ZFS), ("read-xfs", XFS)] {
+        let volume = w.volume(name, pool, 64)?;
+        let a = w.attach(&volume, 1)?;
+        let path = w.lab.initiator.connect(&a, 1, 1)?;
+        let sum = w.lab.initiator.write_random(&path, 4)?;
+        let reader = w.host(2)?;
+        let how = AttachAs { read_only: true, ..AttachAs::default() };
+        let b = w.api(w.lab.api.attach_as(&VolumeRef::Id(volume.id), &reader, &how))?;
+        ensure!(b.read_only && nvme(&b)?.nqn != nvme(&a)?.nqn, "{b:?}");
+        let second = w.lab.others.first_mut().context("a second initiator")?;
+        let as_writer = second.connect(&a, 2, 1);
+        ensure!(as_writer.is_err(), "{name}: the reader is let in where it can write");
+        let theirs = second.connect(&b, 2, 1)?;
+        ensure!(second.checksum(&theirs, 4)? == sum, "{name}: the reader sees other bytes");
+        // Data, zeroes, blocks that are given up, and the write protection that any host may take off.
+        let device = &theirs.device;
+        for write in [
+            format!("dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct"),
+            format!("blkdiscard -z -l 1M {device}"),
+            format!("blkdiscard -f -l 1M {device}"),
+            format!(
+                "nvme set-feature {device} -n 1 -f 0x84 -V 0; dd if=/dev/zero of={device} bs=1M count=1 oflag=direct"
+            ),
+        ] {
+            let said = second
+                .run(&format!("if {{ {write}; }} >/dev/null 2>&1; then echo wrote; else echo refused; fi"))?;
+            // Giving blocks up is a hint, which an answer says nothing about: what is there afterwards does.
+            let is_hint = write.contains("blkdiscard -f");
+            ensure!(is_hint || said.trim() == "refused", "{name}: the reader could {write}");
+        }
+        ensure!(second.checksum(&theirs, 4)? == sum, "{name}: the reader has changed what is there");
+        // Told, because a file system that is mounted read-only may send one.
+        let flush = format!("dd if=/dev/null of={device} conv=notrunc,fsync");
+        let said =
+            second.run(&format!("if {flush} >/dev/null 2>&1; then echo taken; else echo refused; fi"))?;
+        println!("     {name}: a reader's flush is {}", said.trim());
+        ensure!(w.lab.initiator.checksum(&path, 4)? == sum, "{name}: the writer reads other bytes");
+        // It sees what is written, and the disk grow.
+        let sum = w.lab.initiator.write_random(&path, 4)?;
+        let size = orlop_api::ByteSize(96 << 20);
+        w.api(w.lab.api.update_volume(&VolumeRef::Id(volume.id), &orlop_api::VolumeUpdate::to_size(size)))?;
+        let second = w.lab.others.first_mut().context("a second initiator")?;
+        ensure!(second.checksum(&theirs, 4)? == sum, "{name}: the reader sees other bytes than are written");
+        wait_for("the reader to see the disk grow", Duration::from_secs(20), || {
+            Ok(second.size(&theirs)? == 96 << 20)
+        })?;
+        // A second convergence is empty, and so is the one after a restart of the daemon.
+        let before = w.kernel()?;
+        w.lab.on_appliance("systemctl restart orlopd")?;
+        w.lab.wait_api()?;
+        crate::crashes::same(&before, &w.kernel()?)?;
+        // Cut off, it reads no more, and nothing is left of its device.
+        w.api(w.lab.api.detach(&VolumeRef::Id(volume.id), &reader))?;
+        let second = w.lab.others.first_mut().context("a second initiator")?;
+        ensure!(second.checksum(&theirs, 1).is_err(), "{name}: the reader still reads");
+        second.forget(&b)?;
+        let left = w.lab.on_appliance("ls /dev/mapper")?;
+        ensure!(!left.contains("orlop-ro-"), "{name}: left behind: {left}");
+        ensure!(w.lab.initiator.checksum(&path, 4)? == sum, "{name}: the writer has noticed");
+        w.lab.initiator.disconnect(&a)?;
+        w.remove(&volume)?;
+    }
+    Ok(())
+}
+
 const THEIRS: &str = "nqn.2020-01.com.example:theirs";
 const STRANGER: &str = "nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-000000000009";
 

@@ -14,7 +14,7 @@ use crate::world::{BTRFS, World, XFS, ZFS, ask, nqn, refused};
 use crate::{iscsi, shares};
 
 /// Both are the same text, or an error with the lines that differ.
-fn same(before: &str, after: &str) -> Result<()> {
+pub fn same(before: &str, after: &str) -> Result<()> {
     let gone: Vec<_> = before.lines().filter(|l| !after.lines().any(|a| a == *l)).collect();
     let new: Vec<_> = after.lines().filter(|l| !before.lines().any(|b| b == *l)).collect();
     ensure!(gone.is_empty() && new.is_empty(), "it is another one: gone {gone:#?}, new {new:#?}");
@@ -309,10 +309,12 @@ pub fn power_cut_loses_nothing(w: &mut World) -> Result<()> {
     for (name, volume, a, path, sum) in &connected {
         let acked = w.lab.initiator.acknowledged(name)?;
         let initiator = &mut w.lab.initiator;
-        wait_for("the initiator to reconnect and go on", Duration::from_secs(90), || {
-            Ok(initiator.acknowledged(name)? > acked + 20)
+        let what = format!("{name}'s writer to reconnect and go on");
+        wait_for(&what, Duration::from_secs(90), || {
+            let goes_on = initiator.acknowledged(name)? > acked + 20;
+            ensure!(initiator.stream_state(name)? == "running", "{name}: the writer had an error");
+            Ok(goes_on)
         })?;
-        ensure!(initiator.stream_state(name)? == "running", "{name}: the writer had an error");
         initiator.stop_stream(name)?;
         let records = initiator.verify_stream(name, path, 64 << 20)?;
         ensure!(initiator.checksum(path, 4)? == *sum, "{name}: fsynced bytes are lost");

@@ -45,6 +45,9 @@ pub fn commands_of_the_page_run(w: &mut World) -> Result<()> {
         let place = Place::of(command).with_context(|| format!("where is this run? {command}"))?;
         for (_, place, first) in BEFORE.iter().filter(|(key, ..)| key == command) {
             run(w, *place, first).with_context(|| format!("before {command}"))?;
+            if first.contains(".key") && *place == Place::Host {
+                carry_keys(w)?;
+            }
         }
         run(w, place, command).with_context(|| format!("the page's command: {command}"))?;
         if (command.contains(".key") || command.contains(".psk")) && place == Place::Host {
@@ -58,7 +61,7 @@ pub fn commands_of_the_page_run(w: &mut World) -> Result<()> {
     run(
         w,
         Place::Host,
-        "umount /mnt; nvme disconnect -n NQN; iscsiadm -m node -T IQN -u; iscsiadm -m node -T IQN -o delete",
+        "systemctl stop rpc-gssd krb5-kdc; rm -f /etc/krb5.keytab; nvme disconnect -n NQN; iscsiadm -m node -T IQN -u; iscsiadm -m node -T IQN -o delete",
     )?;
     for name in ["data", "scsi", "home"] {
         let volume = w.api(w.lab.api.volume(&orlop_api::VolumeRef::Name(name.parse()?)))?;

@@ -22,6 +22,8 @@ struct Logs {
     lio: String,
     nfs: String,
     files: String,
+    /// What the kernel complained of, and how full its disks were in the end.
+    kernel: String,
 }
 
 /// The suites, while they run and after that.
@@ -79,13 +81,17 @@ fn run(dir: &Path) -> Result<Logs> {
          {payload}/pool-contract --only encrypt,group,held file-disk xfs {DISK}-file0 >files.log 2>&1; }} & \
          cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
     );
-    shell(&mut guest, &command, 1500)?;
+    // Far longer than it takes: beside all other guests on a slow machine.
+    shell(&mut guest, &command, 2400)?;
+    let kernel = "{ dmesg | grep -iE 'error|warn|hung|blocked'; df -m; } >kernel.log; true";
+    shell(&mut guest, &format!("cd /run; {kernel}"), 60)?;
     let mut log = |name: &str| -> Result<String> {
         let text = shell(&mut guest, &format!("cat /run/{name}.log"), 60)?;
         std::fs::write(dir.join(format!("{name}.log")), &text)?;
         Ok(text)
     };
     Ok(Logs {
+        kernel: log("kernel")?,
         zfs: log("zfs")?,
         lvm: log("lvm")?,
         files: log("files")?,
@@ -112,7 +118,11 @@ pub fn pool_contracts(w: &mut World) -> Result<()> {
     let logs = w.contracts.wait()?;
     // All that takes the device mapper: the rest of what files do is tested on the host.
     let files = all_passed("files with the device mapper", &logs.files);
-    all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm)).and(files)
+    let all = all_passed("zfs", &logs.zfs).and(all_passed("lvm", &logs.lvm)).and(files);
+    if all.is_err() {
+        println!("---- the contracts' kernel:\n{}", logs.kernel);
+    }
+    all
 }
 
 pub fn target_contracts(w: &mut World) -> Result<()> {

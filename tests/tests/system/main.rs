@@ -14,6 +14,7 @@ mod disks;
 mod documented;
 mod guests;
 mod iscsi;
+mod kerberos;
 mod lifecycle;
 mod multipath;
 mod pools;
@@ -54,6 +55,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_fenced_iscsi_writer_is_cut_off", iscsi::a_fenced_iscsi_writer_is_cut_off),
     ("hosts_and_zones_share_file_systems", shares::hosts_and_zones_share_file_systems),
     ("a_fenced_nfs_writer_is_cut_off", shares::a_fenced_nfs_writer_is_cut_off),
+    ("who_comes_by_kerberos_proves_it", kerberos::who_comes_by_kerberos),
     ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
     ("kill_9_is_not_noticed_by_writers", crashes::kill_is_not_noticed),
     ("a_stop_leaves_targets_serving", crashes::stop_leaves_targets_serving),
@@ -64,6 +66,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_stranger_is_refused", access::stranger_is_refused),
     ("a_fenced_writer_is_cut_off", access::fenced_writer_is_cut_off),
     ("a_fence_spares_the_other_host", access::fence_spares_the_other_host),
+    ("a_reader_can_not_write", access::reader_can_not_write),
     ("a_hung_volume_stalls_itself_alone", access::hung_volume_stalls_itself_alone),
     ("what_was_changed_by_hand_is_put_back", access::put_back_by_itself),
     ("bad_input_changes_nothing", bad_input::changes_nothing),
@@ -114,7 +117,7 @@ fn main() -> ExitCode {
         }
     };
     println!("appliance ready after {:.1} s", world.lab.boot.as_secs_f64());
-    let mut failed = 0;
+    let mut failures = Vec::new();
     for (name, scenario) in &chosen {
         let started = Instant::now();
         let result = scenario(&mut world);
@@ -122,12 +125,19 @@ fn main() -> ExitCode {
         match result {
             Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
             Err(e) => {
-                failed += 1;
                 println!("test {name} ... FAILED ({took:.1} s)\n{e:#}\n");
                 world.explain();
+                world.let_go();
+                failures.push((name, format!("{e:#}")));
             }
         }
     }
+    // Once more where a long log is read first: at its end, and each reason begins with what failed first.
+    for (name, why) in &failures {
+        let why = why.lines().take(3).collect::<Vec<_>>().join("\n    ");
+        println!("failed: {name}\n    {why}");
+    }
+    let failed = failures.len();
     let passed = chosen.len() - failed;
     let skipped = SCENARIOS.len() + BY_NAME.len() - chosen.len();
     let word = if failed == 0 { "ok" } else { "FAILED" };

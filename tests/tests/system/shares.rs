@@ -119,7 +119,8 @@ pub fn hosts_and_zones_share_file_systems(w: &mut World) -> Result<()> {
         let place = mount(w, &volume, 0, V4)?;
         let zone: HostName = "second".parse()?;
         let network: orlop_api::Network = "10.77.3.0/24".parse()?;
-        let zone_of = |read_only, squash| ZonePut { networks: vec![network], read_only, squash };
+        let zone_of =
+            |read_only, squash| ZonePut { networks: vec![network], read_only, squash, ..ZonePut::default() };
         w.api(w.lab.api.put_zone(&zone, &zone_of(true, Squash::Root)))?;
         w.api(w.lab.api.attach(&VolumeRef::Id(volume.id), &zone))?;
         let theirs = mount(w, &volume, 1, V4)?;

@@ -160,9 +160,23 @@ impl World {
         if let Ok(log) = self.lab.appliance.shell(nfs, Duration::from_secs(30)) {
             println!("---- nfs:\n{}", log.stdout);
         }
+        let disks = "dmesg | grep -iE 'error|btrfs|xfs|loop|device-mapper|read-only|hung|blocked' | tail -n 25; \
+                     df -m; losetup -l";
+        if let Ok(log) = self.lab.appliance.shell(disks, Duration::from_secs(30)) {
+            println!("---- appliance's disks:\n{}", log.stdout);
+        }
         let log = self.lab.initiator.guest.shell("dmesg | tail -n 15", Duration::from_secs(30));
         if let Ok(log) = log {
             println!("---- initiator's kernel:\n{}", log.stdout);
+        }
+    }
+
+    /// Ends what a scenario that failed left connected: later ones look at all paths of a host, and would fail with it.
+    pub fn let_go(&mut self) {
+        let end = "systemctl stop 'stream-*'; systemctl reset-failed 'stream-*'; nvme disconnect-all; \
+                   iscsiadm -m node -u; umount -a -f -l -t nfs,nfs4";
+        if let Err(e) = self.lab.initiator.guest.shell(end, Duration::from_secs(120)) {
+            println!("the initiator could not let go: {e:#}");
         }
     }
 }

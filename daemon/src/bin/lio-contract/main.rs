@@ -375,12 +375,24 @@ impl Bench {
         // The kernel has set it along with the other.
         ensure!(self.tree.read(&self.at(0, "attrib/cache_dynamic_acls"))? == "1");
         self.tree.write(&self.at(0, "attrib/cache_dynamic_acls"), "0")?;
-        ensure!(self.tree.read(&self.at(0, "dynamic_sessions"))?.contains(STRANGER));
+        // The kernel answers a login before it lists its session.
+        self.is_listed(STRANGER)?;
         let want = self.desired([&HOSTS[2..], &[]])?;
         self.converge(Scope::Fence(self.volumes[0]), &want)?;
         ensure!(ended(&stranger)?, "the stranger is still there");
         ensure!(self.tree.read(&self.at(0, "attrib/authentication"))? == "1");
         self.all_stay()
+    }
+
+    fn is_listed(&self, host: &str) -> Result<()> {
+        let begin = Instant::now();
+        while !self.tree.read(&self.at(0, "dynamic_sessions"))?.contains(host) {
+            ensure!(begin.elapsed() < Duration::from_secs(5), "the kernel does not list {host}");
+            // An attribute of configfs rings for nobody.
+            #[allow(clippy::disallowed_methods)]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn closes(&mut self) -> Result<()> {

@@ -12,7 +12,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use orlop_api::{ByteSize, VolumeId};
 use orlopd::kernel::Deadline;
 use orlopd::kernel::configfs::ConfigFs;
-use orlopd::model::{Identity, NqnPrefix};
+use orlopd::model::{Audience, Identity, NqnPrefix};
 use orlopd::target::nvmet::{CONFIG_ROOT, FIRST_PORT, Nvmet, NvmetConfig, NvmetPortal};
 use orlopd::target::{Desired, Export, HostId, PortalConfig, Rights, Scope, Target, TargetError};
 
@@ -104,7 +106,7 @@ fn check(first: &str, second: &str) -> ExitCode {
         devices: [first.into(), second.into()],
         volumes: [VolumeId::mint(), VolumeId::mint()],
     };
-    let checks: [Check; 13] = [
+    let checks: [Check; 14] = [
         ("a foreign subsystem and port can be made", Bench::foreign),
         ("two volumes are built", Bench::builds),
         ("a second convergence changes nothing", Bench::settled),
@@ -112,6 +114,7 @@ fn check(first: &str, second: &str) -> ExitCode {
         ("a grow is announced", Bench::announces),
         ("a host is added without touching the rest", Bench::adds_host),
         ("a fence removes one host", Bench::fences),
+        ("who may only read has a device that can't be written", Bench::reads),
         ("wrong identity is made anew", Bench::repairs),
         ("open to all is closed", Bench::closes),
         ("a missing device fails one volume", Bench::one_fails),
@@ -245,6 +248,39 @@ impl Bench {
         let again = self.converge(Scope::Volume(self.volumes[0]), &desired)?;
         ensure!(again.is_empty(), "{again:?}");
         self.identity()
+    }
+
+    fn reads(&mut self) -> Result<()> {
+        let mut desired = self.desired([&[2], &[]])?;
+        for export in desired.values_mut() {
+            export
+                .hosts
+                .insert(HostId::Nqn(HOSTS[0].parse()?), Rights { read_only: true, ..Rights::default() });
+        }
+        self.converge(Scope::Volume(self.volumes[0]), &desired)?;
+        let nqn = NqnPrefix::default().subsystem_for(self.volumes[0], Audience::Readers);
+        ensure!(self.tree.list(&format!("subsystems/{nqn}/allowed_hosts"))? == HOSTS[..1]);
+        ensure!(self.tree.list(&self.at(0, "allowed_hosts"))? == HOSTS[2..]);
+        let device = self.tree.read(&format!("subsystems/{nqn}/namespaces/1/device_path"))?;
+        // What is written to it is an error, and does not arrive.
+        let mut before = vec![0; 1 << 20];
+        fs::File::open(&self.devices[0])?.read_exact(&mut before)?;
+        let file = fs::File::options().write(true).open(&device)?;
+        let wrote = file.write_at(&[7; 4096], 0).and_then(|_| file.sync_all());
+        // Who has it open keeps it.
+        drop(file);
+        ensure!(wrote.is_err(), "it was written");
+        let mut after = vec![0; 1 << 20];
+        fs::File::open(&self.devices[0])?.read_exact(&mut after)?;
+        ensure!(before == after, "what was written has arrived");
+        let again = self.converge(Scope::Volume(self.volumes[0]), &desired)?;
+        ensure!(again.is_empty(), "{again:?}");
+        for export in desired.values() {
+            self.target.announce_size(export, &soon())?;
+        }
+        self.converge(Scope::Fence(self.volumes[0]), &self.desired([&[2], &[]])?)?;
+        ensure!(!Path::new(&device).exists(), "{device} is left");
+        Ok(())
     }
 
     fn repairs(&mut self) -> Result<()> {

@@ -11,14 +11,14 @@ use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
     AlarmSubject, ByteSize, ChapUser, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName,
     Iqn, Network, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Protocol,
-    Provisioning, SnapshotName, SnapshotRef, SourceMode, Squash, VolumeKind, VolumeName, VolumeRef,
+    Provisioning, Security, SnapshotName, SnapshotRef, SourceMode, Squash, VolumeKind, VolumeName, VolumeRef,
     VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// How the appliance is; its backup
+    /// How the appliance is; its backup, its configuration
     System {
         /// What else
         #[command(subcommand)]
@@ -57,7 +57,7 @@ pub enum Command {
         volume: VolumeRef,
         /// The host or zone
         host: HostName,
-        /// It can't write; not for NVMe
+        /// It can't write
         #[arg(long)]
         read_only: bool,
         /// Cut off all other hosts and zones of the volume first
@@ -116,6 +116,17 @@ pub enum SystemCommand {
         /// Also another appliance's
         #[arg(long)]
         force: bool,
+    },
+    /// Read the configuration anew: apply what can be applied now, and say what waits for a restart
+    Reload,
+    /// Keep the keys by which the appliance proves to NFS hosts who it is, for zones with Kerberos
+    Keytab {
+        /// The keytab, with a key for nfs/NAME@REALM; it takes the place of the one before
+        #[arg(long, value_name = "FILE", required_unless_present = "none")]
+        file: Option<PathBuf>,
+        /// No keys any more
+        #[arg(long, conflicts_with = "file")]
+        none: bool,
     },
 }
 
@@ -598,6 +609,10 @@ pub enum ZoneCommand {
         /// Whose users are nobody: none, root or all
         #[arg(long, value_name = "WHOSE", default_value = "root", value_parser = one_of(Squash::ALL, Squash::as_str))]
         squash: Squash,
+        /// By what its hosts must prove who they are: sys, krb5, krb5i, krb5p, or several with : between them, the best
+        /// first
+        #[arg(long, value_name = "FLAVOURS", default_value_t)]
+        security: Security,
     },
     /// Show a zone
     Get {

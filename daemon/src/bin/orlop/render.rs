@@ -8,11 +8,11 @@ mod targets;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
-    Access, Alarm, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Host,
-    IscsiAccess, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth,
+    Access, Alarm, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Flavour, Host,
+    IscsiAccess, Keytab, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth,
     PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning,
-    Restored, Snapshot, SnapshotState, SourceMode, System, SystemState, Target, Tls, Volume, VolumeId,
-    VolumeKey, VolumeState, Zone,
+    Reloaded, Restored, SettingChange, Snapshot, SnapshotState, SourceMode, System, SystemState, Target, Tls,
+    Volume, VolumeId, VolumeKey, VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -33,6 +33,8 @@ pub enum Answer {
     Alarms(Vec<Alarm>),
     Alarm(Alarm),
     Restored(Restored),
+    Reloaded(Reloaded),
+    Keytab(Keytab),
     Disks(Vec<Disk>),
     Targets(Vec<Target>),
     Pools(Vec<Pool>),
@@ -69,6 +71,8 @@ fn as_json(answer: &Answer) -> String {
         Answer::Alarms(a) => page(a),
         Answer::Alarm(a) => json(a),
         Answer::Restored(a) => json(a),
+        Answer::Reloaded(a) => json(a),
+        Answer::Keytab(a) => json(a),
         Answer::Disks(a) => page(a),
         Answer::Targets(a) => page(a),
         Answer::Pools(a) => page(a),
@@ -99,6 +103,8 @@ fn as_table(answer: &Answer) -> String {
         Answer::Alarms(a) => alarms::all(a),
         Answer::Alarm(a) => alarms::all(std::slice::from_ref(a)),
         Answer::Restored(a) => restored(a),
+        Answer::Reloaded(a) => reloaded(a),
+        Answer::Keytab(a) => a.principals.iter().map(|p| field("key of", p)).collect(),
         Answer::Disks(a) => list(DISK, a.iter().map(disk)),
         Answer::Targets(a) => targets::all(a),
         Answer::Pools(a) => list(POOL, a.iter().map(pool)),
@@ -189,6 +195,18 @@ fn restored(r: &Restored) -> String {
         text += &field("closed", what);
     }
     text
+}
+
+fn reloaded(r: &Reloaded) -> String {
+    if r.applied.is_empty() && r.after_restart.is_empty() {
+        return "nothing changed\n".into();
+    }
+    let rows = |all: &[SettingChange], when: &str| -> Vec<[String; 4]> {
+        let value = |v: &Option<String>| or_dash(v.as_deref());
+        all.iter().map(|c| [c.key.clone(), value(&c.from), value(&c.to), when.to_owned()]).collect()
+    };
+    let all = [rows(&r.applied, "now"), rows(&r.after_restart, "after a restart")];
+    list(["KEY", "FROM", "TO", "APPLIES"], all.into_iter().flatten())
 }
 
 fn system(s: &System) -> String {
@@ -428,7 +446,7 @@ fn dependants(s: &Snapshot) -> String {
 }
 
 const HOST: [&str; 4] = ["NAME", "KNOWN BY", "SECRET", "VOLUMES"];
-const ZONE: [&str; 5] = ["NAME", "NETWORKS", "ACCESS", "SQUASH", "VOLUMES"];
+const ZONE: [&str; 6] = ["NAME", "NETWORKS", "ACCESS", "SQUASH", "SECURITY", "VOLUMES"];
 
 fn host(h: &Host) -> [String; 4] {
     // The whole names are too long for a line; they are shown with the one host.
@@ -459,11 +477,11 @@ fn known_by(h: &Host) -> String {
     nqn.chain(iqn).chain(h.addresses.iter().map(|a| field("address", &a.to_string()))).collect()
 }
 
-fn zone(z: &Zone) -> [String; 5] {
+fn zone(z: &Zone) -> [String; 6] {
     let networks: Vec<String> = z.networks.iter().map(ToString::to_string).collect();
     let access = if z.read_only { "read only" } else { "read, write" };
     let (squash, volumes) = (z.squash.as_str().into(), z.volumes.len().to_string());
-    [z.name.to_string(), networks.join(", "), access.into(), squash, volumes]
+    [z.name.to_string(), networks.join(", "), access.into(), squash, z.security.to_string(), volumes]
 }
 
 fn volumes_of(volumes: &[VolumeId]) -> String {
@@ -488,7 +506,13 @@ fn attachment(a: &Attachment) -> String {
         Access::Nfs(n) => {
             let networks: Vec<String> = n.networks.iter().map(ToString::to_string).collect();
             let squash = n.squash.as_str().to_string();
-            vec![("path", n.path.clone()), ("let in", networks.join(", ")), ("squash", squash)]
+            let security = n.security.to_string();
+            vec![
+                ("path", n.path.clone()),
+                ("let in", networks.join(", ")),
+                ("squash", squash),
+                ("security", security),
+            ]
         }
     };
     text.extend(fields.iter().map(|(name, value)| field(name, value)));
@@ -534,12 +558,17 @@ fn connect_commands(a: &Attachment) -> Vec<String> {
         }
         Access::Iscsi(i) => i.portals.iter().flat_map(|p| log_in_commands(i, p)).collect(),
         Access::Nfs(n) => {
-            let mode = if a.read_only { " -o ro" } else { "" };
-            let mount = |p: &Portal| {
-                let address = bracketed(&p.address);
-                format!("mount -t nfs4{mode} {address}:{} /mnt", n.path)
-            };
-            n.portals.iter().map(mount).collect()
+            let mode = a.read_only.then(|| "ro".to_string());
+            let security = n.security.flavours().next().filter(|f| *f != Flavour::Sys);
+            let options: Vec<String> = mode.into_iter().chain(security.map(|f| format!("sec={f}"))).collect();
+            let options =
+                if options.is_empty() { String::new() } else { format!(" -o {}", options.join(",")) };
+            let mount = |address: &str| format!("mount -t nfs4{options} {address}:{} /mnt", n.path);
+            match security {
+                // To Kerberos it has one name, wherever it is reached.
+                Some(_) => vec![mount("<the name that is in the keytab>")],
+                None => n.portals.iter().map(|p| mount(&bracketed(&p.address))).collect(),
+            }
         }
     }
 }

@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use orlop_api::client::{AttachAs, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
     AlarmState, AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind,
-    HostPut, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem, Provisioning,
-    SnapshotCreate, SnapshotGroupCreate, TlsPut, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef,
-    VolumeUpdate, ZonePut,
+    HostPut, KeytabFile, KeytabPut, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem,
+    Provisioning, SnapshotCreate, SnapshotGroupCreate, TlsPut, Unlock, Volume, VolumeCreate, VolumeKey,
+    VolumeRef, VolumeUpdate, ZonePut,
 };
 
 use crate::grammar::{
@@ -32,6 +32,17 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
         Command::System { command: Some(SystemCommand::Restore { file, force }) } => {
             let text = std::fs::read(&file).map_err(|e| unreadable(&file, &e))?;
             Answer::Restored(client.restore(text, force).await?)
+        }
+        Command::System { command: Some(SystemCommand::Reload) } => Answer::Reloaded(client.reload().await?),
+        Command::System { command: Some(SystemCommand::Keytab { file: Some(file), .. }) } => {
+            let bytes = std::fs::read(&file).map_err(|e| unreadable(&file, &e))?;
+            let keytab = KeytabFile::new(bytes)
+                .map_err(|e| Problem::new(ErrorKind::Invalid, format!("{}: {e}", file.display())))?;
+            Answer::Keytab(client.put_keytab(&KeytabPut { keytab }).await?)
+        }
+        Command::System { command: Some(SystemCommand::Keytab { file: None, .. }) } => {
+            client.delete_keytab().await?;
+            Answer::Done("the appliance has no keytab".into())
         }
         Command::Alarm(AlarmCommand::List { all }) => {
             let mut alarms = client.alarms().await?;
@@ -336,8 +347,9 @@ fn credentials(user: Option<ChapUser>, file: Option<&Path>) -> Result<Option<Cha
 async fn zone(client: &Client, command: ZoneCommand) -> Result<Answer> {
     Ok(match command {
         ZoneCommand::List => Answer::Zones(client.all_zones().await?),
-        ZoneCommand::Put { zone, network: networks, read_only, squash } => {
-            Answer::Zone(client.put_zone(&zone, &ZonePut { networks, read_only, squash }).await?)
+        ZoneCommand::Put { zone, network: networks, read_only, squash, security } => {
+            let ask = ZonePut { networks, read_only, squash, security, versions: None };
+            Answer::Zone(client.put_zone(&zone, &ask).await?)
         }
         ZoneCommand::Get { zone } => Answer::Zone(client.zone(&zone).await?),
         ZoneCommand::Delete { zone } => {

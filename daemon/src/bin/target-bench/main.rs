@@ -11,11 +11,14 @@
 //! target-bench calls <protocol> <table>                      builds and removes; what each kind of call took
 //! target-bench attach <host> <volume>...                     asks the daemon, one after another, and prints seconds
 //! target-bench detach <host> <volume>...                     the same
+//! target-bench queue <host> <volume> <pool> <name> <n>       prints words and seconds, see below
 //! ```
 //!
 //! A protocol is `nvme` or `iscsi`. What `many` prints is: `alone`, n times, one volume over the device attached beside
 //! one other; `built`, all of the table converged from an empty kernel; `among`, n times, one more attached. The file has
-//! what was changed in the kernel when all was built; `bare` does that and nothing else.
+//! what was changed in the kernel when all was built; `bare` does that and nothing else. What `queue` prints is: `alone`, the
+//! volume attached (and detached again) with nothing else going on; `beside`, the same for as long as any of n creates of
+//! volumes, all asked for at once, waits; `created`, all of these.
 
 mod record;
 
@@ -26,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use orlop_api::client::Client;
-use orlop_api::{ByteSize, VolumeId, VolumeRef};
+use orlop_api::{ByteSize, VolumeCreate, VolumeId, VolumeRef};
 use orlopd::kernel::Deadline;
 use orlopd::model::{Identity, NqnPrefix};
 use orlopd::target::lio::{self, Lio, LioConfig, ReservationsOnDisk};
@@ -54,6 +57,7 @@ fn run(words: &[&str]) -> Result<()> {
     let (command, protocol, rest) = match words {
         ["attach", host, volumes @ ..] => return ask(true, host, volumes),
         ["detach", host, volumes @ ..] => return ask(false, host, volumes),
+        ["queue", host, volume, pool, name, count] => return queue(host, volume, pool, name, count.parse()?),
         [command, "nvme", rest @ ..] => (*command, Protocol::Nvme, rest),
         [command, "iscsi", rest @ ..] => (*command, Protocol::Iscsi, rest),
         _ => bail!("see the top of the source for what to say"),
@@ -234,7 +238,7 @@ fn ask(attach: bool, host: &str, volumes: &[&str]) -> Result<()> {
     let volumes: Vec<VolumeRef> =
         volumes.iter().map(|v| Ok(VolumeRef::Id(v.parse()?))).collect::<Result<_>>()?;
     let client = Client::unix(SOCKET)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    one_thread()?.block_on(async {
         client.ready().await?;
         let begin = Instant::now();
         for volume in &volumes {
@@ -247,4 +251,44 @@ fn ask(attach: bool, host: &str, volumes: &[&str]) -> Result<()> {
         println!("{:.6}", begin.elapsed().as_secs_f64());
         Ok(())
     })
+}
+
+/// What attaching takes while creates are queued. Who attaches is a client of its own: it does not wait for what another
+/// client does on its own side.
+fn queue(host: &str, volume: &str, pool: &str, name: &str, count: usize) -> Result<()> {
+    /// How often it is done alone.
+    const ALONE: usize = 50;
+    let (host, volume) = (host.parse()?, VolumeRef::Id(volume.parse()?));
+    let (client, runtime) = (Client::unix(SOCKET)?, one_thread()?);
+    let one = |word: &str| -> Result<()> {
+        let begin = Instant::now();
+        runtime.block_on(client.attach(&volume, &host))?;
+        println!("{word} {:.6}", begin.elapsed().as_secs_f64());
+        Ok(runtime.block_on(client.detach(&volume, &host))?)
+    };
+    runtime.block_on(client.ready())?;
+    for _ in 0..ALONE {
+        one("alone")?;
+    }
+    let create = |n| Ok(VolumeCreate::new(format!("{name}-{n}").parse()?, pool.parse()?, ByteSize(1 << 30)));
+    let asks = (0..count).map(create).collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let creates = scope.spawn(move || {
+            let client = Client::unix(SOCKET)?.with_timeout(Duration::from_secs(600));
+            let begin = Instant::now();
+            let all = futures_util::future::try_join_all(asks.iter().map(|ask| client.create_volume(ask)));
+            one_thread()?.block_on(all)?;
+            Ok::<_, anyhow::Error>(begin.elapsed())
+        });
+        while !creates.is_finished() {
+            one("beside")?;
+        }
+        let created = creates.join().map_err(|_| anyhow::anyhow!("who creates died"))??;
+        println!("created {:.6}", created.as_secs_f64());
+        Ok(())
+    })
+}
+
+fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -31,6 +31,32 @@ async fn an_exclusive_attach_cuts_all_others_off_first() {
 }
 
 #[tokio::test]
+async fn a_host_that_may_only_read_has_a_subsystem_of_its_own() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("writer").await;
+    rig.host("reader").await;
+    rig.ok(attach(id, "writer")).await;
+    let read_only = Attach { alone: false, read_only: true };
+    let Outcome::Attachment { attachment, .. } = rig.ok(attach_as(id, "reader", read_only)).await else {
+        panic!()
+    };
+    let nqn = attachment.nvme().unwrap().nqn.to_string();
+    assert!(attachment.read_only && nqn.ends_with(&format!("{id}:ro")), "{nqn}");
+    let rights = rig.target.export(id).unwrap().nqns().map(|(_, r)| r.read_only).collect::<Vec<_>>();
+    assert_eq!(rights, [true, false]);
+    // What it may do is changed by a detach alone, and a restart knows it.
+    assert_eq!(rig.fails(attach(id, "reader")).await.kind, ErrorKind::Conflict);
+    rig.restart().await;
+    let rights = rig.target.export(id).unwrap().nqns().map(|(_, r)| r.read_only).collect::<Vec<_>>();
+    assert_eq!(rights, [true, false]);
+    // A target that can't keep it from writing does not let it in.
+    rig.ok(detach(id, "reader")).await;
+    *rig.target.no_readers.lock() = true;
+    assert_eq!(rig.fails(attach_as(id, "reader", read_only)).await.kind, ErrorKind::Unsupported);
+}
+
+#[tokio::test]
 async fn an_exclusive_attach_that_can_not_be_cuts_nobody_off() {
     let rig = Rig::new().await;
     let id = rig.create("data").await;
@@ -73,10 +99,19 @@ async fn what_somebody_did_to_the_kernel_is_put_back_and_told() {
         events.iter().filter(|e| e.kind == EventKind::Drift).map(|e| e.volume.unwrap()).collect();
     assert_eq!(told, BTreeSet::from([id, other, idle]));
 
+    // That nobody reaches a portal any more is no change of a volume, and is told; and so is its end.
+    let alarm = |r: &Rig| r.engine().view().alarms().iter().any(|a| a.subject == "portals/nvme");
+    for unreached in [Some("192.0.2.1:4420".to_string()), None] {
+        let told = unreached.is_some();
+        *rig.target.unreached.lock() = unreached;
+        core.look_for_drift_once().await;
+        assert_eq!(alarm(&rig), told);
+    }
+
     // One that can't be put back says so, and is tried again.
     rig.target.let_in(id, &stranger);
     *rig.target.fail.lock() = true;
     core.look_for_drift_once().await;
-    assert_eq!(rig.engine().view().volume(id).unwrap().state, VolumeState::Stuck);
+    rig.until("it to be stuck", |r| r.engine().view().volume(id).unwrap().state == VolumeState::Stuck).await;
     *rig.target.fail.lock() = false;
 }

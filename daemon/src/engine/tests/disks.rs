@@ -186,6 +186,44 @@ async fn a_pool_goes_and_comes_back_with_its_volumes_and_without_its_hosts() {
     assert!(rig.engine().core.unsettled.lock().is_empty());
 }
 
+/// A pool was lost with a host attached, and forgotten. Where it was in between nobody knows: who brings it says anew who is
+/// let in.
+#[tokio::test]
+async fn a_forgotten_pool_comes_back_without_its_hosts() {
+    for killed in [false, true] {
+        let mut rig = Rig::new().await;
+        let id = rig.create("a").await;
+        rig.host("one").await;
+        rig.ok(attach(id, "one")).await;
+        rig.engine().core.write_labels().await;
+        rig.platter.set_away(true);
+        rig.target.power_cycle();
+        rig.restart().await;
+        let orphans = rig.engine().orphans(LONG).await.unwrap().items;
+        let record = orphans.iter().find(|o| o.pool == Some(tank())).unwrap();
+        rig.ok(Action::RemoveOrphan(record.id.clone())).await;
+        assert_eq!(rig.engine().view().counts(), (0, 0, 1, 1));
+        rig.platter.set_away(false);
+        if killed {
+            let plain = PoolCreate::new(tank(), PoolKind::Sim);
+            let spec = PoolCreate { directory: Some("/fake".into()), ..plain }.try_into().unwrap();
+            let mut batch = Batch::default();
+            let intent = super::super::intent::Intent::CreatePool { spec };
+            batch.put(Table::Intents, &format!("{:020}", 7_000_000), &intent);
+            rig.engine().core.journal.commit(batch).await.unwrap();
+            rig.restart().await;
+            rig.settled().await;
+        } else {
+            rig.ok(import()).await;
+        }
+        for _ in 0..2 {
+            assert_eq!(rig.engine().view().counts(), (1, 1, 1, 0), "killed: {killed}");
+            assert_eq!(rig.target.exports(), 0);
+            rig.restart().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn another_zpool_of_the_same_name_is_a_conflict() {
     let rig = Rig::new().await;

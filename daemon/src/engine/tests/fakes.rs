@@ -78,7 +78,9 @@ pub struct Faults {
     pub fail_create: bool,
     /// So does taking it back.
     pub fail_destroy: bool,
-    /// Creates and destroys of these names hang until let go.
+    /// Labels can't be written.
+    pub fail_relabel: bool,
+    /// Creates, destroys and new labels of these names hang until let go.
     pub hang: BTreeSet<String>,
     /// The second snapshot of a request fails, with the first one taken.
     pub fail_snapshot: bool,
@@ -488,7 +490,11 @@ impl Pool for FakePool {
     }
 
     fn relabel(&self, label: &Label, _: &Deadline) -> Result<()> {
+        self.platter.wait_while_hung(label.name.as_str());
         let mut s = self.platter.state.lock();
+        if s.faults.fail_relabel {
+            return Err(self.broken("writing a label"));
+        }
         s.relabels += 1;
         match s.volumes.get_mut(&label.id) {
             Some(stored) => stored.label = label.clone(),

@@ -11,6 +11,7 @@ mod iscsi;
 mod keeping;
 mod orphans;
 mod properties;
+mod reload;
 mod scrape;
 mod smart;
 mod snapshots;
@@ -40,6 +41,7 @@ struct Rig {
     nfs: Arc<FakeTarget>,
     /// Puts other targets beside these or in their place.
     more: More,
+    configuration: Arc<reload::Written>,
     engine: Option<Engine>,
 }
 
@@ -55,6 +57,7 @@ impl Rig {
             platter: Arc::default(),
             target: Arc::default(),
             nfs: Arc::default(),
+            configuration: Arc::default(),
             engine: None,
         };
         rig.start().await;
@@ -91,6 +94,7 @@ impl Rig {
             target_deadline: LONG,
             settle_deadline: LONG,
             quotas: crate::engine::quotas::Limits { changes: 1024, requests_per_second: None },
+            configuration: self.configuration.clone(),
             metrics: Arc::new(crate::telemetry::Metrics::new(Default::default())),
         };
         // The last engine's committer closes the journal a moment after its handle has gone.
@@ -111,6 +115,18 @@ impl Rig {
     async fn restart(&mut self) {
         self.engine().core.tasks.lock().abort_all();
         self.engine = None;
+        self.start().await;
+    }
+
+    /// As `restart`, and the journal is gone. `meanwhile` is done to the machine before the start.
+    async fn lose_journal(&mut self, meanwhile: impl FnOnce(&mut Self)) {
+        self.engine().core.write_labels().await;
+        self.engine().core.tasks.lock().abort_all();
+        self.engine = None;
+        // The old engine's committer closes it a moment after its handle has gone.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        std::fs::remove_dir_all(self.dir.path().join("journal")).unwrap();
+        meanwhile(self);
         self.start().await;
     }
 
@@ -407,13 +423,7 @@ async fn a_lost_journal_is_rebuilt_from_labels() {
     let one = rig.host("one").await;
     rig.ok(attach(id, "one")).await;
     rig.engine().core.write_labels().await;
-    rig.engine().core.tasks.lock().abort_all();
-    rig.engine = None;
-    rig.target.power_cycle();
-    // Wait until the old journal is closed, then lose it.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    std::fs::remove_dir_all(rig.dir.path().join("journal")).unwrap();
-    rig.start().await;
+    rig.lose_journal(|r| r.target.power_cycle()).await;
     assert_eq!(rig.engine().view().counts(), (1, 1, 1, 1));
     assert_eq!(rig.engine().view().volume(id).unwrap().name.as_str(), "data");
     assert_eq!(rig.target.hosts(id), [one].into());
@@ -433,12 +443,7 @@ async fn labels_of_a_pool_that_was_missing_count_when_it_is_back() {
         let one = rig.host("one").await;
         rig.ok(attach(id, "one")).await;
         rig.engine().core.write_labels().await;
-        rig.engine().core.tasks.lock().abort_all();
-        rig.engine = None;
-        rig.platter.set_away(true);
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        std::fs::remove_dir_all(rig.dir.path().join("journal")).unwrap();
-        rig.start().await;
+        rig.lose_journal(|r| r.platter.set_away(true)).await;
         assert_eq!(rig.engine().view().counts(), (1, 0, 0, 0));
         // Nobody has said that it is to be cut off.
         assert_eq!(rig.target.hosts(id), [one.clone()].into());
@@ -472,6 +477,76 @@ async fn a_label_that_is_out_of_date_when_its_pool_comes_back_is_written() {
     rig.until("the label", |r| r.engine().view().entry(id).is_some_and(|v| v.label.hosts.is_empty())).await;
 }
 
+fn alarm(rig: &Rig, subject: &str) -> Option<String> {
+    rig.engine().view().alarms().into_iter().find(|a| a.subject == subject).map(|a| a.detail)
+}
+
+/// A detach is acknowledged while the label can't be written; then the journal is lost. The label says that the host belongs
+/// there, and it is not let in, whenever the pool comes back.
+#[tokio::test]
+async fn a_label_that_is_behind_lets_nobody_in() {
+    for starts in 0..2 {
+        let mut rig = Rig::new().await;
+        let (id, other) = (rig.create("data").await, rig.create("other").await);
+        rig.host("gone").await;
+        let stays = rig.host("stays").await;
+        rig.ok(attach(id, "gone")).await;
+        rig.ok(attach(other, "stays")).await;
+        rig.engine().core.write_labels().await;
+        assert_eq!(alarm(&rig, "labels"), None);
+        rig.platter.set_away(true);
+        rig.restart().await;
+        rig.ok(detach(id, "gone")).await;
+        rig.until("the alarm", |r| alarm(r, "labels").is_some()).await;
+        rig.target.power_cycle();
+        rig.lose_journal(|_| ()).await;
+        for _ in 0..starts {
+            rig.restart().await;
+        }
+        rig.platter.set_away(false);
+        rig.until("it to be served", |r| !r.target.hosts(other).is_empty()).await;
+        assert_eq!((rig.target.hosts(id), rig.target.hosts(other)), ([].into(), [stays].into()));
+        assert!(!rig.engine().view().is_attached(id, &"gone".parse().unwrap()));
+        let closed = format!("volume/{id}/access");
+        assert!(alarm(&rig, &closed).unwrap().contains("attach it"), "{:?}", alarm(&rig, &closed));
+        // Its label says so soon, and then it is as good as any.
+        rig.until("the label", |r| alarm(r, "labels").is_none()).await;
+        assert!(rig.platter.labels().iter().find(|l| l.id == id).unwrap().hosts.is_empty());
+        assert!(!rig.dir.path().join("labels.behind").exists());
+        let name = if rig.engine().view().counts().2 == 2 { "gone" } else { "stays" };
+        rig.ok(attach(id, name)).await;
+        assert_eq!(alarm(&rig, &closed), None);
+    }
+}
+
+/// A label that fails is tried again, and is no alarm any more when it is written.
+#[tokio::test]
+async fn a_label_that_fails_is_behind_until_it_is_written() {
+    let mut rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    rig.platter.faults(|f| f.fail_relabel = true);
+    rig.ok(detach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    let words = alarm(&rig, "labels").unwrap();
+    assert!(words.contains(&id.to_string()) && words.contains("let in again"), "{words}");
+    let kept = std::fs::read_to_string(rig.dir.path().join("labels.behind")).unwrap();
+    assert_eq!(kept, format!("{id}\nend\n"));
+    // A start finds out by itself.
+    rig.platter.faults(|f| f.fail_relabel = false);
+    rig.restart().await;
+    rig.until("the label", |r| r.platter.labels()[0].hosts.is_empty()).await;
+    rig.until("the alarm to go", |r| alarm(r, "labels").is_none()).await;
+    // One that can't be read: nobody is let in by labels when the journal is lost.
+    rig.ok(attach(id, "one")).await;
+    rig.engine().core.write_labels().await;
+    rig.lose_journal(|r| std::fs::write(r.dir.path().join("labels.behind"), "damaged").unwrap()).await;
+    assert!(rig.target.hosts(id).is_empty());
+    assert!(alarm(&rig, &format!("volume/{id}/access")).is_some());
+}
+
 #[tokio::test]
 async fn what_a_crash_left_half_made_goes_at_start() {
     let mut rig = Rig::new().await;
@@ -493,11 +568,30 @@ async fn a_missing_pool_is_an_alarm_and_comes_back() {
     assert!(rig.engine().view().alarms().iter().any(|a| a.subject == "pool/tank"));
     assert_eq!(rig.fails(Action::CreateVolume(ask("x"))).await.kind, ErrorKind::Unavailable);
     assert_eq!(rig.target.exports(), 0);
+    // Whether there is such a volume or snapshot is not known: who heard that there is none would take it for deleted.
+    for unknown in
+        [VolumeRef::Id(id), VolumeRef::Id(VolumeId::mint()), VolumeRef::Name("data".parse().unwrap())]
+    {
+        let attach = Action::Attach(unknown.clone(), "one".parse().unwrap(), Attach::default());
+        for action in [Action::DeleteVolume(unknown, When::Now), attach] {
+            let refused = rig.fails(action).await;
+            assert_eq!(refused.kind, ErrorKind::Unavailable, "{}", refused.detail);
+            assert!(refused.detail.contains("tank"), "{}", refused.detail);
+        }
+    }
+    let snapshot = SnapshotRef::Name("s".parse().unwrap());
+    assert_eq!(
+        rig.fails(Action::DeleteSnapshot(snapshot.clone(), When::Now)).await.kind,
+        ErrorKind::Unavailable
+    );
     rig.platter.set_away(false);
     rig.until("it to be served", |r| r.target.exports() == 1 && r.engine().view().alarms().is_empty()).await;
     assert_eq!(rig.target.exports(), 1);
     assert_eq!(rig.engine().view().pools()[0].state, PoolState::Online);
     assert!(rig.engine().view().alarms().is_empty(), "{:?}", rig.engine().view().alarms());
+    assert_eq!(rig.fails(Action::DeleteSnapshot(snapshot, When::Now)).await.kind, ErrorKind::NotFound);
+    let none = Action::DeleteVolume(VolumeRef::Id(VolumeId::mint()), When::Now);
+    assert_eq!(rig.fails(none).await.kind, ErrorKind::NotFound);
 }
 
 #[tokio::test]
@@ -530,6 +624,24 @@ async fn a_drain_refuses_new_changes_and_finishes_old_ones() {
     rig.platter.faults(|f| f.hang.clear());
     assert!(slow.await.unwrap().is_ok());
     assert_eq!(drain.await.unwrap(), 0);
+}
+
+/// A stop waits for labels that are being written, not only for those that are due.
+#[tokio::test]
+async fn a_drain_waits_for_labels_that_are_being_written() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.platter.faults(|f| f.hang.extend(["data".to_string()]));
+    rig.ok(attach(id, "one")).await;
+    rig.until("the label to be on its way", |r| r.engine().core.dirty.len() == 0).await;
+    let engine = rig.engine().clone();
+    let drain = tokio::spawn(async move { engine.drain(LONG).await });
+    tokio::time::sleep(SHORT).await;
+    assert!(!drain.is_finished());
+    rig.platter.faults(|f| f.hang.clear());
+    assert_eq!(drain.await.unwrap(), 0);
+    assert_eq!(rig.platter.labels()[0].hosts.len(), 1);
 }
 
 #[tokio::test]

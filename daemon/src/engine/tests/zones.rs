@@ -12,7 +12,18 @@ impl Rig {
 
 fn zone(name: &str, networks: &[&str], read_only: bool, squash: Squash) -> Action {
     let networks = networks.iter().map(|n| n.parse().unwrap()).collect();
-    Action::PutZone(name.parse().unwrap(), ZonePut { networks, read_only, squash })
+    Action::PutZone(name.parse().unwrap(), ZonePut { networks, read_only, squash, ..ZonePut::default() })
+}
+
+fn secured(name: &str, network: &str, security: &str) -> Action {
+    let (networks, security) = (vec![network.parse().unwrap()], security.parse().unwrap());
+    Action::PutZone(name.parse().unwrap(), ZonePut { networks, security, ..ZonePut::default() })
+}
+
+/// A keytab with one key, of nfs/storage@A.B.
+fn keytab() -> orlop_api::KeytabFile {
+    let text = "BQIAAAAjAAIAA0EuQgADbmZzAAdzdG9yYWdlAAAAAQAAAAACABIAAQc=";
+    text.to_string().try_into().unwrap()
 }
 
 const READ_ONLY: Attach = Attach { alone: false, read_only: true };
@@ -96,7 +107,6 @@ async fn what_can_not_be_is_refused_and_changes_nothing() {
         (attach(share, "nvme"), ErrorKind::Precondition),
         (attach(disk, "nfs"), ErrorKind::Precondition),
         (attach(disk, "lan"), ErrorKind::Unsupported),
-        (attach_as(disk, "nvme", READ_ONLY), ErrorKind::Unsupported),
         (zone("nfs", &["10.0.0.0/24"], false, Squash::Root), ErrorKind::Conflict),
         (zone("none", &[], false, Squash::Root), ErrorKind::Invalid),
         (zone("twice", &["10.0.0.0/8", "10.1.0.0/16"], false, Squash::Root), ErrorKind::Invalid),
@@ -158,4 +168,67 @@ async fn what_can_not_be_is_refused_and_changes_nothing() {
     let p = rig.fails(both("10.0.0.7")).await;
     assert_eq!((p.kind, p.dependants), (ErrorKind::Precondition, vec![share.to_string()]));
     assert_eq!(rig.nfs.rights(share), ["10.0.0.8 rw none"]);
+}
+
+#[tokio::test]
+async fn a_zone_proves_itself_by_kerberos_or_is_not_made() {
+    let mut rig = Rig::new().await;
+    let id = rig.make(filesystem("share", None)).await;
+    let p = rig.fails(secured("lan", "10.1.0.0/16", "krb5p")).await;
+    assert_eq!(p.kind, ErrorKind::Unsupported);
+    assert!(p.detail.contains("no keytab"), "{p}");
+    assert!(rig.engine().view().zone(&"lan".parse().unwrap()).is_none());
+    let versions = Some(vec!["4.2".to_string()]);
+    let ask = ZonePut { networks: vec!["10.1.0.0/16".parse().unwrap()], versions, ..ZonePut::default() };
+    let p = rig.fails(Action::PutZone("lan".parse().unwrap(), ask)).await;
+    assert_eq!(p.kind, ErrorKind::Unsupported);
+    assert!(p.detail.contains("[nfs] versions"), "{p}");
+
+    let Outcome::Keytab(shown) = rig.ok(Action::PutKeytab(keytab())).await else { panic!() };
+    assert_eq!(shown.principals, ["nfs/storage@A.B"]);
+    rig.ok(secured("lan", "10.1.0.0/16", "krb5p:krb5i")).await;
+    let Outcome::Attachment { attachment, .. } = rig.ok(attach(id, "lan")).await else { panic!() };
+    assert_eq!(attachment.nfs().unwrap().security.to_string(), "krb5p:krb5i");
+    assert_eq!(rig.nfs.rights(id), ["10.1.0.0/16 rw root krb5p:krb5i"]);
+    // Two zones of one network: both are heard.
+    rig.ok(secured("weak", "10.1.0.0/16", "sys:krb5p")).await;
+    rig.ok(attach(id, "weak")).await;
+    assert_eq!(rig.nfs.rights(id), ["10.1.0.0/16 rw root krb5p:krb5i"]);
+    rig.ok(Action::Detach(by(id), "weak".parse().unwrap())).await;
+    let p = rig.fails(Action::DeleteKeytab).await;
+    assert_eq!(
+        (p.kind, p.dependants),
+        (ErrorKind::Precondition, vec!["lan".to_string(), "weak".to_string()])
+    );
+    // Without keys it can still be made smaller, and sys can be had, but not another flavour.
+    *rig.nfs.keytab.lock() = None;
+    rig.ok(secured("lan", "10.1.2.0/24", "krb5p:krb5i")).await;
+    assert_eq!(rig.nfs.rights(id), ["10.1.2.0/24 rw root krb5p:krb5i"]);
+    let p = rig.fails(secured("lan", "10.1.2.0/24", "krb5")).await;
+    assert_eq!(p.kind, ErrorKind::Unsupported, "{p}");
+    rig.restart().await;
+    assert_eq!(rig.nfs.rights(id), ["10.1.2.0/24 rw root krb5p:krb5i"]);
+}
+
+/// Labels are written behind, but not what they would give away.
+#[tokio::test]
+async fn a_lost_journal_does_not_bring_a_weaker_flavour_back() {
+    let mut rig = Rig::new().await;
+    let (a, b) = (rig.make(filesystem("a", None)).await, rig.make(filesystem("b", None)).await);
+    *rig.nfs.keytab.lock() = Some(keytab());
+    rig.ok(secured("lan", "10.1.0.0/16", "sys:krb5p")).await;
+    rig.ok(attach(a, "lan")).await;
+    rig.ok(attach(b, "lan")).await;
+    rig.engine().core.write_labels().await;
+    rig.ok(secured("lan", "10.1.0.0/16", "krb5p")).await;
+    // Nothing that is written behind is written any more.
+    rig.engine().core.tasks.lock().abort_all();
+    rig.engine = None;
+    std::fs::remove_dir_all(rig.dir.path().join("journal")).unwrap();
+    rig.platter.power_cycle();
+    rig.nfs.power_cycle();
+    rig.start().await;
+    for id in [a, b] {
+        assert_eq!(rig.nfs.rights(id), ["10.1.0.0/16 rw root krb5p"]);
+    }
 }

@@ -55,7 +55,7 @@ pub struct AttachQuery {
     /// Cut off all other hosts of the volume first.
     #[serde(default)]
     exclusive: bool,
-    /// The host can't write. Not for NVMe.
+    /// The host can't write. By NVMe it comes by a subsystem of its own then.
     #[serde(default)]
     read_only: bool,
 }

@@ -77,6 +77,8 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(orphans::delete))
         .routes(routes!(system::backup))
         .routes(routes!(system::restore))
+        .routes(routes!(system::reload))
+        .routes(routes!(system::put_keytab, system::delete_keytab))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::get, hosts::put, hosts::delete))
         .routes(routes!(hosts::authenticate, hosts::trust))
@@ -141,8 +143,9 @@ fn deleted(outcome: Outcome) -> ApiResult<StatusCode> {
 
 /// The volume behind a reference, as the caller may see it.
 fn resolve(api: &Api, who: &Principal, volume: &VolumeRef) -> ApiResult<orlop_api::VolumeId> {
-    let found = api.engine.view().resolve(&who.tenant, volume);
-    found.ok_or_else(|| super::ApiError::not_found(format_args!("volume {volume}")))
+    // One look: between two of them its pool could come back.
+    let view = api.engine.view();
+    view.resolve(&who.tenant, volume).ok_or_else(|| view.absence(format_args!("volume {volume}")).into())
 }
 
 /// Through the one door.

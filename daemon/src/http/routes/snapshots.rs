@@ -51,6 +51,7 @@ pub async fn list(
         return Ok(Json(view.snapshots_page(&who.tenant, volume, cursor, limit)));
     };
     let found = view.resolve_snapshot(&who.tenant, &SnapshotRef::Name(name)).and_then(|id| view.snapshot(id));
+    view.check_complete(found.is_some(), "a snapshot of that name")?;
     let found = found.filter(|s| volume.is_none_or(|v| v == s.volume) && cursor.is_none_or(|c| s.id > c));
     Ok(Json(Page { items: found.into_iter().collect(), next: None }))
 }
@@ -87,7 +88,7 @@ pub async fn get(
 ) -> ApiResult<Json<Snapshot>> {
     let view = api.engine.view();
     let found = view.resolve_snapshot(&who.tenant, &snapshot).and_then(|id| view.snapshot(id));
-    found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("snapshot {snapshot}")))
+    found.map(Json).ok_or_else(|| view.absence(format_args!("snapshot {snapshot}")).into())
 }
 
 /// Deletes a snapshot.
@@ -142,6 +143,7 @@ pub async fn get_group(
     Caller(who): Caller,
     At(group): At<SnapshotName>,
 ) -> ApiResult<Json<SnapshotGroup>> {
-    let found = api.engine.view().group(&who.tenant, &group);
-    found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("snapshot group {group}")))
+    let view = api.engine.view();
+    let found = view.group(&who.tenant, &group);
+    found.map(Json).ok_or_else(|| view.absence(format_args!("snapshot group {group}")).into())
 }

@@ -1,18 +1,22 @@
 //! The daemon itself: how it is, its metrics and its document.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use orlop_api::{ErrorKind, Problem, Restored, System, SystemState};
+use orlop_api::{ErrorKind, Keytab, KeytabPut, Problem, Reloaded, Restored, System, SystemState};
 use serde::Deserialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::submit;
 use crate::engine::{Action, Outcome};
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{Caller, Params};
+use crate::http::extract::{Ask, Caller, Params};
 use crate::journal::backup::Text;
 
 /// The largest backup that is read: 100,000 hosts and attachments have a third of it.
@@ -41,11 +45,24 @@ pub async fn readyz(State(api): State<Api>) -> ApiResult<&'static str> {
     }
 }
 
+/// How long somebody waits until others have had their turn.
+const TURN: Duration = Duration::from_secs(5);
+
+async fn turn<'a>(turns: &'a Semaphore, what: &str) -> ApiResult<SemaphorePermit<'a>> {
+    match tokio::time::timeout(TURN, turns.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => {
+            Err(ApiError::new(ErrorKind::Unavailable, format!("other {what} are under way: try again later")))
+        }
+    }
+}
+
 /// Metrics in the OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "system", responses(
     (status = 200, body = String, content_type = "application/openmetrics-text"),
 ))]
 pub async fn metrics(State(api): State<Api>) -> ApiResult<Response> {
+    let _turn = turn(&api.scrapes, "scrapes").await?;
     let text = api.metrics.render(api.engine.scrape().await);
     let text = text.map_err(|_| ApiError::new(ErrorKind::Internal, "the metrics could not be written"))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -96,6 +113,8 @@ pub async fn restore(
     Params(query): Params<RestoreQuery>,
     body: Body,
 ) -> ApiResult<Json<Restored>> {
+    // Only one that is as large is held in memory.
+    let _turn = turn(&api.restores, "restores").await?;
     let text = axum::body::to_bytes(body, LARGEST_BACKUP).await;
     let text =
         text.map_err(|e| ApiError::new(ErrorKind::Invalid, format!("the backup can't be read: {e}")))?;
@@ -103,6 +122,50 @@ pub async fn restore(
         Outcome::Restored(restored) => Ok(Json(restored)),
         _ => Err(ApiError::unexpected()),
     }
+}
+
+/// Reads the configuration anew, and applies what can be applied under a running daemon: all of it, or nothing if anything in it
+/// is wrong. The answer says what was applied, and what waits for a restart.
+#[utoipa::path(post, path = "/v1/system/reload", tag = "system", responses(
+    (status = 200, body = Reloaded),
+    (status = 412, body = Problem, content_type = "application/problem+json",
+        description = "The configuration is wrong: every mistake is told, and nothing was changed"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn reload(State(api): State<Api>, Caller(who): Caller) -> ApiResult<Json<Reloaded>> {
+    match submit(&api, who, Action::Reload).await? {
+        Outcome::Reloaded(reloaded) => Ok(Json(reloaded)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Keeps the keys by which the appliance proves to NFS hosts who it is, in place of those before. They are never shown;
+/// the answer says whose they are.
+#[utoipa::path(put, path = "/v1/system/keytab", tag = "system", request_body = KeytabPut, responses(
+    (status = 200, body = Keytab, description = "They are kept, and what checks tickets has them"),
+    (status = 400, body = Problem, content_type = "application/problem+json", description = "It is no keytab, or has no key for nfs/NAME@REALM"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn put_keytab(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    Ask(ask): Ask<KeytabPut>,
+) -> ApiResult<Json<Keytab>> {
+    match submit(&api, who, Action::PutKeytab(ask.keytab)).await? {
+        Outcome::Keytab(keytab) => Ok(Json(keytab)),
+        _ => Err(ApiError::unexpected()),
+    }
+}
+
+/// Forgets these keys.
+#[utoipa::path(delete, path = "/v1/system/keytab", tag = "system", responses(
+    (status = 204, description = "They are gone"),
+    (status = 412, body = Problem, content_type = "application/problem+json", description = "Zones take Kerberos: see `dependants`"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn delete_keytab(State(api): State<Api>, Caller(who): Caller) -> ApiResult<StatusCode> {
+    submit(&api, who, Action::DeleteKeytab).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// This document.
@@ -127,7 +190,7 @@ mod tests {
         for (path, item) in json["paths"].as_object().unwrap() {
             got.extend(item.as_object().unwrap().keys().map(|m| format!("{m} {path}")));
         }
-        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/system/backup|put /v1/system/restore|get /v1/alarms|post /v1/alarms/acknowledge|get /v1/targets|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
+        let want = "get /healthz|get /readyz|get /metrics|get /v1/system|get /v1/system/backup|put /v1/system/restore|post /v1/system/reload|put /v1/system/keytab|delete /v1/system/keytab|get /v1/alarms|post /v1/alarms/acknowledge|get /v1/targets|get /v1/disks|post /v1/disks/{disk}/wipe|get /v1/openapi.json|\
             get /v1/pools|post /v1/pools|get /v1/pools/{pool}|delete /v1/pools/{pool}|\
             post /v1/pools/{pool}/export|post /v1/pools/{pool}/disks|post /v1/pools/{pool}/replace|post /v1/pools/{pool}/scrub|\
             delete /v1/pools/{pool}/scrub|get /v1/volumes|\
@@ -147,7 +210,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 39 && !source.contains(".route("), "{added}");
+        assert!(added == 41 && !source.contains(".route("), "{added}");
         for (method, path) in routes::WITH_QUERY.iter().chain(&routes::OPEN.map(|path| ("GET", path))) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
         }

@@ -157,6 +157,9 @@ fn open_twice(_: &Subject, pool: &dyn Pool) -> Check {
     ok("create", pool.create(&b, &soon()))?;
     let first = ok("open", pool.open(a.id, &soon()))?;
     same("the second time", ok("open", pool.open(a.id, &soon()))?, first.clone())?;
+    same("by its label", ok("open", pool.open_known(&a, &soon()))?, first.clone())?;
+    let old = Label { size: ByteSize(8 << 20), ..a.clone() };
+    same("by an old label", ok("open", pool.open_known(&old, &soon()))?, first.clone())?;
     let other = ok("open", pool.open(b.id, &soon()))?;
     expect(other.path() != first.path(), "another volume, another device", &other)?;
     expect(!is_link(first.path()), "a device and not a link to one", &first)?;
@@ -178,6 +181,8 @@ fn open_nothing(_: &Subject, pool: &dyn Pool) -> Check {
     let l = thin(16);
     let r = pool.open(l.id, &soon());
     expect(matches!(r, Err(PoolError::NotFound { .. })), "open", &r)?;
+    let r = pool.open_known(&l, &soon());
+    expect(matches!(r, Err(PoolError::NotFound { .. })), "open by its label", &r)?;
     let r = pool.grow(&l, &soon());
     expect(matches!(r, Err(PoolError::NotFound { .. })), "grow", &r)?;
     let r = pool.set(&l, &soon());
@@ -281,8 +286,10 @@ fn destroy(_: &Subject, pool: &dyn Pool) -> Check {
     same("get", ok("get", pool.get(l.id, &soon()))?, None)?;
     same("list", ok("list", pool.list(&soon()))?, Default::default())?;
     same("again", ok("destroy", pool.destroy(l.id, &soon()))?, Change::Unchanged)?;
-    let r = pool.open(l.id, &soon());
-    expect(matches!(r, Err(PoolError::NotFound { .. })), "open of a destroyed one", &r)
+    for r in [pool.open(l.id, &soon()), pool.open_known(&l, &soon())] {
+        expect(matches!(r, Err(PoolError::NotFound { .. })), "open of a destroyed one", &r)?;
+    }
+    Ok(())
 }
 
 fn neighbours(_: &Subject, pool: &dyn Pool) -> Check {

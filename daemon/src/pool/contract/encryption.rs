@@ -82,6 +82,7 @@ fn takes_its_key(subject: &Subject, pool: &dyn Pool) -> Check {
     if pool.kind() != PoolKind::Zfs {
         // Closed, it takes its key. ZFS has that where the kernel is.
         is_locked("open", pool.open(l.id, &soon()))?;
+        is_locked("open by its label", pool.open_known(&l, &soon()))?;
         subject.env.keys.put(l.id, key(KEY));
     }
     let other = encrypted(linked(&s, 16));

@@ -298,7 +298,7 @@ fn group_under_writes(_: &Subject, pool: &dyn Pool) -> Check {
                     for device in &devices {
                         ok("writing", device.write_all_at(&n.to_le_bytes(), 4096))?;
                     }
-                    if rests && n.is_multiple_of(20) {
+                    if rests && n.is_multiple_of(4) {
                         std::thread::sleep(rest);
                         rest = (rest * 2).min(Duration::from_secs(16));
                     }
@@ -355,7 +355,7 @@ fn held(subject: &Subject, pool: &dyn Pool) -> Check {
         same("what is used", opened.path(), device.as_path())?;
         // Neither is another pool's.
         let foreign = format!("orlop-{}", VolumeId::mint());
-        ok("making another", dm::make_linear(&foreign, &device))?;
+        ok("making another", dm::make(&foreign, dm::Above::All, &device))?;
         std::mem::forget(ok("hold", dm::Suspended::hold(&foreign))?);
         std::mem::forget(ok("hold", dm::Suspended::hold(&name))?);
         let again = reopen(subject);

@@ -33,6 +33,7 @@ pub(super) struct Devices {
 
 /// ERESTARTSYS of linux/errno.h: ZFS was busy.
 const BUSY: i32 = 512;
+struct Busy;
 
 /// What a device tells of itself.
 struct Told {
@@ -55,13 +56,19 @@ impl Devices {
         // Before the first look, so that what comes after it is not missed.
         let mut events = Uevents::open().map_err(ctx.io("listening to kernel events"))?;
         let found = events.wait(deadline, || self.find(dataset)).map_err(ctx.io(waiting()))?;
-        match found {
-            Some(Found { device, size, file }) => {
-                self.held.lock().insert(dataset.to_string(), file);
-                Ok(Opened { place: Place::Device(device), size: ByteSize(size) })
-            }
-            None => Err(ctx.late(&waiting(), crate::kernel::Overrun)),
-        }
+        let found = found.ok_or_else(|| ctx.late(&waiting(), crate::kernel::Overrun))?;
+        Ok(self.hold(dataset, found))
+    }
+
+    /// Opens a zvol's device if it is where it is expected: no other is asked, and nothing is waited for.
+    pub fn open_named(&self, dataset: &str) -> Option<Opened> {
+        let found = self.named(dataset).ok().flatten()?;
+        Some(self.hold(dataset, found))
+    }
+
+    fn hold(&self, dataset: &str, Found { device, size, file }: Found) -> Opened {
+        self.held.lock().insert(dataset.to_string(), file);
+        Opened { place: Place::Device(device), size: ByteSize(size) }
     }
 
     /// Whether there is a device now.
@@ -80,6 +87,16 @@ impl Devices {
     }
 
     fn find(&self, dataset: &str) -> Option<Found> {
+        match self.named(dataset) {
+            Ok(None) => self.scan(dataset),
+            // Asking all the others now would make it busier.
+            Err(Busy) => None,
+            Ok(found) => found,
+        }
+    }
+
+    /// By what is remembered, and by udev's link.
+    fn named(&self, dataset: &str) -> std::result::Result<Option<Found>, Busy> {
         let hint = self.known.lock().get(dataset).cloned();
         let link = Path::new("/dev/zvol").join(dataset);
         let linked =
@@ -88,14 +105,13 @@ impl Devices {
             match ask(&name) {
                 Ok(Some(told)) if told.dataset == dataset => {
                     self.known.lock().insert(dataset.to_string(), name.clone());
-                    return Some(found(&name, told));
+                    return Ok(Some(found(&name, told)));
                 }
-                // Asking all the others now would make it busier.
-                Err(e) if e.raw_os_error() == Some(BUSY) => return None,
+                Err(e) if e.raw_os_error() == Some(BUSY) => return Err(Busy),
                 _ => {}
             }
         }
-        self.scan(dataset)
+        Ok(None)
     }
 
     /// Asks the devices of zvols, those last that another volume is known by: such a number may have

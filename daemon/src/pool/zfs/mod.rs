@@ -602,6 +602,19 @@ impl Pool for ZfsPool {
         Ok(opened)
     }
 
+    /// Reading a label waits for each change that ZFS is making; the device tells which volume it is, and how large.
+    fn open_known(&self, label: &Label, deadline: &Deadline) -> Result<Opened> {
+        if label.filesystem.is_none() && label.encryption.is_none() {
+            check_filled(&self.ctx, label)?;
+            self.ctx.check(deadline, "opening a device")?;
+            match self.devices.open_named(&self.dataset(label.id)) {
+                Some(opened) if opened.size == label.size => return Ok(opened),
+                _ => {}
+            }
+        }
+        self.open(label.id, deadline)
+    }
+
     fn unlock(&self, id: VolumeId, key: &EncryptionKey, deadline: &Deadline) -> Result<()> {
         match self.existing(id, deadline)?.label.encryption {
             Some(encryption) => self.load_key(encryption.key_of, key, true, deadline),

@@ -57,7 +57,7 @@ use super::keys::HostKeys;
 use super::{Desired, Export, HostId, PortalConfig, Protocol, Result, Scope, portal};
 use crate::kernel::Deadline;
 use crate::kernel::exec::ExecError;
-use crate::model::NqnPrefix;
+use crate::model::{Audience, NqnPrefix};
 
 /// What can be listed, in the XML that the kernel makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +171,10 @@ impl CtlConfig {
     fn volume(&self, kind: Kind, name: &str) -> Option<VolumeId> {
         match kind {
             Kind::Iscsi => self.prefix.volume_of_target(name),
-            Kind::Nvme => self.prefix.volume(name),
+            Kind::Nvme => match self.prefix.audience(name)? {
+                (volume, Audience::Writers) => Some(volume),
+                (_, Audience::Readers) => None,
+            },
         }
     }
 }
@@ -275,6 +278,11 @@ impl Protocol for Ctl {
 
     fn prove(&self, host: &HostId, deadline: &Deadline) -> Result<()> {
         self.have_proved(host, deadline)
+    }
+
+    /// Who may write a volume by NVMe is everybody there or nobody.
+    fn has_readers(&self) -> bool {
+        self.kind == Kind::Iscsi
     }
 
     fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {

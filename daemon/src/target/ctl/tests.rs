@@ -43,7 +43,12 @@ fn host(h: usize) -> HostId {
     HostId::Iqn(HOSTS[h].parse().unwrap())
 }
 
-const READS: Rights = Rights { read_only: true, squash: orlop_api::Squash::Root, tls: false };
+const READS: Rights = Rights {
+    read_only: true,
+    squash: orlop_api::Squash::Root,
+    security: orlop_api::Security::SYS,
+    tls: false,
+};
 
 fn export(n: usize, device: &str, hosts: impl IntoIterator<Item = (HostId, Rights)>) -> Export {
     Export {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::plan::shown;
 use super::state::{Change, Step};
-use super::{Nfs, failed};
+use super::{Nfs, failed, no_kerberos};
 use crate::kernel::Deadline;
 use crate::target::{Result, TargetError};
 
@@ -19,6 +19,15 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// Between two restarts.
 const BETWEEN_RESTARTS: Duration = Duration::from_secs(60);
+
+/// Whom a settlement is about: see [`Change::Settle`].
+#[derive(Clone, Copy)]
+struct Who<'a> {
+    keep: &'a BTreeSet<IpNet>,
+    lowered: &'a BTreeSet<IpNet>,
+    turned_away: &'a BTreeSet<IpNet>,
+    all: bool,
+}
 
 impl Nfs {
     pub(super) fn make(&self, step: &Step, deadline: &Deadline) -> Result<()> {
@@ -35,9 +44,11 @@ impl Nfs {
                     Change::Export { clients, options } => server.export(&at, clients, options, deadline),
                     Change::Bind { backing, device } => self.bind(backing, path, *device),
                     Change::Release => return self.release(step, path, deadline),
-                    Change::Settle { keep, lowered, all, device } => {
-                        return self.settle(step, path, (keep, lowered, *all), *device, deadline);
+                    Change::Settle { keep, lowered, turned_away, all, device } => {
+                        let who = Who { keep, lowered, turned_away, all: *all };
+                        return self.settle(step, path, who, *device, deadline);
                     }
+                    Change::CheckTickets => return server.check_tickets(deadline).map_err(no_kerberos),
                     Change::Refuse { backing, detail } => {
                         let object = shown(backing);
                         return Err(TargetError::Unfit { object, detail: (*detail).into() });
@@ -110,14 +121,15 @@ impl Nfs {
         &self,
         step: &Step,
         path: &Path,
-        (keep, lowered, all): (&BTreeSet<IpNet>, &BTreeSet<IpNet>, bool),
+        who: Who<'_>,
         device: (u32, u32),
         deadline: &Deadline,
     ) -> Result<()> {
         let server = &*self.server;
         let words = |e: io::Error| failed(step.to_string(), path, e);
-        let kept = |address: &IpAddr| keep.iter().any(|k| k.contains(address));
-        let less = |address: &IpAddr| lowered.iter().any(|l| l.contains(address));
+        let among = |ranges: &BTreeSet<IpNet>, address: &IpAddr| ranges.iter().any(|r| r.contains(address));
+        let kept = |address: &IpAddr| among(who.keep, address) && !among(who.turned_away, address);
+        let less = |address: &IpAddr| among(who.lowered, address);
         let limit = deadline.at_most(END_LIMIT);
         // From here on nobody finds an export that was withdrawn. A call that began before may have found it.
         server.flush().map_err(words)?;
@@ -127,7 +139,7 @@ impl Nfs {
             })
         };
         let mut left = calls()?;
-        left.retain(|c| less(&c.peer) || (all && !kept(&c.peer)));
+        left.retain(|c| less(&c.peer) || (who.all && !kept(&c.peer)));
         while !left.is_empty() {
             // The list can't be watched.
             limit.pause(self.poll).map_err(|o| TargetError::Deadline(step.to_string(), o))?;

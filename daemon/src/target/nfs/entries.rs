@@ -67,6 +67,11 @@ pub(super) fn wanted(export: &Export) -> BTreeMap<IpNet, Rights> {
     networks.collect()
 }
 
+/// Whether any of them comes by Kerberos.
+pub(super) fn is_kerberos(export: &Export) -> bool {
+    export.hosts.values().any(|rights| rights.security.is_kerberos())
+}
+
 /// The same rights for the same addresses, the most specific first, without two ranges that overlap. A single address
 /// in a range stays: it comes before ranges by itself.
 pub(super) fn disjoint(hosts: &BTreeMap<IpNet, Rights>) -> BTreeMap<IpNet, Rights> {
@@ -117,31 +122,84 @@ pub(super) fn options(volume: VolumeId, rights: Rights) -> String {
     // mountpoint: an unmounted directory belongs to the appliance, and is not served.
     format!(
         "{access},sync,wdelay,hide,nocrossmnt,secure,{root},{all},no_subtree_check,secure_locks,acl,no_pnfs,\
-         mountpoint,fsid={},sec=sys",
-        volume.uuid().hyphenated()
+         mountpoint,fsid={},sec={}",
+        volume.uuid().hyphenated(),
+        rights.security
     )
 }
 
+/// The flavours of security by which the options of an entry let in. Those of an entry of others may be any word.
+pub(super) fn flavours(options: &str) -> BTreeSet<String> {
+    let lists = options.split(',').filter_map(|o| o.strip_prefix("sec="));
+    let all: BTreeSet<String> = lists.flat_map(|l| l.split(':')).map(str::to_owned).collect();
+    // What an entry lets in that says nothing of it.
+    if all.is_empty() { BTreeSet::from(["sys".to_owned()]) } else { all }
+}
+
+/// Of those who are leaving, the ones who stay and may have come by a flavour that is not let in now: their addresses.
+/// One that has an entry of its own and is not leaving has it as before, whatever becomes of the range around it.
+pub(super) fn turned_away(entries: &BTreeMap<IpNet, String>, leaving: &Leaving) -> BTreeSet<IpNet> {
+    let mut all = BTreeSet::new();
+    for (range, came_by) in leaving.iter().filter_map(|(c, by)| Some((parse(c)?, by))) {
+        let spared = |entry: &IpNet, options: &str| {
+            let own = is_single(entry) && *entry != range && !leaving.contains_key(&client(entry));
+            own || flavours(options).is_superset(came_by)
+        };
+        for (entry, _) in entries.iter().filter(|(e, o)| !spared(e, o)) {
+            let both = match (range.contains(entry), entry.contains(&range)) {
+                (true, _) => *entry,
+                (false, true) => range,
+                (false, false) => continue,
+            };
+            let mut left = vec![both];
+            for (hole, _) in entries.iter().filter(|(e, o)| **e != both && both.contains(*e) && spared(e, o))
+            {
+                left = left.into_iter().flat_map(|piece| without(piece, hole)).collect();
+            }
+            all.extend(left);
+        }
+    }
+    all
+}
+
+/// Those who have come by an entry of the table for a range around them, get one of their own, and by fewer flavours: they
+/// lose something though no entry goes.
+pub(super) fn narrowed(entries: &BTreeMap<IpNet, String>, table: &BTreeMap<String, String>) -> Leaving {
+    let mut all = Leaving::new();
+    let new = entries.iter().filter(|(range, _)| !table.contains_key(&client(range)));
+    for (range, options) in new {
+        let around = table.iter().filter(|(c, _)| parse(c).is_some_and(|r| r != *range && r.contains(range)));
+        for came_by in around.map(|(_, o)| flavours(o)).filter(|by| !flavours(options).is_superset(by)) {
+            all.entry(client(range)).or_default().extend(came_by);
+        }
+    }
+    all
+}
+
 /// Whether an entry of the table is what `options` asks for. The table says more than it was told, and some of it
-/// twice, once for each flavor of security.
+/// twice, once for each list of flavours that have the same options.
 pub(super) fn is_as_asked(entry: &str, options: &str) -> bool {
     let has: BTreeSet<&str> = entry.split(',').collect();
     let unwanted = |o: &&str| {
-        let flavors = o.starts_with("sec=") && *o != "sec=sys";
+        let flavours = o.starts_with("sec=") && !options.split(',').any(|w| w == *o);
         let opposite = OPPOSITES.iter().any(|(a, b)| {
             (o == a && options.split(',').any(|w| w == *b)) || (o == b && options.split(',').any(|w| w == *a))
         });
-        flavors || opposite || o.starts_with("refer=") || o.starts_with("replicas=")
+        flavours || opposite || o.starts_with("refer=") || o.starts_with("replicas=")
     };
     options.split(',').all(|want| has.contains(want)) && !has.iter().any(unwanted)
 }
 
+/// Clients who lose something, and the flavours that they may have come by.
+pub(super) type Leaving = BTreeMap<String, BTreeSet<String>>;
+
 /// The file of a volume: what to export, and of whom it is not yet known that they have ended (see
 /// [`super::plan`]).
-pub(super) fn file(path: &str, entries: &BTreeMap<IpNet, String>, leaving: &BTreeSet<String>) -> String {
+pub(super) fn file(path: &str, entries: &BTreeMap<IpNet, String>, leaving: &Leaving) -> String {
     let mut text = String::from("# Written by orlopd.\n");
-    for client in leaving {
-        text.push_str(&format!("{LEAVING}{client}\n"));
+    for (client, came_by) in leaving {
+        let came_by: Vec<&str> = came_by.iter().map(String::as_str).collect();
+        text.push_str(&format!("{LEAVING}{client} sec={}\n", came_by.join(":")));
     }
     for (range, options) in entries {
         text.push_str(&format!("{path} {}({options})\n", client(range)));
@@ -151,15 +209,24 @@ pub(super) fn file(path: &str, entries: &BTreeMap<IpNet, String>, leaving: &BTre
 
 const LEAVING: &str = "# leaving ";
 
-/// The clients that a file says are leaving.
-pub(super) fn leaving(file: &str) -> BTreeSet<String> {
-    file.lines().filter_map(|l| l.strip_prefix(LEAVING)).map(str::to_owned).collect()
+/// The clients that a file says are leaving. Where a line says no flavour it means `sys`.
+pub(super) fn leaving(file: &str) -> Leaving {
+    let lines = file.lines().filter_map(|l| l.strip_prefix(LEAVING));
+    lines.map(|l| l.split_once(' ').unwrap_or((l, ""))).map(|(c, by)| (c.to_owned(), flavours(by))).collect()
 }
 
 /// The clients that a file exports to.
-pub(super) fn exported(file: &str) -> BTreeSet<String> {
+pub(super) fn exported(file: &str) -> Leaving {
     let words = file.lines().filter(|l| !l.starts_with('#')).flat_map(|l| l.split_whitespace().skip(1));
-    words.map(|w| w.split('(').next().unwrap_or(w).to_owned()).collect()
+    let each = words.map(|w| w.trim_end_matches(')').split_once('(').unwrap_or((w, "")));
+    each.map(|(client, options)| (client.to_owned(), flavours(options))).collect()
+}
+
+/// Adds clients to others.
+pub(super) fn add<'a>(to: &mut Leaving, clients: impl IntoIterator<Item = (&'a String, BTreeSet<String>)>) {
+    for (client, came_by) in clients {
+        to.entry(client.clone()).or_default().extend(came_by);
+    }
 }
 
 /// The entries of a table: path, client, options.

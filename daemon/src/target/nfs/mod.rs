@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orlop_api::{Portal, TargetKind, VolumeId};
+use orlop_api::{KeytabFile, Portal, TargetKind, VolumeId};
 use parking_lot::Mutex;
 
 pub use server::{Knfsd, NfsServer};
@@ -195,8 +195,8 @@ impl Protocol for Nfs {
     type Observed = Observed;
     type Step = Step;
 
-    fn observe(&self, scope: Scope, desired: &Desired, _deadline: &Deadline) -> Result<Observed> {
-        self.look(scope, desired)
+    fn observe(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Observed> {
+        self.look(scope, desired, deadline)
     }
 
     fn plan(&self, scope: Scope, desired: &Desired, observed: &Observed) -> Vec<Step> {
@@ -240,13 +240,22 @@ impl Protocol for Nfs {
         Ok(())
     }
 
-    /// A host is known by its address, which is no secret.
+    /// A host is known by its address, which is no secret. Who its users are may have to be proved to Kerberos, which asks
+    /// for nothing here.
     fn prove(&self, _host: &HostId, _deadline: &Deadline) -> Result<()> {
         Ok(())
     }
 
-    fn served(&self, _deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
-        self.ours()
+    fn can_kerberos(&self, deadline: &Deadline) -> Result<()> {
+        self.server.can_kerberos(deadline).map_err(no_kerberos)
+    }
+
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, deadline: &Deadline) -> Result<()> {
+        self.server.set_keytab(keytab, deadline).map_err(no_kerberos)
+    }
+
+    fn served(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
+        self.ours(deadline)
     }
 
     fn kind(&self) -> TargetKind {
@@ -274,5 +283,12 @@ fn failed(step: impl Into<String>, path: impl AsRef<Path>, source: io::Error) ->
         }
         io::ErrorKind::TimedOut => TargetError::Deadline(step.into(), Overrun),
         _ => TargetError::Kernel { step: step.into(), path: path.as_ref().into(), source },
+    }
+}
+
+fn no_kerberos(source: io::Error) -> TargetError {
+    match source.kind() {
+        io::ErrorKind::Unsupported => TargetError::NoKerberos(source.to_string()),
+        _ => failed("check tickets of Kerberos", "rpc-svcgssd.service", source),
     }
 }

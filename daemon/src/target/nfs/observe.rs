@@ -10,6 +10,7 @@ use super::entries;
 use super::plan::shown;
 use super::state::{Backing, Observed};
 use super::{Nfs, failed};
+use crate::kernel::Deadline;
 use crate::kernel::mount::Mount;
 use crate::target::{Desired, Result, Scope};
 
@@ -17,19 +18,22 @@ use crate::target::{Desired, Result, Scope};
 type Mounts<'a> = BTreeMap<&'a Path, &'a Mount>;
 
 impl Nfs {
-    pub(super) fn look(&self, scope: Scope, desired: &Desired) -> Result<Observed> {
+    pub(super) fn look(&self, scope: Scope, desired: &Desired, deadline: &Deadline) -> Result<Observed> {
         let server = &*self.server;
         let words = |what: &'static str| move |e: io::Error| failed("read", what, e);
         let running = server.threads().map_err(words("/proc/fs/nfsd"))? > 0;
         let written =
             server.settings().map_err(words("nfs.conf"))?.as_deref() == Some(&self.config.settings());
         let as_set = !running || self.config.is_served(&server.versions().map_err(words("/proc/fs/nfsd"))?);
-        let mut seen = Observed { running, as_set, written, ..Observed::default() };
 
         let mounts = server.mounts().map_err(words("what is mounted"))?;
         let mounts: Mounts<'_> = mounts.iter().map(|m| (m.point.as_path(), m)).collect();
         let of_one = scope.volume();
         let in_scope = |v: &VolumeId| of_one.is_none_or(|only| only == *v);
+        let kerberos = desired.iter().any(|(v, export)| in_scope(v) && entries::is_kerberos(export));
+        let checks_tickets =
+            !kerberos || server.checks_tickets(deadline).map_err(words("rpc-svcgssd.service"))?;
+        let mut seen = Observed { running, as_set, written, checks_tickets, ..Observed::default() };
         for (point, mount) in &mounts {
             if let Some(volume) = self.config.volume(point).filter(in_scope) {
                 seen.volumes.entry(volume).or_default().bound = Some(mount.device);
@@ -71,8 +75,8 @@ impl Nfs {
     }
 
     /// The volumes that there is something of.
-    pub(super) fn ours(&self) -> Result<BTreeSet<VolumeId>> {
-        Ok(self.look(Scope::All, &Desired::new())?.volumes.into_keys().collect())
+    pub(super) fn ours(&self, deadline: &Deadline) -> Result<BTreeSet<VolumeId>> {
+        Ok(self.look(Scope::All, &Desired::new(), deadline)?.volumes.into_keys().collect())
     }
 }
 

@@ -17,6 +17,10 @@
 //!   refused once fails its programs with ESTALE. The entry of a single host in a range is put before that of the range,
 //!   and withdrawn with it or after it: without its own it would have what the range has.
 //!
+//! A flavour of security that is taken out of an entry is asked for in each call, so whoever comes by it is refused from
+//! then on; what he has open and locked is taken as from one who is not let in at all. The server does not tell who of an
+//! address came by which flavour, so all of it is taken there: those who may come back do, without their locks.
+//!
 //! How a host is cut off depends on who stays. When nobody does, all state of the file system is revoked and it is
 //! unmounted. Else the server lists the calls that it is working on, and those of hosts that may do less must end;
 //! then clients of NFSv4 that are not let in and have anything open or locked on this file system are expired, which
@@ -30,7 +34,7 @@ use ipnet::IpNet;
 use orlop_api::VolumeId;
 
 use super::NfsConfig;
-use super::entries;
+use super::entries::{self, Leaving};
 use super::state::{Backing, Change, Observed, Step, Volume};
 use crate::target::{Desired, Export, Scope};
 
@@ -81,7 +85,7 @@ pub(super) fn sever(config: &NfsConfig, volume: VolumeId, desired: &Desired, see
     }
     let mut one = One::new(config, volume, desired, seen);
     if let (true, Some(device)) = (seen.running, one.is.bound) {
-        one.settle(device, BTreeSet::new(), true);
+        one.settle(device, (BTreeSet::new(), BTreeSet::new()), true);
     }
     one.steps
 }
@@ -102,6 +106,7 @@ struct One<'a> {
     volume: VolumeId,
     path: PathBuf,
     running: bool,
+    checks_tickets: bool,
     is: Volume,
     want: Option<&'a Export>,
     /// The device of the backing, if that can be served.
@@ -129,6 +134,7 @@ impl<'a> One<'a> {
             volume,
             path: config.place(volume),
             running: seen.running,
+            checks_tickets: seen.checks_tickets,
             is: seen.volumes.get(&volume).cloned().unwrap_or_default(),
             want,
             device,
@@ -143,7 +149,7 @@ impl<'a> One<'a> {
     }
 
     /// Writes the file, unless that is what it says.
-    fn write(&mut self, entries: &BTreeMap<IpNet, String>, leaving: &BTreeSet<String>) {
+    fn write(&mut self, entries: &BTreeMap<IpNet, String>, leaving: &Leaving) {
         let text = entries::file(&shown(&self.path), entries, leaving);
         if self.is.file.as_ref() != Some(&text) {
             self.is.file = Some(text.clone());
@@ -151,17 +157,22 @@ impl<'a> One<'a> {
         }
     }
 
-    fn settle(&mut self, device: (u32, u32), lowered: BTreeSet<IpNet>, all: bool) {
+    fn settle(
+        &mut self,
+        device: (u32, u32),
+        (lowered, turned_away): (BTreeSet<IpNet>, BTreeSet<IpNet>),
+        all: bool,
+    ) {
         let keep = self.want.map(|w| entries::wanted(w).into_keys().collect()).unwrap_or_default();
-        self.step(Change::Settle { keep, lowered, all, device });
+        self.step(Change::Settle { keep, lowered, turned_away, all, device });
     }
 
     /// All who have, or had, access by file, table or trace.
-    fn traces(&self) -> BTreeSet<String> {
+    fn traces(&self) -> Leaving {
         let file = self.is.file.as_deref().unwrap_or_default();
         let mut all = entries::leaving(file);
-        all.extend(entries::exported(file));
-        all.extend(self.is.table.keys().cloned());
+        entries::add(&mut all, entries::exported(file).iter().map(|(c, by)| (c, by.clone())));
+        entries::add(&mut all, self.is.table.iter().map(|(c, o)| (c, entries::flavours(o))));
         all
     }
 
@@ -179,7 +190,10 @@ impl<'a> One<'a> {
                 .and_then(|range| self.entries.get(&range))
                 .is_some_and(|want| entries::is_as_asked(options, want))
         };
-        leaving.extend(self.is.table.iter().filter(|(c, o)| !asked(c, o)).map(|(c, _)| c.clone()));
+        let wrong = self.is.table.iter().filter(|(c, o)| !asked(c, o));
+        entries::add(&mut leaving, wrong.map(|(c, o)| (c, entries::flavours(o))));
+        let narrowed = entries::narrowed(&self.entries, &self.is.table);
+        entries::add(&mut leaving, narrowed.iter().map(|(c, by)| (c, by.clone())));
         // In the file alone: of a server that does not run, and serves nobody.
         if leaving.is_empty() {
             return true;
@@ -197,12 +211,13 @@ impl<'a> One<'a> {
             self.step(Change::Withdraw { clients: replaced });
         }
         if self.running {
-            let lowered = leaving.iter().filter_map(|c| entries::parse(c)).collect();
+            let lowered = leaving.keys().filter_map(|c| entries::parse(c)).collect();
+            let turned_away = entries::turned_away(&entries, &leaving);
             // A name may be anybody's.
-            let all = leaving.iter().any(|c| entries::parse(c).is_none());
-            self.settle(device, lowered, all);
+            let all = leaving.keys().any(|c| entries::parse(c).is_none());
+            self.settle(device, (lowered, turned_away), all);
         }
-        self.write(&entries, &BTreeSet::new());
+        self.write(&entries, &Leaving::new());
         true
     }
 
@@ -252,8 +267,12 @@ impl<'a> One<'a> {
             self.step(Change::Bind { backing, device });
         }
         let entries = self.entries.clone();
-        self.write(&entries, &BTreeSet::new());
+        self.write(&entries, &Leaving::new());
         self.export();
+        // The last of all: without it the others are served.
+        if entries::is_kerberos(want) && !self.checks_tickets {
+            self.step(Change::CheckTickets);
+        }
     }
 
     /// Entries that the table lacks, or has with other options. A server that does not run takes all of them from the

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use orlop_api::KeytabFile;
+
 use super::state::Backing;
 use crate::kernel::exec::{ExecError, Tool};
 use crate::kernel::fs::{Dir, make_dirs};
@@ -16,6 +18,15 @@ use crate::system::units::{self, UnitError};
 
 /// The largest of our files. 10,000 clients fit.
 const MAX_FILE: u64 = 4 << 20;
+
+/// What checks tickets of Kerberos for the kernel. It is started with the server if there are keys.
+const CHECKER: &str = "rpc-svcgssd.service";
+
+/// The kernel's part of Kerberos.
+const MODULE: &str = "rpcsec_gss_krb5";
+
+/// How long `modprobe` may take.
+const MODPROBE: Duration = Duration::from_secs(20);
 
 /// How long `exportfs` may take. It asks nobody: our clients are numbers.
 const EXPORTFS: Duration = Duration::from_secs(20);
@@ -65,6 +76,15 @@ pub trait NfsServer: Send + Sync {
     /// The same, if it runs too.
     fn restart(&self, d: &Deadline) -> io::Result<()>;
 
+    /// Whether hosts can be made to prove by Kerberos who they are. `Unsupported`: what is missing, and what to do.
+    fn can_kerberos(&self, d: &Deadline) -> io::Result<()>;
+    /// Keeps the keys by which Kerberos knows the server, or forgets them, durably.
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, d: &Deadline) -> io::Result<()>;
+    /// Whether somebody checks tickets, with the keys that there are.
+    fn checks_tickets(&self, d: &Deadline) -> io::Result<bool>;
+    /// Has them checked with the keys that there are.
+    fn check_tickets(&self, d: &Deadline) -> io::Result<()>;
+
     /// Has the kernel ask again for every host and export.
     fn flush(&self) -> io::Result<()>;
     /// Frees what it has been told before, if that can be done now: it holds what was exported.
@@ -91,6 +111,8 @@ pub struct Knfsd {
     exports: PathBuf,
     settings: PathBuf,
     table: PathBuf,
+    keytab: PathBuf,
+    names: PathBuf,
 }
 
 impl Default for Knfsd {
@@ -100,6 +122,8 @@ impl Default for Knfsd {
             exports: "/etc/exports.d".into(),
             settings: "/etc/nfs.conf.d/orlop.conf".into(),
             table: "/var/lib/nfs/etab".into(),
+            keytab: "/etc/krb5.keytab".into(),
+            names: "/etc/idmapd.conf.d/orlop.conf".into(),
         }
     }
 }
@@ -111,6 +135,16 @@ fn led(path: &Path) -> PathBuf {
         (Ok(target), Some(parent)) => parent.join(target),
         _ => path.into(),
     }
+}
+
+/// Puts a file of settings in place whole.
+fn put(path: &Path, text: &str) -> io::Result<()> {
+    let path = led(path);
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    make_dirs(parent)?;
+    Dir::open(parent)?.replace(name, text.as_bytes(), false)
 }
 
 impl Knfsd {
@@ -126,6 +160,25 @@ impl Knfsd {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             dir => dir.map(Some),
         }
+    }
+
+    /// The keys, if there are any.
+    fn keys(&self) -> io::Result<Option<KeytabFile>> {
+        match std::fs::read(&self.keytab) {
+            Ok(bytes) => KeytabFile::new(bytes).map(Some).map_err(|e| {
+                io::Error::new(io::ErrorKind::Unsupported, format!("{}: {e}", self.keytab.display()))
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What libnfsidmap must know: the principals of which realms are names of users here. `root` is the one that there is;
+    /// all others are nobody.
+    fn names(keytab: &KeytabFile) -> String {
+        let realms: BTreeSet<&str> = keytab.realms().collect();
+        let realms: Vec<&str> = realms.into_iter().collect();
+        format!("# Written by orlopd.\n[General]\nLocal-Realms = {}\n", realms.join(","))
     }
 
     /// That it complains is for people: it also does of entries of others. What came of it is read back.
@@ -273,12 +326,7 @@ impl NfsServer for Knfsd {
     }
 
     fn configure(&self, settings: &str) -> io::Result<()> {
-        let path = led(&self.settings);
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        make_dirs(parent)?;
-        Dir::open(parent)?.replace(name, settings.as_bytes(), false)
+        put(&self.settings, settings)
     }
 
     fn start(&self, d: &Deadline) -> io::Result<()> {
@@ -290,6 +338,60 @@ impl NfsServer for Knfsd {
 
     fn restart(&self, d: &Deadline) -> io::Result<()> {
         units::restart("nfs-server.service", d).map_err(from_units)
+    }
+
+    fn can_kerberos(&self, d: &Deadline) -> io::Result<()> {
+        let lacks = |what: String| Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        if self.keys()?.is_none() {
+            let why = "there is no keytab: bring one that has a key for nfs/NAME@REALM with 'orlop system keytab --file'";
+            return lacks(why.into());
+        }
+        Tool::locate("rpc.svcgssd").map_err(from_exec)?;
+        let loaded = Tool::locate("modprobe").and_then(|t| t.run(&["-q", MODULE], &d.at_most(MODPROBE)));
+        match loaded.map_err(from_exec)?.code {
+            Some(0) => Ok(()),
+            _ => lacks(format!("this kernel has no module {MODULE}")),
+        }
+    }
+
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, d: &Deadline) -> io::Result<()> {
+        // A file there that is no link is the machine's own, with keys for others than the server.
+        let to = std::fs::read_link(&self.keytab).ok().and(Some(led(&self.keytab)));
+        let parts = to.as_deref().and_then(|to| Some((to.parent()?, to.file_name()?.to_str()?)));
+        let Some((parent, name)) = parts else {
+            let why =
+                format!("{} is the machine's own: put the keys there with ktutil", self.keytab.display());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        };
+        make_dirs(parent)?;
+        let dir = Dir::open(parent)?;
+        match keytab {
+            Some(keytab) => dir.replace(name, keytab.expose(), true)?,
+            None => drop(dir.remove(name)?),
+        }
+        dir.sync()?;
+        match keytab {
+            None => units::stop(CHECKER, d).map_err(from_units),
+            // One that is not started yet begins with what there is then.
+            Some(_) if nfsd::threads()? == 0 => Ok(()),
+            Some(_) => self.check_tickets(d),
+        }
+    }
+
+    fn checks_tickets(&self, d: &Deadline) -> io::Result<bool> {
+        // Keys that can't be read are those that nobody can check with.
+        let Ok(Some(keytab)) = self.keys() else { return Ok(false) };
+        let named = std::fs::read_to_string(&self.names).is_ok_and(|text| text == Self::names(&keytab));
+        Ok(named && units::is_active(CHECKER, d).map_err(from_units)?)
+    }
+
+    fn check_tickets(&self, d: &Deadline) -> io::Result<()> {
+        self.can_kerberos(d)?;
+        if let Some(keytab) = self.keys()? {
+            put(&self.names, &Self::names(&keytab))?;
+        }
+        // Anew: it has read the names and perhaps older keys.
+        units::restart(CHECKER, d).map_err(from_units)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -16,6 +16,9 @@ pub struct Observed {
     pub as_set: bool,
     /// Whether its settings are written down as they should be.
     pub written: bool,
+    /// Whether somebody checks tickets of Kerberos for it, with the keys that there are. Where nobody is asked for one it is
+    /// not looked at: true.
+    pub checks_tickets: bool,
     /// Volumes of which there is something.
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// What the desired backings are.
@@ -85,6 +88,9 @@ pub enum Change {
         keep: BTreeSet<IpNet>,
         /// Those of whom a call that is in work must end first, let in or not: they may do less now.
         lowered: BTreeSet<IpNet>,
+        /// Those that are let in, but perhaps not by the flavour that they came by: the server does not tell by which of
+        /// them a client has opened a file, so all that these have open and locked is taken.
+        turned_away: BTreeSet<IpNet>,
         /// The same of everybody who is not let in: who they were can't be told. The server's list does not say what
         /// file system a call is about, so this may wait for another volume's disk.
         all: bool,
@@ -116,6 +122,8 @@ pub enum Change {
         /// With what options.
         options: String,
     },
+    /// Have the tickets of those checked who come by Kerberos. Until then they wait, and are refused in the end.
+    CheckTickets,
 }
 
 fn list(clients: &BTreeSet<String>) -> String {
@@ -141,6 +149,7 @@ impl fmt::Display for Step {
                 Change::Refuse { backing, .. } => write!(f, "refuse {}", shown(backing)),
                 Change::Bind { backing, .. } => write!(f, "show {} at {}", shown(backing), shown(path)),
                 Change::Export { clients, .. } => write!(f, "export {} to {}", shown(path), list(clients)),
+                Change::CheckTickets => write!(f, "have Kerberos tickets for {} checked", shown(path)),
             },
             Self::Configure => write!(f, "write the settings of the NFS server"),
             Self::Start => write!(f, "start the NFS server"),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use orlop_api::{ByteSize, ErrorKind, Squash};
+use orlop_api::{ByteSize, ErrorKind, Flavour, Security, Squash};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -18,8 +18,10 @@ use crate::target::sim::Fault;
 use crate::target::sim::nfs::{Access, SimNfs};
 use crate::target::{Report, Rights, Target};
 
-const RW: Rights = Rights { read_only: false, squash: Squash::None, tls: false };
-const RO: Rights = Rights { read_only: true, squash: Squash::Root, tls: false };
+const RW: Rights = Rights { read_only: false, squash: Squash::None, security: Security::SYS, tls: false };
+const RO: Rights = Rights { read_only: true, squash: Squash::Root, security: Security::SYS, tls: false };
+/// By which hosts come.
+const FLAVOURS: [Flavour; 2] = [Flavour::Sys, Flavour::Krb5p];
 const FOREIGN: &str = "/srv/theirs";
 /// One in each part of the networks below, and one in none.
 const HOSTS: [&str; 5] = ["10.0.0.5", "10.0.0.6", "10.0.1.7", "10.0.200.8", "192.168.0.9"];
@@ -58,13 +60,27 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-/// What the most specific network says.
-fn due(desired: &Desired, n: usize, host: IpAddr) -> Access {
+/// The same rights by other flavours.
+fn by(security: &str, rights: Rights) -> Rights {
+    Rights { security: security.parse().unwrap(), ..rights }
+}
+
+/// A keytab with one key.
+fn keytab() -> KeytabFile {
+    let counted = |text: &str| [&(text.len() as u16).to_be_bytes(), text.as_bytes()].concat();
+    let names = [counted("A.B"), counted("nfs"), counted("storage")].concat();
+    let entry = [&[0, 2][..], &names, &[0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 18, 0, 1, 7]].concat();
+    KeytabFile::new([&[5, 2][..], &(entry.len() as u32).to_be_bytes(), &entry].concat()).unwrap()
+}
+
+/// What the most specific network says of who comes by a flavour.
+fn due(desired: &Desired, n: usize, host: IpAddr, by: Flavour) -> Access {
     let Some(export) = desired.get(&volume(n)) else { return Access::None };
     let nets = entries::wanted(export);
     let best = nets.iter().filter(|(r, _)| r.contains(&host)).max_by_key(|(r, _)| r.prefix_len());
     match best {
         None => Access::None,
+        Some((_, rights)) if !rights.security.lets_in(by) => Access::None,
         Some((_, rights)) if rights.read_only => Access::Read,
         Some(_) => Access::Write,
     }
@@ -73,25 +89,28 @@ fn due(desired: &Desired, n: usize, host: IpAddr) -> Access {
 /// A server that is looked at after every change.
 struct Watched {
     sim: Arc<SimNfs>,
-    /// The most that each host may have at each volume.
-    most: Mutex<BTreeMap<(usize, usize), Access>>,
+    /// The most that each host may have at each volume, by each flavour.
+    most: Mutex<BTreeMap<(usize, usize, Flavour), Access>>,
     /// The least.
-    least: Mutex<BTreeMap<(usize, usize), Access>>,
+    least: Mutex<BTreeMap<(usize, usize, Flavour), Access>>,
     violations: Mutex<Vec<String>>,
 }
 
 impl Watched {
     fn after<T>(&self, what: &str, result: io::Result<T>) -> io::Result<T> {
-        for ((n, h), most) in &*self.most.lock() {
-            let now = self.sim.access(host(*h), &place(*n));
+        for ((n, h, by), most) in &*self.most.lock() {
+            let now = self.sim.access_by(host(*h), *by, &place(*n));
             if now > *most {
-                self.violations.lock().push(format!("after {what}: {} has {now:?} at {n}", HOSTS[*h]));
+                self.violations
+                    .lock()
+                    .push(format!("after {what}: {} has {now:?} at {n} by {by}", HOSTS[*h]));
             }
         }
-        for ((n, h), least) in &*self.least.lock() {
-            let now = self.sim.access(host(*h), &place(*n));
+        for ((n, h, by), least) in &*self.least.lock() {
+            let now = self.sim.access_by(host(*h), *by, &place(*n));
             if now < *least {
-                self.violations.lock().push(format!("after {what}: {} has but {now:?} at {n}", HOSTS[*h]));
+                let why = format!("after {what}: {} has but {now:?} at {n} by {by}", HOSTS[*h]);
+                self.violations.lock().push(why);
             }
         }
         result
@@ -153,6 +172,18 @@ impl NfsServer for Watched {
     fn restart(&self, d: &Deadline) -> io::Result<()> {
         self.after("restart", self.sim.restart(d))
     }
+    fn can_kerberos(&self, d: &Deadline) -> io::Result<()> {
+        self.sim.can_kerberos(d)
+    }
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, d: &Deadline) -> io::Result<()> {
+        self.sim.set_keytab(keytab, d)
+    }
+    fn checks_tickets(&self, d: &Deadline) -> io::Result<bool> {
+        self.sim.checks_tickets(d)
+    }
+    fn check_tickets(&self, d: &Deadline) -> io::Result<()> {
+        self.after("check tickets", self.sim.check_tickets(d))
+    }
     fn flush(&self) -> io::Result<()> {
         self.sim.flush()
     }
@@ -204,19 +235,21 @@ impl Stand {
         });
         let target = Nfs::over(NfsConfig::default(), watched.clone()).with_poll(Duration::ZERO);
         sim.put_entry(FOREIGN, "10.0.0.0/16", "rw");
+        sim.set_keytab(Some(&keytab()), &soon()).unwrap();
         Self { sim, watched, target, last: Mutex::default() }
     }
 
     /// With bounds: nobody may ever have more than before or after, nor less than both.
     fn converge(&self, scope: Scope, desired: &Desired) -> Result<Report> {
         for n in 0..2 {
-            for h in 0..HOSTS.len() {
-                let (now, then) = (self.sim.access(host(h), &place(n)), due(desired, n, host(h)));
-                let before = due(&self.last.lock(), n, host(h));
-                self.watched.most.lock().insert((n, h), now.max(then).max(before));
+            for (h, by) in (0..HOSTS.len()).flat_map(|h| FLAVOURS.map(|by| (h, by))) {
+                let now = self.sim.access_by(host(h), by, &place(n));
+                let then = due(desired, n, host(h), by);
+                let before = due(&self.last.lock(), n, host(h), by);
+                self.watched.most.lock().insert((n, h, by), now.max(then).max(before));
                 let in_scope = scope.volume().is_none_or(|v| v == volume(n));
                 let least = if in_scope { now.min(then) } else { now };
-                self.watched.least.lock().insert((n, h), least);
+                self.watched.least.lock().insert((n, h, by), least);
             }
         }
         let result = self.target.converge(scope, desired, &soon());
@@ -235,12 +268,35 @@ impl Stand {
         report.steps
     }
 
+    /// Every host opens and writes what it may, by every flavour.
+    fn use_all(&self) {
+        for (h, n) in (0..HOSTS.len()).flat_map(|h| [(h, 0), (h, 1)]) {
+            for by in FLAVOURS {
+                let _ = self.sim.open_by(host(h), by, h % 2 == 0, &place(n));
+                let _ = self.sim.begin_write_by(host(h), by, &place(n), 3);
+            }
+        }
+    }
+
+    /// Who is not let in has nothing any more.
+    fn check_ends(&self, desired: &Desired) {
+        for (h, n) in (0..HOSTS.len()).flat_map(|h| [(h, 0), (h, 1)]) {
+            let device = self.sim.device(&backing(n)).unwrap();
+            for by in FLAVOURS.into_iter().filter(|by| due(desired, n, host(h), *by) == Access::None) {
+                assert!(!self.sim.is_in_by(host(h), by, device), "{} is at {n} by {by}", HOSTS[h]);
+            }
+        }
+    }
+
     /// All is as desired: for whom, and for how long.
     fn check(&self, desired: &Desired) {
         for n in 0..2 {
             for (h, name) in HOSTS.iter().enumerate() {
-                let (is, due) = (self.sim.access(host(h), &place(n)), due(desired, n, host(h)));
-                assert_eq!(is, due, "{name} at {n}: {:?}", self.sim.table());
+                for by in FLAVOURS {
+                    let is = self.sim.access_by(host(h), by, &place(n));
+                    let due = due(desired, n, host(h), by);
+                    assert_eq!(is, due, "{name} at {n} by {by}: {:?}", self.sim.table());
+                }
             }
         }
         let again = self.target.converge(Scope::All, desired, &soon()).unwrap();
@@ -319,10 +375,55 @@ fn a_fence_finds_what_has_no_entry_any_more() {
     // Somebody else withdraws it, and the file is as it should be.
     let after = desired(&[(0, &[("10.0.0.6", RW)])]);
     s.sim.withdraw(&place(0).to_string_lossy(), &["10.0.0.5".to_string()].into(), &soon()).unwrap();
-    let now = s.target.plan(Scope::All, &after, &s.target.look(Scope::All, &after).unwrap());
+    let now = s.target.plan(Scope::All, &after, &s.target.look(Scope::All, &after, &soon()).unwrap());
     s.target.apply(&now[0], &soon()).unwrap();
     s.ok(Scope::Fence(volume(0)), &after);
     assert!(!s.sim.is_in(host(0), s.sim.device(&backing(0)).unwrap()));
+}
+
+#[test]
+fn who_comes_by_a_flavour_that_is_taken_away_has_nothing_left() {
+    let s = Stand::new();
+    s.ok(Scope::All, &desired(&[(0, &[("10.0.0.0/24", by("sys:krb5p", RW)), ("10.0.0.6", RW)])]));
+    s.sim.open_by(host(0), Flavour::Krb5p, true, &place(0)).unwrap();
+    s.sim.open(host(0), true, &place(0)).unwrap();
+    s.sim.open(host(0), false, &place(0)).unwrap();
+    s.sim.begin_write(host(0), &place(0), 5).unwrap();
+    s.sim.open(host(1), true, &place(0)).unwrap();
+    let device = s.sim.device(&backing(0)).unwrap();
+    // Read only and squashed: nobody is turned away, and all keep what they have open.
+    let less = desired(&[(0, &[("10.0.0.0/24", by("krb5p:sys", RO)), ("10.0.0.6", RW)])]);
+    s.ok(Scope::Volume(volume(0)), &less);
+    assert!(s.sim.is_in(host(0), device));
+    let after = desired(&[(0, &[("10.0.0.0/24", by("krb5p", RW)), ("10.0.0.6", RW)])]);
+    s.ok(Scope::Fence(volume(0)), &after);
+    assert!(!s.sim.is_in_by(host(0), Flavour::Sys, device));
+    assert!(s.sim.is_in(host(1), device), "who may come as before is left alone");
+    assert!(s.sim.open(host(0), true, &place(0)).is_err());
+    s.sim.open_by(host(0), Flavour::Krb5p, true, &place(0)).unwrap();
+    s.check(&after);
+    let text = s.sim.options(host(0), &place(0)).unwrap();
+    assert!(text.split(',').any(|o| o == "sec=krb5p"), "{text}");
+    // Somebody weakens it by hand.
+    s.sim.put_entry(&place(0).to_string_lossy(), "10.0.0.0/24", &text.replace("krb5p", "krb5p:sys"));
+    assert!(!s.ok(Scope::All, &after).is_empty());
+    s.check(&after);
+}
+
+#[test]
+fn a_volume_whose_tickets_nobody_checks_says_so_and_serves_the_others() {
+    let s = Stand::new();
+    let all = desired(&[(0, &[("10.0.0.5", RW), ("10.0.0.6", by("krb5p", RW))]), (1, &[("10.0.0.5", RW)])]);
+    s.ok(Scope::All, &all);
+    Target::set_keytab(&s.target, None, &soon()).unwrap();
+    assert!(Target::can_kerberos(&s.target, &soon()).unwrap_err().to_string().contains("no keytab"));
+    assert!(s.sim.open_by(host(1), Flavour::Krb5p, true, &place(0)).is_err());
+    let report = s.converge(Scope::All, &all).unwrap();
+    assert_eq!(report.failed.get(&volume(0)).map(TargetError::kind), Some(ErrorKind::Unsupported));
+    assert_eq!((report.failed.len(), s.sim.access(host(0), &place(0))), (1, Access::Write));
+    Target::set_keytab(&s.target, Some(&keytab()), &soon()).unwrap();
+    s.sim.open_by(host(1), Flavour::Krb5p, true, &place(0)).unwrap();
+    s.check(&all);
 }
 
 #[test]
@@ -434,6 +535,24 @@ fn arguments_are_as_exportfs_has_them() {
     assert!(!entries::is_as_asked(entry, &entries::options(volume(1), RW)));
     assert!(!entries::is_as_asked(&format!("{entry},crossmnt"), &entries::options(volume(0), RW)));
     assert!(!entries::is_as_asked(&format!("{entry},sec=none"), &entries::options(volume(0), RW)));
+    assert!(!entries::is_as_asked(entry, &entries::options(volume(0), by("krb5p", RW))));
+    let two = entry.replace("sec=sys", "sec=krb5p:krb5i");
+    assert!(entries::is_as_asked(&two, &entries::options(volume(0), by("krb5p:krb5i", RW))));
+    for other in ["krb5p", "krb5i:krb5p", "krb5p:krb5i:sys", "sys"] {
+        assert!(!entries::is_as_asked(&two, &entries::options(volume(0), by(other, RW))), "{other}");
+    }
+    assert_eq!(entries::flavours(&two).into_iter().collect::<Vec<_>>(), ["krb5i", "krb5p"]);
+    assert_eq!(entries::flavours("rw,sync").into_iter().collect::<Vec<_>>(), ["sys"]);
+}
+
+#[test]
+fn a_file_tells_who_is_leaving_and_by_what_he_came() {
+    let by = |list: &str| entries::flavours(&format!("sec={list}"));
+    let leaving = [("10.0.0.5".to_string(), by("sys")), ("10.0.0.0/24".to_string(), by("krb5p:sys"))].into();
+    let text = entries::file("/v", &BTreeMap::new(), &leaving);
+    assert_eq!(entries::leaving(&text), leaving);
+    // As an older daemon left it.
+    assert_eq!(entries::leaving("# leaving 10.0.0.5\n"), [("10.0.0.5".to_string(), by("sys"))].into());
 }
 
 #[test]
@@ -456,7 +575,8 @@ impl NfsConfig {
 }
 
 fn some_rights() -> impl Strategy<Value = Rights> {
-    prop_oneof![Just(RW), Just(RO)]
+    let security = prop_oneof![Just("sys"), Just("krb5p"), Just("krb5p:sys")];
+    (prop_oneof![Just(RW), Just(RO)], security).prop_map(|(rights, security)| by(security, rights))
 }
 
 fn some_desired() -> impl Strategy<Value = Desired> {
@@ -499,12 +619,7 @@ proptest! {
     fn converges_from_any_state(old in some_desired(), new in some_desired(), stopped: bool, fence: bool) {
         let s = Stand::new();
         s.ok(Scope::All, &old);
-        for h in 0..HOSTS.len() {
-            for n in 0..2 {
-                let _ = s.sim.open(host(h), h % 2 == 0, &place(n));
-                let _ = s.sim.begin_write(host(h), &place(n), 3);
-            }
-        }
+        s.use_all();
         if stopped {
             s.sim.stop();
         }
@@ -516,11 +631,7 @@ proptest! {
             s.ok(Scope::All, &new);
         }
         s.check(&new);
-        for h in 0..HOSTS.len() {
-            for n in (0..2).filter(|n| due(&new, *n, host(h)) == Access::None) {
-                prop_assert!(!s.sim.is_in(host(h), s.sim.device(&backing(n)).unwrap()));
-            }
-        }
+        s.check_ends(&new);
         s.sim.stop();
         s.sim.restart(&soon()).unwrap();
         s.check(&new);
@@ -531,22 +642,13 @@ proptest! {
     fn converges_after_a_crash(old in some_desired(), new in some_desired(), at in 0usize..14) {
         let s = Stand::new();
         s.ok(Scope::All, &old);
-        for h in 0..HOSTS.len() {
-            for n in 0..2 {
-                let _ = s.sim.open(host(h), h % 2 == 0, &place(n));
-                let _ = s.sim.begin_write(host(h), &place(n), 3);
-            }
-        }
+        s.use_all();
         s.sim.fault_after(at, Fault::Fail(Errno::IO));
         // The step fails, the volume's later ones are left out: what a crash would leave of it.
         let _ = s.converge(Scope::All, &new);
         s.sim.fault_after(1_000_000, Fault::Fail(Errno::IO));
         s.ok(Scope::All, &new);
         s.check(&new);
-        for h in 0..HOSTS.len() {
-            for n in (0..2).filter(|n| due(&new, *n, host(h)) == Access::None) {
-                prop_assert!(!s.sim.is_in(host(h), s.sim.device(&backing(n)).unwrap()));
-            }
-        }
+        s.check_ends(&new);
     }
 }

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use super::Nvmet;
 use super::state::{Change, NSID, PortChange, Step};
 use crate::kernel::Deadline;
-use crate::target::tree::{gone, is, there};
+use crate::model::Audience;
+use crate::target::tree::{gone, in_words, is, there};
 use crate::target::{Export, Result, TargetError};
 
 /// How long dropped controllers may take. They wait for I/O in flight, so for the disk.
@@ -40,7 +41,15 @@ impl Nvmet {
                 Change::MakeSubsystem => return self.make_subsystem(step, nqn, deadline),
                 Change::Authenticate { host } => return self.have_proved(host, deadline),
                 Change::RemoveKey { identity } => return self.remove_key(*volume, identity),
-                Change::PutKeys { host } => return self.put_keys(host, *volume),
+                Change::PutKeys { host } => return self.put_keys(host, *volume, nqn),
+                Change::RemoveReadOnly => return self.remove_read_only(step, *volume, deadline),
+                Change::MakeReadOnly { on } => return self.make_read_only(step, *volume, Path::new(on)),
+                Change::SetReadOnly => {
+                    let path = format!("subsystems/{nqn}/namespaces/{NSID}/device_path");
+                    let device = self.device_for_readers(step, *volume)?;
+                    let result = self.tree.write(&path, &device);
+                    (path, result)
+                }
                 Change::Allow { host } => return self.allow(step, nqn, host, deadline),
                 Change::Link { port, portal } => {
                     let path = format!("ports/{port}/subsystems/{nqn}");
@@ -168,6 +177,9 @@ impl Nvmet {
             | Change::RemoveKey { .. }
             | Change::PutKeys { .. }
             | Change::DropControllers { .. }
+            | Change::RemoveReadOnly
+            | Change::MakeReadOnly { .. }
+            | Change::SetReadOnly
             | Change::MakeSubsystem
             | Change::Authenticate { .. }
             | Change::Allow { .. }
@@ -257,7 +269,17 @@ impl Nvmet {
     }
 
     pub(super) fn announce(&self, export: &Export) -> Result<()> {
-        let nqn = &export.identity.nqn;
+        for audience in Audience::ALL.into_iter().filter(|of| export.audience(*of).next().is_some()) {
+            let nqn = export.identity.nqn_for(audience);
+            if let Some((volume, Audience::Readers)) = self.config.prefix.audience(nqn.as_str()) {
+                self.readers.grow(volume).map_err(in_words("read-only devices"))?;
+            }
+            self.announce_to(nqn)?;
+        }
+        Ok(())
+    }
+
+    fn announce_to(&self, nqn: &Nqn) -> Result<()> {
         let path = format!("subsystems/{nqn}/namespaces/{NSID}/revalidate_size");
         self.tree.write(&path, "1").map_err(|source| {
             let namespace = format!("subsystems/{nqn}/namespaces/{NSID}");

@@ -1,8 +1,8 @@
-//! NVMe over TCP by the kernel's `nvmet`: one subsystem a volume, one namespace in it, one port a
-//! portal.
+//! NVMe over TCP by the kernel's `nvmet`: one subsystem a volume, and another one if it has hosts that may only read; one
+//! namespace in each, one port a portal.
 //!
 //! Driven by the convergence loop of [`super`], on the target's lane. Ours are the subsystems named
-//! `<prefix>:<volume id>` and the ports 28416 to 28479; host directories are shared with everyone.
+//! `<prefix>:<volume id>` and `<prefix>:<volume id>:ro`, and the ports 28416 to 28479; host directories are shared with everyone.
 //! It never touches another subsystem or port, never lets in unnamed hosts, and never sends data.
 //!
 //! Kernel truths that the parts rely on: a change to an allowed host list does not disconnect anyone;
@@ -15,6 +15,7 @@ mod foreign;
 mod observe;
 mod plan;
 mod portal;
+pub mod readers;
 mod secrets;
 mod state;
 pub mod tls;
@@ -31,7 +32,7 @@ use orlop_api::{Portal, TargetKind, VolumeId};
 
 pub use plan::{FIRST_PORT, PORT_COUNT};
 pub use portal::{AnaState, NvmetPortal};
-pub use state::{Change, Namespace, Observed, Port, PortChange, Step, Subsystem};
+pub use state::{Change, Namespace, Observed, Port, PortChange, ReadOnlyDevice, Step, Subsystem};
 
 use super::foreign::Others;
 use super::keys::HostKeys;
@@ -92,6 +93,7 @@ pub struct Nvmet {
     keys: HostKeys,
     tls: Arc<dyn tls::TlsKeyring>,
     known: tls::Known,
+    readers: Arc<dyn readers::ReadOnlyDevices>,
     /// Between two looks at what the kernel completes later.
     poll: Duration,
 }
@@ -102,10 +104,11 @@ impl Nvmet {
         let debug: Arc<dyn ConfigTree> = Arc::new(ConfigFs::at(DEBUG_ROOT));
         let tls = Arc::new(KernelKeyring::named(tls::KEYRING));
         Self::over(config, Arc::new(ConfigFs::at(CONFIG_ROOT)), Some(debug), tls)
+            .with_readers(Arc::new(readers::Mapped))
     }
 
     /// Over any tree that behaves so, where it is known one that lists controllers as
-    /// `<subsystem>/ctrl<N>/hostnqn`, and a keyring.
+    /// `<subsystem>/ctrl<N>/hostnqn`, and a keyring; with devices in memory for those that may only read.
     pub fn over(
         config: NvmetConfig,
         tree: Arc<dyn ConfigTree>,
@@ -113,7 +116,14 @@ impl Nvmet {
         tls: Arc<dyn tls::TlsKeyring>,
     ) -> Self {
         let (keys, known) = Default::default();
-        Self { config, tree, debug, keys, tls, known, poll: Duration::from_millis(10) }
+        let readers = Arc::new(readers::SimReadOnlyDevices::default());
+        Self { config, tree, debug, keys, tls, known, readers, poll: Duration::from_millis(10) }
+    }
+
+    /// Where the devices are that can only be read.
+    #[must_use]
+    pub fn with_readers(self, readers: Arc<dyn readers::ReadOnlyDevices>) -> Self {
+        Self { readers, ..self }
     }
 
     /// What hosts must prove.

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 
 use orlop_api::{Nqn, VolumeId};
 
-use super::state::{Namespace, Observed, Port, Subsystem};
+use super::readers::ReadOnly;
+use super::state::{Namespace, Observed, Port, ReadOnlyDevice, Subsystem};
 use super::{Nvmet, plan, portal};
 use crate::kernel::Deadline;
+use crate::model::Audience;
 use crate::target::tree::{attribute, in_words, list, optional, target_of};
 use crate::target::{Desired, Result, Scope, TargetError};
 
@@ -22,36 +25,62 @@ impl Nvmet {
         })?;
         let mut seen = match scope.volume() {
             Some(volume) => self.look_at_one(volume, desired, &ports)?,
-            None => self.look_at_all(&ports, deadline)?,
+            None => self.look_at_all(desired, &ports, deadline)?,
         };
         seen.lists_controllers = self.debug.as_deref().is_some_and(|debug| debug.list("").is_ok());
         self.look_at_keys(scope, desired, &mut seen);
         Ok(seen)
     }
 
-    /// The volumes that have a subsystem.
+    /// The subsystems whose name is ours.
+    pub(super) fn our_subsystems(&self) -> Result<BTreeMap<String, VolumeId>> {
+        let names = list(&*self.tree, "subsystems")?.into_iter();
+        Ok(names.filter_map(|name| self.config.prefix.volume(&name).map(|volume| (name, volume))).collect())
+    }
+
+    /// The volumes that have one, or a device that was made for one.
     pub(super) fn ours(&self) -> Result<BTreeSet<VolumeId>> {
-        let names = list(&*self.tree, "subsystems")?;
-        Ok(names.iter().filter_map(|name| self.config.prefix.volume(name)).collect())
+        let mut volumes: BTreeSet<VolumeId> = self.our_subsystems()?.into_values().collect();
+        volumes.extend(self.readers.volumes().map_err(in_words("read-only devices"))?);
+        Ok(volumes)
+    }
+
+    /// The device of a volume's readers, which stands where it should or not.
+    fn read_only(&self, volume: VolumeId, desired: &Desired) -> Result<Option<ReadOnlyDevice>> {
+        let found = self.readers.get(volume).map_err(in_words("read-only devices"))?;
+        let is_right = |on: Option<PathBuf>| {
+            let wanted = desired.get(&volume).map(|export| &export.backing);
+            on.zip(wanted).is_some_and(|(on, wanted)| {
+                // By the kernel's own name of it: it may be wanted by a link.
+                on == *wanted || std::fs::canonicalize(wanted).is_ok_and(|wanted| on == wanted)
+            })
+        };
+        let shown = |ReadOnly { device, on }| ReadOnlyDevice {
+            device: device.to_string_lossy().into_owned(),
+            is_right: is_right(on),
+        };
+        Ok(found.map(shown))
     }
 
     /// Only what belongs to one volume: the number of others makes no difference.
     fn look_at_one(&self, volume: VolumeId, desired: &Desired, ports: &[String]) -> Result<Observed> {
         let tree = &*self.tree;
-        let nqn = self.config.prefix.subsystem(volume);
         let mut seen = Observed::default();
         let mut hosts: BTreeSet<String> = BTreeSet::new();
-        if let Some(mut subsystem) = self.subsystem(&nqn)? {
+        for audience in Audience::ALL {
+            let nqn = self.config.prefix.subsystem_for(volume, audience);
+            let Some(mut subsystem) = self.subsystem(&nqn)? else { continue };
             for port in ports {
                 if target_of(tree, &format!("ports/{port}/subsystems/{nqn}"))?.is_some() {
                     subsystem.links.insert((port.clone(), nqn.to_string()));
                 }
             }
             hosts.extend(subsystem.hosts.values().cloned());
-            seen.subsystems.insert(volume, subsystem);
+            seen.subsystems.insert((volume, audience), subsystem);
         }
+        seen.read_only.extend(self.read_only(volume, desired)?.map(|device| (volume, device)));
         if let Some(export) = desired.get(&volume) {
-            hosts.extend(export.nqns().map(ToString::to_string));
+            hosts.extend(export.nqns().map(|(nqn, _)| nqn.to_string()));
         }
         for host in hosts {
             if optional(tree.list(&format!("hosts/{host}"))).map_err(in_words("hosts"))?.is_some() {
@@ -68,7 +97,7 @@ impl Nvmet {
         Ok(seen)
     }
 
-    fn look_at_all(&self, ports: &[String], deadline: &Deadline) -> Result<Observed> {
+    fn look_at_all(&self, desired: &Desired, ports: &[String], deadline: &Deadline) -> Result<Observed> {
         let tree = &*self.tree;
         let mut seen = Observed { hosts: list(tree, "hosts")?.into_iter().collect(), ..Default::default() };
         for host in &seen.hosts {
@@ -78,10 +107,10 @@ impl Nvmet {
         }
         for name in list(tree, "subsystems")? {
             deadline.check().map_err(|o| TargetError::Deadline("reading the kernel".into(), o))?;
-            match (self.config.prefix.volume(&name), name.parse::<Nqn>()) {
-                (Some(volume), Ok(nqn)) => {
+            match (self.config.prefix.audience(&name), name.parse::<Nqn>()) {
+                (Some(of), Ok(nqn)) => {
                     if let Some(subsystem) = self.subsystem(&nqn)? {
-                        seen.subsystems.insert(volume, subsystem);
+                        seen.subsystems.insert(of, subsystem);
                     }
                 }
                 _ => {
@@ -94,6 +123,9 @@ impl Nvmet {
                 }
             }
         }
+        for volume in self.readers.volumes().map_err(in_words("read-only devices"))? {
+            seen.read_only.extend(self.read_only(volume, desired)?.map(|device| (volume, device)));
+        }
         for port in ports {
             let ours = plan::our_port(port);
             let mut foreign = false;
@@ -101,8 +133,8 @@ impl Nvmet {
                 let Some(target) = target_of(tree, &format!("ports/{port}/subsystems/{entry}"))? else {
                     continue;
                 };
-                let volume = self.config.prefix.volume(&target);
-                match volume.and_then(|v| seen.subsystems.get_mut(&v)) {
+                let of = self.config.prefix.audience(&target);
+                match of.and_then(|of| seen.subsystems.get_mut(&of)) {
                     Some(subsystem) => drop(subsystem.links.insert((port.clone(), entry))),
                     None => foreign = true,
                 }
@@ -169,10 +201,9 @@ impl Nvmet {
             return Ok(None);
         };
         let mut live = 0;
-        for id in self.ours()? {
+        for nqn in self.our_subsystems()?.keys() {
             deadline.check().map_err(|o| TargetError::Deadline("counting controllers".into(), o))?;
-            let nqn = self.config.prefix.subsystem(id);
-            let entries = optional(debug.list(nqn.as_str())).map_err(in_words("controllers"))?;
+            let entries = optional(debug.list(nqn)).map_err(in_words("controllers"))?;
             live += entries.iter().flatten().filter(|e| e.starts_with("ctrl")).count();
         }
         Ok(Some(live))

@@ -27,8 +27,9 @@ use std::net::SocketAddr;
 use orlop_api::{Nqn, Transport, VolumeId};
 
 use super::portal::{self, NvmetPortal};
-use super::state::{Change, NSID, Observed, Port, PortChange, Step, Subsystem};
+use super::state::{Change, NSID, Observed, Port, PortChange, ReadOnlyDevice, Step, Subsystem};
 use super::{IO_QUEUES, NvmetConfig};
+use crate::model::Audience;
 use crate::target::portal::{device, shared_devices};
 use crate::target::{Desired, Export, Scope};
 
@@ -55,7 +56,8 @@ pub(super) fn our_port(name: &str) -> Option<u16> {
 pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: &Observed) -> Vec<Step> {
     let mut volumes: BTreeSet<VolumeId> = desired.keys().copied().collect();
     if scope != Scope::Desired {
-        volumes.extend(seen.subsystems.keys());
+        volumes.extend(seen.subsystems.keys().map(|(volume, _)| volume));
+        volumes.extend(seen.read_only.keys());
         volumes.extend(seen.stale_keys.keys());
     }
     if let Some(only) = scope.volume() {
@@ -78,24 +80,21 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
     }
     let misplaced = misplaced_ports(config, seen);
     for volume in volumes {
-        let mut v = Volume {
-            config,
-            seen,
-            volume,
-            nqn: config.prefix.subsystem(volume),
-            is: seen.subsystems.get(&volume),
-            want: desired.get(&volume),
-            misplaced: &misplaced,
-            steps: Vec::new(),
-        };
-        let rebuilt = v.close();
-        closing.append(&mut v.steps);
-        if let Some(export) = v.want {
-            match in_the_way(config, export, &double, seen) {
-                Some(refuse) => v.step(refuse),
-                None => v.build(export, rebuilt),
+        let export = desired.get(&volume);
+        let mut parts = Audience::ALL.map(|of| Part::of(config, seen, &misplaced, volume, export, of));
+        let [writers, _] = &mut parts;
+        writers.take_keys();
+        let refuse = export.and_then(|export| in_the_way(config, export, &double, seen));
+        if let Some(refuse) = &refuse {
+            building.push(writers.step_of(refuse.clone()));
+        }
+        for mut part in parts {
+            let rebuilt = part.close();
+            closing.append(&mut part.steps);
+            if let (Some(export), None) = (part.want, &refuse) {
+                part.build(export, rebuilt);
+                building.append(&mut part.steps);
             }
-            building.append(&mut v.steps);
         }
     }
     // Closing to everybody comes before all else, whatever volume it is on.
@@ -114,26 +113,25 @@ pub(super) fn plan(config: &NvmetConfig, scope: Scope, desired: &Desired, seen: 
 
 /// Steps that end every access older than now, of hosts that can't be seen too.
 pub(super) fn sever(config: &NvmetConfig, volume: VolumeId, desired: &Desired, seen: &Observed) -> Vec<Step> {
-    let Some(is) = seen.subsystems.get(&volume) else { return Vec::new() };
-    if can_drop(is) {
-        return Vec::new(); // The plan itself sees every controller.
+    let (none, mut steps) = (BTreeSet::new(), Vec::new());
+    let mut blind = Audience::ALL
+        .map(|of| Part::of(config, seen, &none, volume, desired.get(&volume), of))
+        .into_iter()
+        // The plan itself sees every controller of the others.
+        .filter(|part| part.is.is_some_and(|is| !can_drop(is)))
+        .peekable();
+    if let Some(first) = blind.peek_mut() {
+        first.take_keys();
     }
-    let mut v = Volume {
-        config,
-        seen,
-        volume,
-        nqn: config.prefix.subsystem(volume),
-        is: Some(is),
-        want: desired.get(&volume),
-        misplaced: &BTreeSet::new(),
-        steps: Vec::new(),
-    };
-    v.take_keys();
-    if is.any_host {
-        v.step(Change::Close);
+    for mut part in blind {
+        let Some(is) = part.is else { continue };
+        if is.any_host {
+            part.step(Change::Close);
+        }
+        part.tear_down(is);
+        steps.append(&mut part.steps);
     }
-    v.tear_down(is);
-    v.steps
+    steps
 }
 
 /// Whether controllers can be dropped one subsystem at a time and be seen to go.
@@ -159,24 +157,55 @@ fn in_the_way(
     Some(Change::Refuse { object: device, detail })
 }
 
-/// What is done about one volume.
-struct Volume<'a> {
+/// What is done about one of a volume's subsystems.
+struct Part<'a> {
     config: &'a NvmetConfig,
     seen: &'a Observed,
     volume: VolumeId,
+    audience: Audience,
     nqn: Nqn,
     is: Option<&'a Subsystem>,
+    /// The volume, if anybody of those is to be let in that this is for.
     want: Option<&'a Export>,
     misplaced: &'a BTreeSet<String>,
     steps: Vec<Step>,
 }
 
-impl Volume<'_> {
-    fn step(&mut self, change: Change) {
-        self.steps.push(Step::Volume { volume: self.volume, nqn: self.nqn.clone(), change });
+impl<'a> Part<'a> {
+    fn of(
+        config: &'a NvmetConfig,
+        seen: &'a Observed,
+        misplaced: &'a BTreeSet<String>,
+        volume: VolumeId,
+        export: Option<&'a Export>,
+        audience: Audience,
+    ) -> Self {
+        let nqn = config.prefix.subsystem_for(volume, audience);
+        let is = seen.subsystems.get(&(volume, audience));
+        let want = export.filter(|e| e.audience(audience).next().is_some());
+        Self { config, seen, volume, audience, nqn, is, want, misplaced, steps: Vec::new() }
     }
 
-    /// Keys go before the hosts that had them: these say which keys there may be.
+    fn step_of(&self, change: Change) -> Step {
+        Step::Volume { volume: self.volume, nqn: self.nqn.clone(), change }
+    }
+
+    fn step(&mut self, change: Change) {
+        let step = self.step_of(change);
+        self.steps.push(step);
+    }
+
+    /// The hosts that are let in here.
+    fn hosts(&self, want: &'a Export) -> impl Iterator<Item = &'a Nqn> + use<'a> {
+        want.audience(self.audience)
+    }
+
+    /// The device for readers, if there is one and this is for them.
+    fn read_only(&self) -> Option<&'a ReadOnlyDevice> {
+        self.seen.read_only.get(&self.volume).filter(|_| self.audience == Audience::Readers)
+    }
+
+    /// The volume's keys go before the hosts that had them: these say which keys there may be.
     fn take_keys(&mut self) {
         for identity in self.seen.stale_keys.get(&self.volume).into_iter().flatten() {
             self.step(Change::RemoveKey { identity: identity.clone() });
@@ -185,7 +214,15 @@ impl Volume<'_> {
 
     /// Closing steps. True if nothing of the subsystem is left after them.
     fn close(&mut self) -> bool {
-        self.take_keys();
+        let gone = self.close_subsystem();
+        // Nothing has it open then.
+        if gone && self.read_only().is_some_and(|device| self.want.is_none() || !device.is_right) {
+            self.step(Change::RemoveReadOnly);
+        }
+        gone
+    }
+
+    fn close_subsystem(&mut self) -> bool {
         let Some(is) = self.is else { return true };
         if is.any_host {
             self.step(Change::Close);
@@ -194,7 +231,7 @@ impl Volume<'_> {
             self.tear_down(is);
             return true;
         };
-        let keep: BTreeSet<String> = want.nqns().map(ToString::to_string).collect();
+        let keep: BTreeSet<String> = self.hosts(want).map(ToString::to_string).collect();
         let mut left = Vec::new();
         for (entry, host) in &is.hosts {
             if !keep.contains(host) {
@@ -228,13 +265,13 @@ impl Volume<'_> {
     }
 
     /// Whether the subsystem can stay and be completed, or must be made anew.
-    fn keeps(&self, is: &Subsystem, want: &Export) -> bool {
+    fn keeps(&self, is: &Subsystem, want: &'a Export) -> bool {
         let identity = &want.identity;
         let same = is.serial == identity.serial
             && is.model.as_deref().is_none_or(|m| m == MODEL)
             && is.namespaces.len() == 1
             && is.namespaces.get(NSID).is_some_and(|n| {
-                n.device == device(want)
+                self.device(want).as_ref() == Some(&n.device)
                     && n.uuid == identity.uuid.hyphenated().to_string()
                     && n.nguid == identity.nguid_hyphenated()
             });
@@ -244,11 +281,19 @@ impl Volume<'_> {
         // Controllers can't be seen. All the access that there was must be in the links, and all of it
         // must be desired.
         let known = is.allowed();
-        let wanted = known.iter().all(|h| want.nqns().any(|w| w.as_str() == *h));
+        let wanted = known.iter().all(|h| self.hosts(want).any(|w| w.as_str() == *h));
         // Nobody allowed: half built by us, or it was open to all and we were stopped after closing it.
         // Which of the two can't be told.
         let unknown = is.any_host || known.is_empty();
         wanted && !unknown
+    }
+
+    /// The device that the namespace should be of. `None`: it is not there yet.
+    fn device(&self, want: &Export) -> Option<String> {
+        match self.audience {
+            Audience::Writers => Some(device(want)),
+            Audience::Readers => self.read_only().filter(|d| d.is_right).map(|d| d.device.clone()),
+        }
     }
 
     fn tear_down(&mut self, is: &Subsystem) {
@@ -265,14 +310,18 @@ impl Volume<'_> {
         }
         self.step(Change::RemoveSubsystem);
         for host in is.allowed() {
-            if !self.want.is_some_and(|w| w.nqns().any(|h| h.as_str() == host)) {
+            if !self.want.is_some_and(|w| self.hosts(w).any(|h| h.as_str() == host)) {
                 self.step(Change::RemoveHost { host: host.to_string() });
             }
         }
     }
 
-    fn build(&mut self, want: &Export, rebuilt: bool) {
+    fn build(&mut self, want: &'a Export, rebuilt: bool) {
         let is = self.is.filter(|_| !rebuilt);
+        let readers = self.audience == Audience::Readers;
+        if readers && self.device(want).is_none() {
+            self.step(Change::MakeReadOnly { on: device(want) });
+        }
         if is.is_none() {
             self.step(Change::MakeSubsystem);
             // 0 is what a new subsystem has; written all the same, before anything that matters.
@@ -284,8 +333,13 @@ impl Volume<'_> {
             if self.seen.lists_controllers {
                 self.step(Change::SetNamespace { attribute: "resv_enable", value: "1".into() });
             }
+            match readers {
+                true => self.step(Change::SetReadOnly),
+                false => {
+                    self.step(Change::SetNamespace { attribute: "device_path", value: device(want) });
+                }
+            }
             for (attribute, value) in [
-                ("device_path", device(want)),
                 ("device_uuid", want.identity.uuid.hyphenated().to_string()),
                 ("device_nguid", want.identity.nguid_hyphenated()),
             ] {
@@ -302,17 +356,17 @@ impl Volume<'_> {
             self.step(Change::Enable);
         }
         let known = is.map(Subsystem::allowed).unwrap_or_default();
-        for host in want.nqns().map(Nqn::as_str) {
+        for host in self.hosts(want).map(Nqn::as_str) {
             if known.contains(host) && self.seen.unproven.contains(host) {
                 self.step(Change::Authenticate { host: host.to_string() });
             }
         }
-        for host in want.nqns().map(Nqn::as_str) {
+        for host in self.hosts(want).map(Nqn::as_str) {
             if self.seen.keyless.contains(&(self.volume, host.to_string())) {
                 self.step(Change::PutKeys { host: host.to_string() });
             }
         }
-        for host in want.nqns().map(Nqn::as_str).filter(|h| !known.contains(h)) {
+        for host in self.hosts(want).map(Nqn::as_str).filter(|h| !known.contains(h)) {
             // In the scope of all, an earlier volume's step may have made it: that is not an error.
             if !self.seen.hosts.contains(host) {
                 self.step(Change::MakeHost { host: host.to_string() });

@@ -56,11 +56,10 @@ impl Nvmet {
             return Ok(());
         }
         let Err(error) = self.ask_as_it_should(host, deadline) else { return Ok(()) };
-        for volume in self.ours()? {
-            let nqn = self.config.prefix.subsystem(volume);
+        for nqn in self.our_subsystems()?.keys() {
             match self.tree.unlink(&format!("subsystems/{nqn}/allowed_hosts/{host}")) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    tracing::error!(%nqn, host, error = %e, "a host that can't be authenticated is still let in");
+                    tracing::error!(nqn, host, error = %e, "a host that can't be authenticated is still let in");
                 }
                 _ => {}
             }

@@ -6,11 +6,15 @@ use std::net::SocketAddr;
 
 use orlop_api::{Nqn, VolumeId};
 
+use crate::model::Audience;
+
 /// The kernel's configuration, as far as a scope reaches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Subsystems whose name is ours.
-    pub subsystems: BTreeMap<VolumeId, Subsystem>,
+    pub subsystems: BTreeMap<(VolumeId, Audience), Subsystem>,
+    /// The devices of those that may only read.
+    pub read_only: BTreeMap<VolumeId, ReadOnlyDevice>,
     /// Ports in the range that is ours, by id.
     pub ports: BTreeMap<u16, Port>,
     /// Host directories that exist, whoever made them. In the scope of one volume only those that it
@@ -56,6 +60,15 @@ impl Subsystem {
     pub fn allowed(&self) -> BTreeSet<&str> {
         self.hosts.values().map(String::as_str).collect()
     }
+}
+
+/// A device that can only be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadOnlyDevice {
+    /// As a namespace has it.
+    pub device: String,
+    /// It is above the device that is wanted.
+    pub is_right: bool,
 }
 
 /// A namespace.
@@ -161,6 +174,13 @@ pub enum Change {
         /// Why.
         detail: String,
     },
+    /// Remove the device of those that may only read.
+    RemoveReadOnly,
+    /// Make the device of those that may only read.
+    MakeReadOnly {
+        /// Above this one.
+        on: String,
+    },
     /// Create the subsystem.
     MakeSubsystem,
     /// Write an attribute of the subsystem.
@@ -179,6 +199,8 @@ pub enum Change {
         /// The value.
         value: String,
     },
+    /// Have the namespace be of the device of those that may only read.
+    SetReadOnly,
     /// Enable the namespace.
     Enable,
     /// Create a host's directory.
@@ -252,6 +274,11 @@ impl fmt::Display for Step {
                 Change::RemoveSubsystem => write!(f, "remove {nqn}"),
                 Change::NoPortal { .. } => write!(f, "find a portal for {nqn}"),
                 Change::Refuse { object, .. } => write!(f, "refuse {nqn} because of {object}"),
+                Change::RemoveReadOnly => write!(f, "remove the read-only device of {nqn}"),
+                Change::MakeReadOnly { on } => write!(f, "make a read-only device of {on} for {nqn}"),
+                Change::SetReadOnly => {
+                    write!(f, "set device_path of namespace {NSID} of {nqn} to its read-only device")
+                }
                 Change::MakeSubsystem => write!(f, "create {nqn}"),
                 Change::Set { attribute, value } => write!(f, "set {attribute} of {nqn} to {value}"),
                 Change::MakeNamespace => write!(f, "create namespace {NSID} of {nqn}"),

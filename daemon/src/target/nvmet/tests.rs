@@ -11,14 +11,16 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 use rustix::io::Errno;
 
+use super::readers::{ReadOnlyDevices, SimReadOnlyDevices};
 use super::tls::{SimKeyring, TlsKeyring, keys_of};
 use super::*;
-use crate::model::Identity;
+use crate::model::{Audience, Identity};
 use crate::target::keys::Proof;
 use crate::target::sim::{ControllerHandle, Fault, SimKernel, SimTree};
 use crate::target::{HostId, Report, Rights, Target, TargetError};
 
 mod portals;
+mod read_only;
 mod sessions;
 
 const HOSTS: [&str; 5] = [
@@ -33,6 +35,8 @@ const SECURE: usize = 3;
 /// The port that begins with it.
 const SECURE_PORT: u16 = FIRST_PORT + 2;
 const FOREIGN: &str = "nqn.2020-01.com.example:theirs";
+/// Added to the number of a host that may only read.
+const READS: usize = 10;
 
 fn volume(n: usize) -> VolumeId {
     format!("0190c0de-0000-7000-8000-00000000000{n}").parse().unwrap()
@@ -40,11 +44,20 @@ fn volume(n: usize) -> VolumeId {
 
 /// A host by its number.
 fn host(h: usize) -> HostId {
-    HostId::Nqn(HOSTS[h].parse().unwrap())
+    HostId::Nqn(HOSTS[h % READS].parse().unwrap())
 }
 
 fn nqn(n: usize) -> String {
-    NqnPrefix::default().subsystem(volume(n)).to_string()
+    nqn_for(n, Audience::Writers)
+}
+
+fn nqn_for(n: usize, audience: Audience) -> String {
+    NqnPrefix::default().subsystem_for(volume(n), audience).to_string()
+}
+
+/// Both subsystems of the volumes that are looked at.
+fn doors() -> impl Iterator<Item = (usize, Audience)> {
+    (0..2).flat_map(|n| Audience::ALL.map(|audience| (n, audience)))
 }
 
 fn export(n: usize, device: &str, hosts: &[usize]) -> Export {
@@ -52,8 +65,12 @@ fn export(n: usize, device: &str, hosts: &[usize]) -> Export {
         identity: Identity::of(volume(n), &NqnPrefix::default()),
         backing: device.into(),
         size: ByteSize(1 << 30),
-        hosts: hosts.iter().map(|h| (host(*h), Rights { tls: *h == SECURE, ..Rights::default() })).collect(),
+        hosts: hosts.iter().map(|h| (host(*h), rights(*h))).collect(),
     }
+}
+
+fn rights(h: usize) -> Rights {
+    Rights { tls: h % READS == SECURE, read_only: h >= READS, ..Rights::default() }
 }
 
 fn desired(all: &[(usize, &[usize])]) -> Desired {
@@ -85,26 +102,30 @@ const BLIND: SimKernel = SimKernel {
 /// A tree that is looked at after every change.
 struct Watched {
     tree: Arc<SimTree>,
-    /// By volume number, who may be able to connect at most.
-    bounds: Mutex<BTreeMap<usize, BTreeSet<&'static str>>>,
+    /// By volume number and subsystem, who may be able to connect at most.
+    bounds: Mutex<BTreeMap<(usize, Audience), BTreeSet<&'static str>>>,
     /// The same of those that must prove a secret, and without a proof.
-    unproved: Mutex<BTreeMap<usize, BTreeSet<&'static str>>>,
+    unproved: Mutex<BTreeMap<(usize, Audience), BTreeSet<&'static str>>>,
     keys: HostKeys,
     violations: Mutex<Vec<String>>,
 }
 
 impl Watched {
     fn after<T>(&self, what: String, result: io::Result<T>) -> io::Result<T> {
-        for (n, bound) in &*self.bounds.lock() {
-            let now = self.tree.may_connect(&nqn(*n), &HOSTS);
+        for ((n, audience), bound) in &*self.bounds.lock() {
+            let now = self.tree.may_connect(&nqn_for(*n, *audience), &HOSTS);
             if !now.is_subset(bound) {
-                self.violations.lock().push(format!("after {what}: {now:?} may use volume {n}"));
+                self.violations
+                    .lock()
+                    .push(format!("after {what}: {now:?} may use volume {n} ({audience:?})"));
             }
         }
-        for (n, bound) in &*self.unproved.lock() {
-            let now = self.unproved(*n);
+        for ((n, audience), bound) in &*self.unproved.lock() {
+            let now = self.unproved(*n, *audience);
             if !now.is_subset(bound) {
-                self.violations.lock().push(format!("after {what}: {now:?} need no secret at volume {n}"));
+                self.violations
+                    .lock()
+                    .push(format!("after {what}: {now:?} need no secret at volume {n} ({audience:?})"));
             }
         }
         if what.contains(FOREIGN) || what.contains("ports/1/") && !what.contains("orlop") {
@@ -116,11 +137,12 @@ impl Watched {
 
 impl Watched {
     /// Who must prove a secret, or come by TLS, and could connect to a volume without.
-    fn unproved(&self, n: usize) -> BTreeSet<&'static str> {
+    fn unproved(&self, n: usize, audience: Audience) -> BTreeSet<&'static str> {
+        let nqn = nqn_for(n, audience);
         let must = |h: &&str| matches!(self.keys.get(h), Some(Proof::Secret(_)));
-        let without = self.tree.may_connect_unproved(&nqn(n), &HOSTS).into_iter().filter(must);
+        let without = self.tree.may_connect_unproved(&nqn, &HOSTS).into_iter().filter(must);
         let encrypted = |h: &&str| self.keys.tls(h).is_some();
-        without.chain(self.tree.may_connect_in_clear(&nqn(n), &HOSTS).into_iter().filter(encrypted)).collect()
+        without.chain(self.tree.may_connect_in_clear(&nqn, &HOSTS).into_iter().filter(encrypted)).collect()
     }
 }
 
@@ -161,8 +183,9 @@ struct Stand {
     target: Nvmet,
     keys: HostKeys,
     ring: Arc<SimKeyring>,
-    /// Every connection that was ever made: volume number, host, controller.
-    connections: Vec<(usize, &'static str, ControllerHandle)>,
+    readers: Arc<SimReadOnlyDevices>,
+    /// Every connection that was ever made: volume number, host, controller, and to which subsystem.
+    connections: Vec<(usize, &'static str, ControllerHandle, Audience)>,
 }
 
 impl Stand {
@@ -178,18 +201,19 @@ impl Stand {
         });
         let ring = Arc::new(SimKeyring::default());
         let target = Nvmet::over(config(), watched.clone(), Some(Arc::new(tree.debug())), ring.clone());
-        let target = target.with_keys(keys.clone()).with_poll(Duration::ZERO);
+        let readers = Arc::new(SimReadOnlyDevices::default());
+        let target = target.with_keys(keys.clone()).with_readers(readers.clone()).with_poll(Duration::ZERO);
         keys.put_tls(&HOSTS[SECURE].parse().unwrap(), Some(tls_key(1)));
-        Self { tree, watched, target, keys, ring, connections: Vec::new() }
+        Self { tree, watched, target, keys, ring, readers, connections: Vec::new() }
     }
 
     fn converge(&self, scope: Scope, desired: &Desired) -> Result<Report> {
-        for n in 0..2 {
-            let mut bound = self.tree.may_connect(&nqn(n), &HOSTS);
-            bound.extend(wanted(desired, n));
-            self.watched.bounds.lock().insert(n, bound);
-            let unproved = self.watched.unproved(n);
-            self.watched.unproved.lock().insert(n, unproved);
+        for (n, audience) in doors() {
+            let mut bound = self.tree.may_connect(&nqn_for(n, audience), &HOSTS);
+            bound.extend(wanted_by(desired, n, audience));
+            self.watched.bounds.lock().insert((n, audience), bound);
+            let unproved = self.watched.unproved(n, audience);
+            self.watched.unproved.lock().insert((n, audience), unproved);
         }
         let result = self.target.converge(scope, desired, &soon());
         self.watched.bounds.lock().clear();
@@ -199,16 +223,21 @@ impl Stand {
 
     /// A host connects, which knows whatever secret is asked of it, and has its TLS key if it should have one.
     fn connect(&mut self, n: usize, host: usize, port: u16) -> io::Result<()> {
+        self.connect_to(n, Audience::Writers, host, port)
+    }
+
+    fn connect_to(&mut self, n: usize, audience: Audience, host: usize, port: u16) -> io::Result<()> {
+        let nqn = nqn_for(n, audience);
         if self.tree.read(&format!("ports/{port}/addr_tsas")).is_ok_and(|v| v == "tls1.3") {
             let key = self.keys.tls(HOSTS[host]).ok_or(Errno::KEYREJECTED)?;
             let known = |(identity, key): (String, Vec<u8>)| self.ring.get(&identity).unwrap() == Some(key);
-            if !keys_of(&key, HOSTS[host], &nqn(n).parse().unwrap()).into_iter().any(known) {
+            if !keys_of(&key, HOSTS[host], &nqn.parse().unwrap()).into_iter().any(known) {
                 return Err(Errno::KEYREJECTED.into());
             }
         }
         let secret = self.tree.read(&format!("hosts/{}/dhchap_key", HOSTS[host])).unwrap_or_default();
-        let handle = self.tree.connect_with(HOSTS[host], &nqn(n), port, &secret)?;
-        self.connections.push((n, HOSTS[host], handle));
+        let handle = self.tree.connect_with(HOSTS[host], &nqn, port, &secret)?;
+        self.connections.push((n, HOSTS[host], handle, audience));
         Ok(())
     }
 
@@ -219,10 +248,10 @@ impl Stand {
     }
 
     fn connect_all(&mut self) {
-        for n in 0..2 {
+        for (n, audience) in doors() {
             for host in 0..HOSTS.len() {
                 for port in [FIRST_PORT, FIRST_PORT + 1, SECURE_PORT] {
-                    let _ = self.connect(n, host, port);
+                    let _ = self.connect_to(n, audience, host, port);
                 }
             }
         }
@@ -230,10 +259,10 @@ impl Stand {
 
     /// Nobody who is not desired reaches a disk, not even with what was under way.
     fn strangers(&self, desired: &Desired) -> Vec<String> {
-        let through = self.connections.iter().filter(|(_, _, h)| self.tree.io(*h).is_ok());
+        let through = self.connections.iter().filter(|(_, _, h, _)| self.tree.io(*h).is_ok());
         through
-            .filter(|(n, host, _)| !wanted(desired, *n).contains(host))
-            .map(|(n, host, _)| format!("{host} still writes to volume {n}"))
+            .filter(|(n, host, _, audience)| !wanted_by(desired, *n, *audience).contains(host))
+            .map(|(n, host, _, audience)| format!("{host} still uses volume {n} ({audience:?})"))
             .collect()
     }
 
@@ -244,9 +273,9 @@ impl Stand {
     }
 }
 
-fn wanted(desired: &Desired, n: usize) -> BTreeSet<&'static str> {
-    let hosts = desired.get(&volume(n)).map(|e| e.hosts.clone()).unwrap_or_default();
-    HOSTS.into_iter().filter(|h| hosts.keys().any(|w| w.to_string() == *h)).collect()
+fn wanted_by(desired: &Desired, n: usize, audience: Audience) -> BTreeSet<&'static str> {
+    let is = |h: &str| desired.get(&volume(n)).is_some_and(|e| e.audience(audience).any(|w| w.as_str() == h));
+    HOSTS.into_iter().filter(|h| is(h)).collect()
 }
 
 #[test]
@@ -575,7 +604,7 @@ fn what_was_open_to_all_is_made_anew_even_after_a_crash() {
 /// Every place to stop, for every change of hosts: the last trace of an access goes after the access.
 #[test]
 fn a_stop_at_any_step_hides_nobody() {
-    let sets: [&[usize]; 6] = [&[], &[0], &[1], &[0, 1], &[2], &[1, 2]];
+    let sets: [&[usize]; 8] = [&[], &[0], &[1], &[0, 1], &[2], &[1, 2], &[READS], &[1, READS]];
     for kernel in [BLIND, SimKernel::default()] {
         for (first, after) in sets.iter().flat_map(|f| (0..24).map(move |n| (f, n))) {
             for then in sets {
@@ -589,7 +618,10 @@ fn a_stop_at_any_step_hides_nobody() {
                 let want = if then.is_empty() { Desired::new() } else { desired(&[(0, then)]) };
                 s.converge(Scope::Volume(volume(0)), &want).unwrap();
                 assert_eq!(s.complaints(&want), [""; 0], "{first:?}, stopped after {after}");
-                assert_eq!(s.tree.may_connect(&nqn(0), &HOSTS), wanted(&want, 0));
+                for audience in Audience::ALL {
+                    let may = s.tree.may_connect(&nqn_for(0, audience), &HOSTS);
+                    assert_eq!(may, wanted_by(&want, 0, audience));
+                }
             }
         }
     }
@@ -609,6 +641,7 @@ enum Deed {
 fn any_deed() -> impl Strategy<Value = Deed> {
     let subsystem = prop_oneof![
         3 => (0usize..2).prop_map(nqn),
+        1 => (0usize..2).prop_map(|n| nqn_for(n, Audience::Readers)),
         1 => Just(FOREIGN.to_string()),
     ];
     let host = (0usize..4).prop_map(|h| HOSTS[h].to_string());
@@ -624,6 +657,7 @@ fn any_deed() -> impl Strategy<Value = Deed> {
         Just(("namespaces/1/device_path", "/dev/d0")),
         Just(("namespaces/1/device_path", "/dev/d1")),
         Just(("namespaces/1/device_path", "/dev/other")),
+        Just(("namespaces/1/device_path", "/dev/mapper/orlop-ro-0190c0de-0000-7000-8000-000000000000")),
         Just(("namespaces/1/device_uuid", "0190c0de-0000-7000-8000-000000000000")),
         Just(("namespaces/1/device_nguid", "0190c0de-0000-7000-8000-000000000000")),
         Just(("namespaces/1/enable", "1")),
@@ -672,12 +706,14 @@ fn any_deed() -> impl Strategy<Value = Deed> {
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
-    let hosts = proptest::collection::btree_set(0usize..4, 1..4);
+    let reads = proptest::bool::weighted(0.3);
+    let hosts = proptest::collection::btree_map(0usize..4, reads, 1..4);
     let one = move |n| {
         proptest::option::weighted(0.75, (hosts.clone(), prop_oneof![9 => Just(n), 1 => Just(0)])).prop_map(
             move |e| {
                 e.map(|(hosts, d)| {
-                    let hosts: Vec<usize> = hosts.into_iter().collect();
+                    let hosts: Vec<usize> =
+                        hosts.into_iter().map(|(h, reads)| if reads { h + READS } else { h }).collect();
                     (volume(n), export(n, &format!("/dev/d{d}"), &hosts))
                 })
             },
@@ -776,24 +812,39 @@ proptest! {
             let excused = matches!(e, TargetError::Foreign { .. } | TargetError::Portal { .. });
             prop_assert!(excused, "{} / {:?}", e, e);
         }
+        // Who may only read has no other device than one that can only be read, and there is none of nobody's.
+        for (n, _) in doors().filter(|(_, audience)| *audience == Audience::Readers) {
+            let nqn = nqn_for(n, Audience::Readers);
+            let namespace = s.tree.read(&format!("subsystems/{nqn}/namespaces/1/device_path")).ok();
+            let device = s.readers.get(volume(n)).unwrap();
+            if report.result_for(volume(n)).is_ok() {
+                let is_wanted = !wanted_by(&want, n, Audience::Readers).is_empty();
+                prop_assert_eq!((device.is_some(), namespace.is_some()), (is_wanted, is_wanted));
+                let below = want.get(&volume(n)).map(|e| e.backing.clone());
+                prop_assert!(device.iter().all(|d| d.on == below), "{device:?}");
+            }
+            if !s.tree.may_connect(&nqn, &HOSTS).is_empty() {
+                prop_assert_eq!(namespace.map(Into::into), device.map(|d| d.device));
+            }
+        }
         let state = s.tree.dump();
         let again = s.converge(Scope::All, &want).expect("the kernel can be read");
         prop_assert_eq!(&again.steps, &Vec::<String>::new());
         prop_assert_eq!(s.tree.dump(), state);
         if report.is_complete() {
-            for n in 0..2 {
-                let wanted = wanted(&want, n);
-                prop_assert_eq!(&s.tree.may_connect(&nqn(n), &HOSTS), &wanted);
+            for (n, audience) in doors() {
+                let wanted = wanted_by(&want, n, audience);
+                prop_assert_eq!(&s.tree.may_connect(&nqn_for(n, audience), &HOSTS), &wanted);
                 let tls = want.get(&volume(n)).is_some_and(Export::tls);
                 for (h, name) in HOSTS.iter().enumerate() {
                     for (port, secure) in s.ports(&want) {
                         let may = wanted.contains(name) && secure == tls && (!tls || h == SECURE);
-                        prop_assert_eq!(s.connect(n, h, port).is_ok(), may);
+                        prop_assert_eq!(s.connect_to(n, audience, h, port).is_ok(), may);
                     }
                 }
             }
             let new = s.connections.iter().filter(|c| s.tree.is_live(c.2));
-            for (_, _, handle) in new {
+            for (_, _, handle, _) in new {
                 prop_assert!(s.tree.io(*handle).is_ok());
             }
         }

@@ -17,6 +17,7 @@ use super::state::Observed;
 use super::{Nvmet, NvmetConfig};
 use crate::kernel::Deadline;
 use crate::kernel::keyring::KernelKeyring;
+use crate::model::Audience;
 use crate::target::tree::{self, in_words};
 use crate::target::{Desired, Result, Scope, TargetError};
 
@@ -169,15 +170,24 @@ pub fn keys_of(put: &TlsPut, host: &str, subsystem: &Nqn) -> BTreeMap<String, Ve
     all
 }
 
-/// The host and the volume of ours that an identity is about.
-fn about<'a>(config: &NvmetConfig, identity: &'a str) -> Option<(&'a str, VolumeId)> {
+/// What the identity of a key says that it is for.
+struct About<'a> {
+    host: &'a str,
+    /// One of ours.
+    subsystem: Nqn,
+    volume: VolumeId,
+}
+
+/// `None`: it is for somebody else's subsystem, or no key of NVMe's.
+fn about<'a>(config: &NvmetConfig, identity: &'a str) -> Option<About<'a>> {
     let mut words = identity.split(' ');
     let kind = words.next()?;
     if !kind.starts_with("NVMe0R") && !kind.starts_with("NVMe1R") {
         return None;
     }
     let (host, subsystem) = (words.next()?, words.next()?);
-    Some((host, config.prefix.volume(subsystem)?))
+    let volume = config.prefix.volume(subsystem)?;
+    Some(About { host, subsystem: subsystem.parse().ok()?, volume })
 }
 
 /// The identities of ours that are in the ring, by volume: as they were last listed, and what was put there and taken
@@ -206,8 +216,9 @@ impl Nvmet {
         let mut wanted: BTreeSet<String> = BTreeSet::new();
         for (volume, export) in desired.iter().filter(|(v, _)| scope.volume().is_none_or(|only| only == **v))
         {
-            let nqn = self.config.prefix.subsystem(*volume);
-            for host in export.hosts.iter().filter(|(_, rights)| rights.tls).map(|(h, _)| h.to_string()) {
+            for (host, rights) in export.nqns().filter(|(_, rights)| rights.tls) {
+                let nqn = self.config.prefix.subsystem_for(*volume, Audience::of(rights.read_only));
+                let host = host.to_string();
                 let keys = self.keys.tls(&host).map(|put| keys_of(&put, &host, &nqn)).unwrap_or_default();
                 let is = |(identity, key): (&String, &Vec<u8>)| {
                     self.tls.get(identity).is_ok_and(|found| found.as_ref() == Some(key))
@@ -231,7 +242,7 @@ impl Nvmet {
             let stale = identities.iter().filter(|i| !wanted.contains(*i));
             // Of a volume of which it is not known how it should be served, what is surely none of its host's keys.
             let surely = |identity: &&String| {
-                scope != Scope::Desired || desired.contains_key(volume) || !self.may_be(*volume, identity)
+                scope != Scope::Desired || desired.contains_key(volume) || !self.may_be(identity)
             };
             let stale: BTreeSet<String> = stale.filter(surely).cloned().collect();
             if !stale.is_empty() {
@@ -241,10 +252,11 @@ impl Nvmet {
     }
 
     /// Whether a key that is in the ring could be its host's, as far as that is known.
-    fn may_be(&self, volume: VolumeId, identity: &str) -> bool {
-        let host = about(&self.config, identity).map(|(host, _)| host);
-        let Some((host, put)) = host.and_then(|host| Some((host, self.keys.tls(host)?))) else { return true };
-        let keys = keys_of(&put, host, &self.config.prefix.subsystem(volume));
+    fn may_be(&self, identity: &str) -> bool {
+        let about = about(&self.config, identity);
+        let known = about.and_then(|about| Some((self.keys.tls(about.host)?, about)));
+        let Some((put, about)) = known else { return true };
+        let keys = keys_of(&put, about.host, &about.subsystem);
         keys.get(identity)
             .is_some_and(|key| self.tls.get(identity).is_ok_and(|found| found.as_ref() == Some(key)))
     }
@@ -260,16 +272,15 @@ impl Nvmet {
         };
         let mut all: BTreeMap<VolumeId, BTreeSet<String>> = BTreeMap::new();
         for identity in identities {
-            if let Some((_, volume)) = about(&self.config, &identity) {
+            if let Some(volume) = about(&self.config, &identity).map(|about| about.volume) {
                 all.entry(volume).or_default().insert(identity);
             }
         }
         *self.known.0.lock() = Some(all);
     }
 
-    /// Gives the kernel the keys by which a host may begin TLS with a volume's subsystem.
-    pub(super) fn put_keys(&self, host: &str, volume: VolumeId) -> Result<()> {
-        let nqn = self.config.prefix.subsystem(volume);
+    /// Gives the kernel the keys by which a host may begin TLS with a subsystem of a volume's.
+    pub(super) fn put_keys(&self, host: &str, volume: VolumeId, nqn: &Nqn) -> Result<()> {
         let Some(put) = self.keys.tls(host) else {
             let detail = "is to come by TLS, and its key is not known".into();
             return Err(TargetError::Unfit { object: format!("host {host}"), detail });
@@ -277,7 +288,7 @@ impl Nvmet {
         if self.known.0.lock().is_none() {
             self.list_keys();
         }
-        for (identity, key) in keys_of(&put, host, &nqn) {
+        for (identity, key) in keys_of(&put, host, nqn) {
             // Before it is there: what is known to be there may be taken away whether it is or not.
             self.known.put(volume, &identity);
             self.tls.put(&identity, &key).map_err(|source| match source.kind() {
@@ -299,30 +310,31 @@ impl Nvmet {
     pub(super) fn have_new_key(&self, host: &str, deadline: &Deadline) -> Result<()> {
         let step = || format!("changing the TLS key of {host}");
         let now = self.keys.tls(host);
-        let has = |identity: &String| about(&self.config, identity).is_some_and(|(h, _)| h == host);
+        let has = |identity: &String| about(&self.config, identity).is_some_and(|about| about.host == host);
         let had = self.known.0.lock().as_ref().is_some_and(|all| all.values().flatten().any(has));
         if now.is_none() && !had {
             // What it proves otherwise has nothing to do with a ring that can't be read.
             return Ok(());
         }
-        let mut volumes = BTreeSet::new();
+        let mut lets_in = BTreeMap::new();
         for identity in absent(self.tls.identities()).map_err(in_words(KEYRING))?.unwrap_or_default() {
-            let Some((_, volume)) = about(&self.config, &identity).filter(|(h, _)| *h == host) else {
+            let Some(About { subsystem: nqn, volume, .. }) =
+                about(&self.config, &identity).filter(|about| about.host == host)
+            else {
                 continue;
             };
             deadline.check().map_err(|o| TargetError::Deadline(step(), o))?;
-            if now.is_none() || !self.may_be(volume, &identity) {
+            if now.is_none() || !self.may_be(&identity) {
                 self.remove_key(volume, &identity)?;
             }
-            let nqn = self.config.prefix.subsystem(volume);
             if tree::list(&*self.tree, &format!("subsystems/{nqn}/allowed_hosts"))?.iter().any(|h| h == host)
             {
-                volumes.insert(volume);
+                lets_in.insert(nqn, volume);
             }
         }
-        for volume in volumes.into_iter().filter(|_| now.is_some()) {
+        for (nqn, volume) in lets_in.into_iter().filter(|_| now.is_some()) {
             deadline.check().map_err(|o| TargetError::Deadline(step(), o))?;
-            self.put_keys(host, volume)?;
+            self.put_keys(host, volume, &nqn)?;
         }
         Ok(())
     }

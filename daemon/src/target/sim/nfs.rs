@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use orlop_api::{Flavour, KeytabFile};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -34,6 +35,7 @@ pub enum Access {
 struct Work {
     call: Call,
     device: (u32, u32),
+    by: Flavour,
     /// How many looks until it ends.
     looks: u8,
 }
@@ -48,12 +50,14 @@ struct State {
     settings: Option<String>,
     running: bool,
     broken: bool,
-    /// What clients have open: address, version 4 or not, device.
-    open: BTreeSet<(IpAddr, bool, (u32, u32))>,
+    /// What clients have open: address, version 4 or not, device, and by which flavour.
+    open: BTreeSet<(IpAddr, bool, (u32, u32), Flavour)>,
     work: Vec<Work>,
     calls: u32,
     /// The kernel's answers, until they are flushed.
-    cached: BTreeMap<(IpAddr, PathBuf), Access>,
+    cached: BTreeMap<(IpAddr, Flavour, PathBuf), Access>,
+    keytab: Option<KeytabFile>,
+    checks_tickets: bool,
 }
 
 /// See the module.
@@ -103,6 +107,7 @@ impl SimNfs {
     pub fn stop(&self) {
         let mut s = self.state.lock();
         s.running = false;
+        s.checks_tickets = false;
         s.table.clear();
         s.open.clear();
         s.work.clear();
@@ -126,39 +131,59 @@ impl SimNfs {
         all
     }
 
-    /// What a call of a host would get now, without any cache.
+    /// What a call of a host by `sys` would get now, without any cache.
     pub fn access(&self, host: IpAddr, path: &Path) -> Access {
-        self.state.lock().access(host, path)
+        self.access_by(host, Flavour::Sys, path)
+    }
+
+    /// The same by a flavour of security.
+    pub fn access_by(&self, host: IpAddr, by: Flavour, path: &Path) -> Access {
+        self.state.lock().access(host, by, path)
     }
 
     /// Whether calls of a host would be squashed as `option` says.
     pub fn options(&self, host: IpAddr, path: &Path) -> Option<String> {
-        self.state.lock().entry(host, path)
+        self.state.lock().entry(host, None, path)
     }
 
     /// A host opens and locks a file. Errors: refused.
     pub fn open(&self, host: IpAddr, v4: bool, path: &Path) -> io::Result<()> {
+        self.open_by(host, Flavour::Sys, v4, path)
+    }
+
+    /// The same by a flavour of security.
+    pub fn open_by(&self, host: IpAddr, by: Flavour, v4: bool, path: &Path) -> io::Result<()> {
         let mut s = self.state.lock();
-        let device = s.enter(host, path, Access::Read)?;
-        s.open.insert((host, v4, device));
+        let device = s.enter(host, by, path, Access::Read)?;
+        s.open.insert((host, v4, device, by));
         Ok(())
     }
 
     /// A host begins a write, which takes so many looks of the target.
     pub fn begin_write(&self, host: IpAddr, path: &Path, looks: u8) -> io::Result<()> {
+        self.begin_write_by(host, Flavour::Sys, path, looks)
+    }
+
+    /// The same by a flavour of security.
+    pub fn begin_write_by(&self, host: IpAddr, by: Flavour, path: &Path, looks: u8) -> io::Result<()> {
         let mut s = self.state.lock();
-        let device = s.enter(host, path, Access::Write)?;
+        let device = s.enter(host, by, path, Access::Write)?;
         s.calls += 1;
         let call = Call { peer: host, id: (700, s.calls, 1) };
-        s.work.push(Work { call, device, looks });
+        s.work.push(Work { call, device, by, looks });
         Ok(())
     }
 
     /// Whether a host has a write in work, or anything open, on the file system with that number.
     pub fn is_in(&self, host: IpAddr, device: (u32, u32)) -> bool {
+        Flavour::ALL.into_iter().any(|by| self.is_in_by(host, by, device))
+    }
+
+    /// The same by a flavour of security.
+    pub fn is_in_by(&self, host: IpAddr, by: Flavour, device: (u32, u32)) -> bool {
         let s = self.state.lock();
-        s.work.iter().any(|w| w.call.peer == host && w.device == device)
-            || s.open.iter().any(|(h, _, d)| *h == host && *d == device)
+        s.work.iter().any(|w| (w.call.peer, w.by, w.device) == (host, by, device))
+            || s.open.iter().any(|(h, _, d, b)| (*h, *b, *d) == (host, by, device))
     }
 
     /// The device number of what is mounted at a point.
@@ -175,7 +200,7 @@ impl SimNfs {
 impl State {
     /// As mountd does: single addresses first, then ranges, the first that matches. A table has no order that can be
     /// relied on, so here the worst is taken: of several ranges the one that gives most.
-    fn entry(&self, host: IpAddr, path: &Path) -> Option<String> {
+    fn entry(&self, host: IpAddr, by: Option<Flavour>, path: &Path) -> Option<String> {
         if !self.running || !self.mounts.contains_key(path) {
             return None;
         }
@@ -189,21 +214,25 @@ impl State {
                 _ => {}
             }
         }
-        ranges.into_iter().max_by_key(|o| has(o, "rw"))
+        let lets_in = |o: &String| by.is_none_or(|by| takes(o, by));
+        ranges.into_iter().max_by_key(|o| (lets_in(o), has(o, "rw")))
     }
 
-    fn access(&self, host: IpAddr, path: &Path) -> Access {
-        match self.entry(host, path) {
+    fn access(&self, host: IpAddr, by: Flavour, path: &Path) -> Access {
+        match self.entry(host, Some(by), path).filter(|options| takes(options, by)) {
             None => Access::None,
             Some(options) if has(&options, "rw") => Access::Write,
             Some(_) => Access::Read,
         }
     }
 
-    fn enter(&mut self, host: IpAddr, path: &Path, at_least: Access) -> io::Result<(u32, u32)> {
-        let now = self.access(host, path);
+    fn enter(&mut self, host: IpAddr, by: Flavour, path: &Path, at_least: Access) -> io::Result<(u32, u32)> {
+        if by != Flavour::Sys && !self.checks_tickets {
+            return Err(Errno::ACCESS.into());
+        }
+        let now = self.access(host, by, path);
         // Once asked, the kernel does not ask again.
-        let access = *self.cached.entry((host, path.into())).or_insert(now);
+        let access = *self.cached.entry((host, by, path.into())).or_insert(now);
         let device = self.mounts.get(path).copied();
         device.filter(|_| access >= at_least && self.running).ok_or_else(|| Errno::STALE.into())
     }
@@ -224,12 +253,19 @@ impl State {
             }
         }
         self.running = true;
+        self.checks_tickets = self.keytab.is_some();
         Ok(())
     }
 }
 
 fn has(options: &str, what: &str) -> bool {
     options.split(',').any(|o| o == what)
+}
+
+/// Whether an entry lets in by a flavour.
+fn takes(options: &str, by: Flavour) -> bool {
+    options.split(',').filter_map(|o| o.strip_prefix("sec=")).any(|l| l.split(':').any(|f| f == by.as_str()))
+        || (by == Flavour::Sys && !options.contains("sec="))
 }
 
 impl NfsServer for SimNfs {
@@ -284,8 +320,8 @@ impl NfsServer for SimNfs {
                 .for_each(|w| w.looks = w.looks.saturating_sub(1));
             s.work.retain(|w| w.looks > 0);
             let busy =
-                s.work.iter().any(|w| w.device == device) || s.open.iter().any(|(_, _, d)| *d == device);
-            if busy || s.cached.keys().any(|(_, p)| p == place) {
+                s.work.iter().any(|w| w.device == device) || s.open.iter().any(|(_, _, d, _)| *d == device);
+            if busy || s.cached.keys().any(|(_, _, p)| p == place) {
                 return Err(Errno::BUSY.into());
             }
             s.mounts.remove(place);
@@ -366,6 +402,33 @@ impl NfsServer for SimNfs {
         self.change(State::start)
     }
 
+    fn can_kerberos(&self, _: &Deadline) -> io::Result<()> {
+        match self.state.lock().keytab {
+            Some(_) => Ok(()),
+            None => Err(io::Error::new(io::ErrorKind::Unsupported, "there is no keytab")),
+        }
+    }
+
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, _: &Deadline) -> io::Result<()> {
+        self.change(|s| {
+            s.keytab = keytab.cloned();
+            s.checks_tickets = s.running && s.keytab.is_some();
+            Ok(())
+        })
+    }
+
+    fn checks_tickets(&self, _: &Deadline) -> io::Result<bool> {
+        Ok(self.state.lock().checks_tickets)
+    }
+
+    fn check_tickets(&self, d: &Deadline) -> io::Result<()> {
+        self.can_kerberos(d)?;
+        self.change(|s| {
+            s.checks_tickets = true;
+            Ok(())
+        })
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.state.lock().cached.clear();
         Ok(())
@@ -390,25 +453,25 @@ impl NfsServer for SimNfs {
     }
 
     fn holds(&self, client: &Client, device: (u32, u32)) -> io::Result<bool> {
-        Ok(self.state.lock().open.contains(&(client.address, true, device)))
+        Ok(self.state.lock().open.iter().any(|o| (o.0, o.1, o.2) == (client.address, true, device)))
     }
 
     fn expire(&self, client: &Client) -> io::Result<()> {
         self.change(|s| {
-            s.open.retain(|(host, v4, _)| !*v4 || *host != client.address);
+            s.open.retain(|(host, v4, ..)| !*v4 || *host != client.address);
             Ok(())
         })
     }
 
     fn lockers(&self, device: (u32, u32)) -> io::Result<BTreeSet<IpAddr>> {
         let s = self.state.lock();
-        let any = s.open.iter().any(|(_, v4, d)| !v4 && *d == device);
+        let any = s.open.iter().any(|(_, v4, d, _)| !v4 && *d == device);
         Ok(s.open.iter().filter(|o| any && !o.1).map(|o| o.0).collect())
     }
 
     fn free_locks(&self, host: IpAddr) -> io::Result<()> {
         self.change(|s| {
-            s.open.retain(|(h, v4, _)| *v4 || *h != host);
+            s.open.retain(|(h, v4, ..)| *v4 || *h != host);
             Ok(())
         })
     }
@@ -416,7 +479,7 @@ impl NfsServer for SimNfs {
     fn revoke(&self, place: &Path) -> io::Result<()> {
         self.change(|s| {
             let device = s.mounts.get(place).copied();
-            s.open.retain(|(_, _, d)| Some(*d) != device);
+            s.open.retain(|(_, _, d, _)| Some(*d) != device);
             Ok(())
         })
     }

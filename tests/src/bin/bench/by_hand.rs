@@ -228,7 +228,7 @@ pub fn targetcli(lab: &mut Lab, verb: &str, table: &str, how: &str) -> Result<Ve
 }
 
 /// The differences of lines of two numbers.
-fn spans(out: &str) -> Result<Vec<f64>> {
+pub fn spans(out: &str) -> Result<Vec<f64>> {
     let span = |line: &str| {
         let (start, end) = line.trim().split_once(' ')?;
         Some(end.parse::<f64>().ok()? - start.parse::<f64>().ok()?)

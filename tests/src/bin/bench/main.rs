@@ -3,12 +3,13 @@
 //! medians over pairs, with their spread.
 //!
 //! Writes `target/bench/results.json` and prints a table (`report` runs nothing); with `--docs` it brings docs/performance.md up to date with it. A part is run alone by its name: `sim`, `scale`, `files`, `guest`,
-//! `targets` (or one of its own parts: `targets-throughput`, `targets-attach`, `targets-thousand`), and `listing`, which is in
-//! no other run.
+//! `targets` (or one of its own parts: `targets-throughput`, `targets-attach`, `targets-thousand`), `engine` (or
+//! `engine-restarts`, `engine-queue`, `engine-starts`), and `listing`, which is in no other run.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 mod by_hand;
 mod daemon;
+mod engine;
 mod files;
 mod guest;
 mod report;
@@ -54,6 +55,11 @@ fn main() -> Result<()> {
     if wanted("targets") || targets::PARTS.iter().any(|part| wanted(part)) {
         println!("targets in a guest:");
         targets::run(&root, |part| wanted("targets") || wanted(part), &mut results)?;
+    }
+    if wanted("engine") || engine::PARTS.iter().any(|part| wanted(part)) {
+        println!("the engine in a guest:");
+        results.begin("engine");
+        engine::run(&root, |part| wanted("engine") || wanted(part), &mut results)?;
     }
     if only.as_deref() == Some("listing") {
         println!("ten thousand volumes in a guest:");

@@ -42,7 +42,8 @@ pub fn run(root: &Path, wanted: impl Fn(&str) -> bool, results: &mut Results) ->
     if throughput {
         alone(&mut lab)?;
         for protocol in [Protocol::Nvme, Protocol::Iscsi] {
-            throughput::measure(&mut lab, protocol, results)?;
+            throughput::measure(&mut lab, protocol, false, results)?;
+            throughput::measure(&mut lab, protocol, true, results)?;
         }
         lab.power_cycle(|_| {})?;
         by_hand::prepare(&mut lab)?;
@@ -230,7 +231,7 @@ fn many(lab: &mut Lab, results: &mut Results) -> Result<()> {
 }
 
 /// The numbers after a word, a line each.
-fn numbers(out: &str, word: &str) -> Result<Vec<f64>> {
+pub fn numbers(out: &str, word: &str) -> Result<Vec<f64>> {
     let values = out.lines().filter_map(|l| l.strip_prefix(word)?.strip_prefix(' '));
     let values = values.map(|v| Ok(v.trim().parse::<f64>()?)).collect::<Result<Vec<_>>>()?;
     ensure!(!values.is_empty(), "no {word} in {out}");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orlop_api::{ByteSize, Nqn, Portal, TargetKind, VolumeId};
+use orlop_api::{ByteSize, KeytabFile, Nqn, Portal, TargetKind, VolumeId};
 use parking_lot::Mutex;
 
 use crate::kernel::Deadline;
@@ -15,6 +15,11 @@ pub struct FakeTarget {
     exports: Mutex<BTreeMap<VolumeId, Export>>,
     pub fail: Mutex<bool>,
     changes: Mutex<u64>,
+    /// It lets everybody write.
+    pub no_readers: Mutex<bool>,
+    /// A portal that nobody reaches.
+    pub unreached: Mutex<Option<String>>,
+    pub keytab: Mutex<Option<KeytabFile>>,
     /// Counting sessions hangs for as long as this is locked.
     pub hang: Mutex<()>,
 }
@@ -26,13 +31,18 @@ impl FakeTarget {
     }
 
     pub fn hosts(&self, id: VolumeId) -> BTreeSet<Nqn> {
-        self.exports.lock().get(&id).map(|e| e.nqns().cloned().collect()).unwrap_or_default()
+        self.exports
+            .lock()
+            .get(&id)
+            .map(|e| e.nqns().map(|(nqn, _)| nqn.clone()).collect())
+            .unwrap_or_default()
     }
 
-    /// Who is let in to what, in words: `10.0.0.5 rw none`.
+    /// Who is let in to what, in words: `10.0.0.5 rw none`, and by which flavours if it is not `sys`.
     pub fn rights(&self, id: VolumeId) -> Vec<String> {
         let shown = |(host, r): (&HostId, &Rights)| {
-            format!("{host} {} {}", if r.read_only { "ro" } else { "rw" }, r.squash.as_str())
+            let plain = format!("{host} {} {}", if r.read_only { "ro" } else { "rw" }, r.squash.as_str());
+            if r.security.is_sys() { plain } else { format!("{plain} {}", r.security) }
         };
         self.exports.lock().get(&id).map(|e| e.hosts.iter().map(shown).collect()).unwrap_or_default()
     }
@@ -92,10 +102,23 @@ impl Target for FakeTarget {
         }
         let changed = *exports != before;
         *self.changes.lock() += u64::from(changed);
+        let unreached = self.unreached.lock().clone();
+        let down = unreached.map(|name| (name, TargetError::Unsettled("its address is not there".into())));
         Ok(Report {
+            portals_down: down.into_iter().collect(),
             steps: changed.then(|| "changed".to_string()).into_iter().collect(),
             ..Report::default()
         })
+    }
+
+    fn drifted(
+        &self,
+        desired: &Desired,
+        _: &Deadline,
+    ) -> std::result::Result<BTreeSet<VolumeId>, TargetError> {
+        let exports = self.exports.lock();
+        let all = exports.keys().chain(desired.keys()).copied();
+        Ok(all.filter(|id| exports.get(id) != desired.get(id)).collect())
     }
 
     fn announce_size(&self, export: &Export, _: &Deadline) -> std::result::Result<(), TargetError> {
@@ -110,6 +133,20 @@ impl Target for FakeTarget {
             true => Err(TargetError::Unsupported(format!("a proof of {host}"))),
             false => Ok(()),
         }
+    }
+
+    fn has_readers(&self) -> bool {
+        !*self.no_readers.lock()
+    }
+
+    fn can_kerberos(&self, _: &Deadline) -> std::result::Result<(), TargetError> {
+        let none = || TargetError::NoKerberos("there is no keytab".into());
+        self.keytab.lock().is_some().then_some(()).ok_or_else(none)
+    }
+
+    fn set_keytab(&self, keytab: Option<&KeytabFile>, _: &Deadline) -> std::result::Result<(), TargetError> {
+        *self.keytab.lock() = keytab.cloned();
+        Ok(())
     }
 
     fn served(&self, _: &Deadline) -> std::result::Result<BTreeSet<VolumeId>, TargetError> {
