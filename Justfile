@@ -17,7 +17,7 @@ test: image
     set -euo pipefail
     # The same features for all of it, so that nothing is compiled twice.
     suite() { cargo test --workspace --all-features "$@"; }
-    units() { suite --lib --bins --test api --test pool_model --test torture && suite --doc; }
+    units() { suite --lib --bins --test api --test pool_model --test torture --test shim && suite --doc; }
     real() { {{ as_root }} cargo test --workspace --all-features --test pool_contract --test hostile_tools; }
     # All of it first: a compiler beside the guests would slow them down.
     suite --no-run

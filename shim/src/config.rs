@@ -1,0 +1,98 @@
+//! Which appliances there are. A file in TOML, mounted from a ConfigMap; it holds no secret.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::handle::ApplianceName;
+
+/// What the controller is told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// At least one.
+    pub appliances: Vec<ApplianceConfig>,
+}
+
+/// One appliance.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplianceConfig {
+    /// What handles of volumes call it, for ever.
+    pub name: ApplianceName,
+    /// `https://<address>:8443`.
+    pub url: String,
+    /// The file that holds its token. It is read again when it changes.
+    pub token_file: PathBuf,
+    /// Its certificate, or that of an authority, in PEM. Unless given, the machine's authorities count. Read again when it
+    /// changes.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Which nodes reach it: those that have all of these labels. All of them unless given.
+    #[serde(default)]
+    pub segments: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Reads it, and says what is wrong with it.
+    pub fn load(file: &Path) -> Result<Self, String> {
+        let at = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|e| at(&e))?;
+        Self::parse(&text).map_err(|e| at(&e))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        if config.appliances.is_empty() {
+            return Err("appliances: there is none".into());
+        }
+        let mut names = BTreeSet::new();
+        for a in &config.appliances {
+            if !names.insert(&a.name) {
+                return Err(format!("appliances: {} is there twice", a.name));
+            }
+            if !a.url.starts_with("https://") {
+                return Err(format!("appliances: {}: url must start with https://", a.name));
+            }
+        }
+        // Nodes that have a label at all must tell all appliances apart by it: else one would be reached from everywhere.
+        let keys: BTreeSet<_> =
+            config.appliances.iter().map(|a| a.segments.keys().collect::<Vec<_>>()).collect();
+        if keys.len() > 1 {
+            return Err("appliances: either all have segments of the same keys, or none has any".into());
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const ONE: &str = "[[appliances]]\nname = \"attic\"\nurl = \"https://nas:8443\"\ntoken_file = \"/t\"\n";
+
+    #[test]
+    fn appliances_are_read_and_told_apart() {
+        let two = format!(
+            "{ONE}segments = {{ zone = \"a\" }}\n{}segments = {{ zone = \"b\" }}\n",
+            ONE.replace("attic", "cellar")
+        );
+        let config = Config::parse(&two).unwrap();
+        assert_eq!(config.appliances.len(), 2);
+        assert_eq!(config.appliances[1].segments["zone"], "b");
+        for (bad, says) in [
+            (String::new(), "appliances"),
+            ("appliances = []".into(), "there is none"),
+            (format!("{ONE}{ONE}"), "twice"),
+            (ONE.replace("https", "http"), "https://"),
+            (ONE.replace("attic", "Attic"), "no appliance's name"),
+            (format!("{ONE}token = \"x\"\n"), "token"),
+            (format!("{ONE}segments = {{ zone = \"a\" }}\n{}", ONE.replace("attic", "cellar")), "same keys"),
+        ] {
+            let error = Config::parse(&bad).unwrap_err();
+            assert!(error.contains(says), "{bad}: {error}");
+        }
+    }
+}

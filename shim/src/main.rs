@@ -1,0 +1,116 @@
+//! `orlop-csi`: the CSI driver of Orlop appliances.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use orlop_api::HostName;
+use orlop_csi::appliances::Appliances;
+use orlop_csi::config::Config;
+use orlop_csi::controller::Controller;
+use orlop_csi::identity::Identity;
+use orlop_csi::node::{Node, NodeConfig};
+use orlop_csi::serve;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What runs here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// The controller: one in a cluster
+    Controller,
+    /// A node's part: one on each node. It has not been run on one yet: not for use
+    Node,
+    /// Both, for a cluster of one node; see node
+    All,
+}
+
+/// The CSI driver of Orlop appliances.
+#[derive(Debug, Parser)]
+#[command(name = "orlop-csi", version, about)]
+struct Cli {
+    /// What runs here
+    #[arg(long, value_enum)]
+    mode: Mode,
+    /// The socket on which the sidecars call
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "SOCKET", default_value = "unix:///csi/csi.sock")]
+    endpoint: String,
+    /// Which appliances there are
+    #[arg(long, env = "ORLOP_CSI_CONFIG", value_name = "FILE", default_value = "/etc/orlop-csi/config.toml")]
+    config: PathBuf,
+    /// Node: its name in Kubernetes
+    #[arg(long, env = "ORLOP_CSI_NODE", value_name = "NAME")]
+    node: Option<HostName>,
+    /// Node: an address that its NFS client calls from; may be given several times
+    #[arg(long, env = "ORLOP_CSI_ADDRESSES", value_name = "ADDRESS", value_delimiter = ',')]
+    address: Vec<IpAddr>,
+    /// Node: a label that says where it is, KEY=VALUE; may be given several times
+    #[arg(long, env = "ORLOP_CSI_SEGMENTS", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = segment)]
+    segment: Vec<(String, String)>,
+    /// Node: where it keeps what is staged
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/plugins/csi.orlop.dev/staged")]
+    state: PathBuf,
+    /// Node: the host's root directory, as it is seen here
+    #[arg(long, value_name = "DIR", default_value = "/host")]
+    host_root: PathBuf,
+}
+
+fn segment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it must be KEY=VALUE")?;
+    Ok((key.into(), value.into()))
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ORLOP_CSI_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let done = runtime.context("starting threads").and_then(|runtime| runtime.block_on(run(cli)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    let path = serve::path_of(&cli.endpoint)?;
+    let (mut topology, mut controller, mut node) = (!cli.segment.is_empty(), None, None);
+    if cli.mode != Mode::Node {
+        let config = Config::load(&cli.config).map_err(anyhow::Error::msg)?;
+        let appliances = Arc::new(Appliances::new(config));
+        topology |= appliances.have_topology();
+        controller = Some(Controller::new(appliances));
+    }
+    if cli.mode != Mode::Controller {
+        let config = NodeConfig {
+            name: cli.node.context("--node is missing: the node's name in Kubernetes")?,
+            addresses: cli.address,
+            segments: cli.segment.into_iter().collect(),
+            state: cli.state,
+            host_root: cli.host_root,
+        };
+        let this = Node::new(config).map_err(anyhow::Error::msg)?;
+        tracing::info!(id = %this.id(), "this node");
+        node = Some(this);
+    }
+    let identity = Identity { controller: controller.is_some(), topology };
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("stopping");
+    };
+    serve::serve(&path, identity, controller, node, stop).await
+}
