@@ -11,6 +11,7 @@ pub mod appliances;
 pub mod config;
 pub mod controller;
 pub mod deadline;
+pub mod evictor;
 pub mod handle;
 pub mod identity;
 pub mod locks;
@@ -19,6 +20,7 @@ pub mod node_id;
 pub mod parameters;
 pub mod serve;
 pub mod status;
+pub mod telemetry;
 
 /// The interface, as it is generated.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -1,6 +1,6 @@
 //! `orlop-csi`: the CSI driver of Orlop appliances.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,9 +11,11 @@ use orlop_api::HostName;
 use orlop_csi::appliances::Appliances;
 use orlop_csi::config::Config;
 use orlop_csi::controller::Controller;
+use orlop_csi::evictor::Evictor;
 use orlop_csi::identity::Identity;
 use orlop_csi::node::{Node, NodeConfig};
 use orlop_csi::serve;
+use orlop_csi::telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What runs here.
@@ -21,10 +23,12 @@ use tokio::signal::unix::{SignalKind, signal};
 enum Mode {
     /// The controller: one in a cluster
     Controller,
-    /// A node's part: one on each node. It has not been run on one yet: not for use
+    /// A node's part: one on each node
     Node,
-    /// Both, for a cluster of one node; see node
+    /// Both, for a cluster of one node
     All,
+    /// Deletes claims of evicted pods that are annotated so: one in a cluster, if it is wanted
+    Evictor,
 }
 
 /// The CSI driver of Orlop appliances.
@@ -37,6 +41,9 @@ struct Cli {
     /// The socket on which the sidecars call
     #[arg(long, env = "CSI_ENDPOINT", value_name = "SOCKET", default_value = "unix:///csi/csi.sock")]
     endpoint: String,
+    /// Where metrics and health are served by HTTP, ADDRESS:PORT: nowhere unless given
+    #[arg(long, env = "ORLOP_CSI_METRICS", value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Which appliances there are
     #[arg(long, env = "ORLOP_CSI_CONFIG", value_name = "FILE", default_value = "/etc/orlop-csi/config.toml")]
     config: PathBuf,
@@ -83,6 +90,9 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<()> {
+    if cli.mode == Mode::Evictor {
+        return evict(cli.metrics).await;
+    }
     let path = serve::path_of(&cli.endpoint)?;
     let (mut topology, mut controller, mut node) = (!cli.segment.is_empty(), None, None);
     if cli.mode != Mode::Node {
@@ -95,7 +105,8 @@ async fn run(cli: Cli) -> Result<()> {
         let config = NodeConfig {
             name: cli.node.context("--node is missing: the node's name in Kubernetes")?,
             addresses: cli.address,
-            segments: cli.segment.into_iter().collect(),
+            // A node that has no such label says so by an empty value.
+            segments: cli.segment.into_iter().filter(|(_, value)| !value.is_empty()).collect(),
             state: cli.state,
             host_root: cli.host_root,
         };
@@ -104,13 +115,42 @@ async fn run(cli: Cli) -> Result<()> {
         node = Some(this);
     }
     let identity = Identity { controller: controller.is_some(), topology };
+    let stop = stop()?;
+    let telemetry = Telemetry::default();
+    let calls = serve::serve(&path, identity, controller, node, telemetry.clone(), stop);
+    let Some(at) = cli.metrics else { return calls.await };
+    tokio::select! {
+        done = calls => done,
+        // It ends by an error alone, and without its health the driver would be ended from outside.
+        done = telemetry.serve(at) => done,
+    }
+}
+
+/// Ends when this is told to stop.
+fn stop() -> Result<impl Future<Output = ()>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = async move {
+    Ok(async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
         tracing::info!("stopping");
+    })
+}
+
+async fn evict(metrics: Option<SocketAddr>) -> Result<()> {
+    let stop = stop()?;
+    let evictor = Evictor::of_cluster().await.context("finding the cluster")?;
+    let health = async {
+        match metrics {
+            Some(at) => Telemetry::default().serve(at).await,
+            None => std::future::pending().await,
+        }
     };
-    serve::serve(&path, identity, controller, node, stop).await
+    tracing::info!("watching for evicted pods");
+    tokio::select! {
+        done = evictor.run() => done.context("watching pods"),
+        done = health => done,
+        () = stop => Ok(()),
+    }
 }

@@ -16,6 +16,7 @@ use crate::csi::identity_server::IdentityServer;
 use crate::csi::node_server::NodeServer;
 use crate::identity::Identity;
 use crate::node::Node;
+use crate::telemetry::Telemetry;
 
 /// How long calls that are under way may take once it is to stop.
 const GRACE: Duration = Duration::from_secs(25);
@@ -48,12 +49,14 @@ pub async fn serve(
     identity: Identity,
     controller: Option<Controller>,
     node: Option<Node>,
+    telemetry: Telemetry,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
     let incoming = UnixListenerStream::new(listen(path)?);
     let controllers = controller.map(|c| (ControllerServer::new(c.clone()), GroupControllerServer::new(c)));
     let (controller, groups) = controllers.unzip();
     let router = Server::builder()
+        .layer(telemetry)
         .add_service(IdentityServer::new(identity))
         .add_optional_service(controller)
         .add_optional_service(groups)

@@ -11,6 +11,7 @@
 )]
 
 pub mod conformance;
+pub mod csi;
 pub mod documented;
 mod initiator;
 mod lab;

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use orlop_api::{Access, Attachment, IscsiAccess, NvmeAccess, Portal, VolumeId};
 
+use super::iscsi;
 use super::nvme::{self, Brings, Sysfs, Times};
 use super::tools::{ToolError, Tools};
 use crate::deadline::Deadline;
@@ -54,8 +56,14 @@ pub struct Credentials {
 /// Between two looks at what the kernel makes by itself.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long one portal may take: a path that is down must not keep the others from being tried.
+/// How long one portal may take.
 const PORTAL: Duration = Duration::from_secs(15);
+
+/// How long the other portals may take once one is connected.
+const OTHERS: Duration = Duration::from_secs(2);
+
+/// How long multipathd may take to take a path for itself. One that it does not want is used as it is.
+const MULTIPATHD: Duration = Duration::from_secs(10);
 
 /// What does it.
 #[derive(Debug, Clone)]
@@ -117,29 +125,17 @@ impl Connector {
         }
         let known = self.sysfs.controllers(access.nqn.as_str());
         let known = known.map_err(|e| ConnectError::Io("looking for connections".into(), e))?;
-        let mut refused = Vec::new();
-        let mut paths = 0;
-        for portal in &access.portals {
+        let connected = by_all(&access.portals, deadline, async |portal| {
             if known.iter().any(|c| c.is_at(portal)) {
-                paths += 1;
-                continue;
+                return Ok(());
             }
             let options = nvme::options(access, portal, &brings, self.times);
-            let connecting = blocking(move || nvme::connect(&options));
-            match tokio::time::timeout(PORTAL.min(deadline.left()), connecting).await {
-                Ok(done) => match done? {
-                    Ok(()) => paths += 1,
-                    Err(e) => refused.push(format!("{}: {e}", shown(portal))),
-                },
-                Err(_) => refused.push(format!("{}: no answer", shown(portal))),
+            match blocking(move || nvme::connect(&options)).await {
+                Ok(done) => done.map_err(|e| e.to_string()),
+                Err(e) => Err(e.to_string()),
             }
-        }
-        if paths == 0 {
-            return Err(ConnectError::NoPath(refused.join("; ")));
-        }
-        if !refused.is_empty() {
-            tracing::warn!(nqn = %access.nqn, missing = refused.join("; "), "not all paths are there");
-        }
+        });
+        connected.await?;
         loop {
             let found =
                 self.sysfs.disk(access).map_err(|e| ConnectError::Io("looking for the disk".into(), e))?;
@@ -159,23 +155,27 @@ impl Connector {
             let text = "the appliance asks for a secret: give the StorageClass a node-stage secret with chapUser and chapSecret";
             return Err(ConnectError::Lacks(text.into()));
         }
-        let (mut refused, mut paths) = (Vec::new(), 0);
-        for portal in &access.portals {
-            match self.log_in_at(access, portal, with, PORTAL.min(deadline.left())).await {
-                Ok(()) => paths += 1,
-                Err(e) => refused.push(format!("{}: {e}", shown(portal))),
+        let known = self.sysfs.portals(access.iqn.as_str());
+        let known = known.map_err(|e| ConnectError::Io("looking for sessions".into(), e))?;
+        let connected = by_all(&access.portals, deadline, async |portal| {
+            if known.iter().any(|(address, port)| *address == portal.address && *port == portal.port) {
+                return Ok(());
             }
-        }
-        if paths == 0 {
-            return Err(ConnectError::NoPath(refused.join("; ")));
-        }
-        let by_id = Path::new("/dev/disk/by-id");
-        // multipathd's own name of it, where it is there; else the first path.
-        let names = [format!("dm-uuid-mpath-3{}", access.wwn), format!("wwn-0x{}", access.wwn)];
+            let (target, at) = (access.iqn.as_str(), shown(portal));
+            let done = iscsi::log_in(&self.tools, target, &at, &with.secrets, self.times, PORTAL).await;
+            done.map_err(|e| e.to_string())
+        });
+        connected.await?;
+        // Where multipathd runs it takes the paths for itself, a moment after they come.
+        let patience = if iscsi::has_multipathd(&self.tools) { MULTIPATHD } else { Duration::ZERO };
+        let since = Instant::now();
         loop {
-            if let Some(link) = names.iter().map(|name| by_id.join(name)).find(|link| link.exists()) {
-                return std::fs::canonicalize(&link)
-                    .map_err(|e| ConnectError::Io(link.display().to_string(), e));
+            let found = self.sysfs.scsi_disk(access);
+            let found = found.map_err(|e| ConnectError::Io("looking for the disk".into(), e))?;
+            let device = found.as_ref().map(|name| Path::new("/dev").join(name)).filter(|d| d.exists());
+            let final_one = found.is_some_and(|name| name.starts_with("dm-")) || since.elapsed() >= patience;
+            if let (Some(device), true) = (device, final_one) {
+                return Ok(device);
             }
             if deadline.left().is_zero() {
                 return Err(ConnectError::NoDisk(access.wwn.clone()));
@@ -184,86 +184,127 @@ impl Connector {
         }
     }
 
-    async fn log_in_at(
-        &self,
-        access: &IscsiAccess,
-        portal: &Portal,
-        with: &Credentials,
-        limit: Duration,
-    ) -> std::result::Result<(), ToolError> {
-        let at = shown(portal);
-        let node = ["-m", "node", "-T", access.iqn.as_str(), "-p", &at];
-        let with_node = |more: &[&'static str]| -> Vec<String> {
-            node.iter().copied().chain(more.iter().copied()).map(str::to_owned).collect()
+    /// The disk of an attachment, if it is here now.
+    pub fn found(&self, access: &Access) -> std::io::Result<Option<PathBuf>> {
+        let name = match access {
+            Access::Nvme(access) => self.sysfs.disk(access)?,
+            Access::Iscsi(access) => self.sysfs.scsi_disk(access)?,
+            Access::Nfs(_) => None,
         };
-        let run = |args: Vec<String>| async move {
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            self.tools.run("iscsiadm", &args, limit).await
-        };
-        self.must_iscsiadm(run(with_node(&["-o", "new"])).await?, &[])?;
-        let settings = [
-            ("node.session.auth.username", "chapUser"),
-            ("node.session.auth.password", "chapSecret"),
-            ("node.session.auth.username_in", "chapTargetUser"),
-            ("node.session.auth.password_in", "chapTargetSecret"),
-        ];
-        if with.secrets.contains_key("chapSecret") {
-            let mut set = vec![("node.session.auth.authmethod".to_string(), "CHAP".to_string())];
-            set.extend(
-                settings
-                    .iter()
-                    .filter_map(|(name, key)| Some((name.to_string(), with.secrets.get(*key)?.clone()))),
-            );
-            for (name, value) in set {
-                let mut args = with_node(&["-o", "update", "-n"]);
-                args.extend([name, "-v".into(), value]);
-                self.must_iscsiadm(run(args).await?, &[])?;
+        Ok(name.map(|name| Path::new("/dev").join(name)))
+    }
+
+    /// All disks by which this machine has a volume, as the kernel knows it: nothing must have been kept for that.
+    pub fn disks(&self, volume: VolumeId) -> std::io::Result<Vec<PathBuf>> {
+        let mut names = Vec::new();
+        for ends in endings(volume) {
+            names.extend(self.sysfs.nvme_disks(&ends)?);
+            for session in self.sysfs.sessions(&ends)? {
+                names.extend(self.sysfs.scsi_disks(&session)?);
             }
         }
-        // 15: it is logged in already.
-        self.must_iscsiadm(run(with_node(&["--login"])).await?, &[15])
+        names.sort();
+        names.dedup();
+        Ok(names.into_iter().map(|name| Path::new("/dev").join(name)).collect())
     }
 
-    fn must_iscsiadm(
-        &self,
-        output: std::process::Output,
-        fine: &[i32],
-    ) -> std::result::Result<(), ToolError> {
-        match output.status.code() {
-            Some(0) => Ok(()),
-            Some(code) if fine.contains(&code) => Ok(()),
-            _ => Err(super::tools::failed("iscsiadm", &output)),
+    /// Sees to it that a disk's size is asked for again. An NVMe host is told of it.
+    pub async fn rescan(&self, device: &Path, deadline: Deadline) -> Result<()> {
+        let Some(name) = device.file_name().map(|n| n.to_string_lossy().into_owned()) else { return Ok(()) };
+        let sysfs = self.sysfs.clone();
+        let of = name.clone();
+        let map = blocking(move || sysfs.rescan(&of)).await?;
+        if let Some(map) = map.map_err(|e| ConnectError::Io(format!("asking {name} for its size"), e))? {
+            self.tools.must("multipathd", &["resize", "map", &map], deadline.left()).await?;
         }
+        Ok(())
     }
 
-    /// Ends all connections to a volume. The caller has made sure that nothing uses its disk.
-    pub async fn disconnect(
-        &self,
-        volume: VolumeId,
-        access: Option<&Access>,
-        deadline: Deadline,
-    ) -> Result<()> {
-        if let Some(Access::Iscsi(access)) = access {
-            let args = ["-m", "node", "-T", access.iqn.as_str(), "-u"];
-            // 21: there is no such session.
-            self.must_iscsiadm(self.tools.run("iscsiadm", &args, deadline.left()).await?, &[21])?;
-            let args = ["-m", "node", "-T", access.iqn.as_str(), "-o", "delete"];
-            return Ok(self.must_iscsiadm(self.tools.run("iscsiadm", &args, deadline.left()).await?, &[21])?);
-        }
-        // Also where nothing is kept of how it was attached: both of its subsystems, of whatever prefix.
+    /// Ends all connections to a volume, whatever is known of how they came to be. The caller has made sure that nothing
+    /// uses its disk.
+    pub async fn disconnect(&self, volume: VolumeId, deadline: Deadline) -> Result<()> {
         let sysfs = self.sysfs.clone();
         let ended = blocking(move || {
-            for ends in [format!(":{volume}"), format!(":{volume}:ro")] {
+            let mut sessions = Vec::new();
+            for ends in endings(volume) {
                 for nqn in sysfs.subsystems(&ends)? {
                     for controller in sysfs.controllers(&nqn)? {
                         nvme::disconnect(&controller)?;
                     }
                 }
+                sessions.extend(sysfs.sessions(&ends)?);
             }
-            Ok(())
+            let mut maps = Vec::new();
+            for session in &sessions {
+                maps.extend(sysfs.maps(session)?);
+            }
+            maps.sort();
+            maps.dedup();
+            Ok((sessions, maps))
         });
-        ended.await?.map_err(|e| ConnectError::Io("disconnecting".into(), e))
+        let (sessions, maps) = ended.await?.map_err(|e| ConnectError::Io("disconnecting".into(), e))?;
+        for map in maps {
+            self.tools.must("multipath", &["-f", &map], deadline.left()).await?;
+        }
+        for session in sessions {
+            iscsi::log_out(&self.tools, &session, deadline).await?;
+        }
+        for ends in endings(volume) {
+            let records = iscsi::records(&self.tools, &ends);
+            for target in records.map_err(|e| ConnectError::Io("looking for records of iSCSI".into(), e))? {
+                iscsi::forget(&self.tools, &target, deadline.left()).await?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// Connects by all portals at once. One must do; the others are waited for a little longer, and may come later.
+async fn by_all<'a, F>(
+    portals: &'a [Portal],
+    deadline: Deadline,
+    connect: impl Fn(&'a Portal) -> F,
+) -> Result<()>
+where
+    F: Future<Output = std::result::Result<(), String>>,
+{
+    let connect = &connect;
+    let mut trying: FuturesUnordered<_> =
+        portals.iter().map(|portal| async move { (portal, connect(portal).await) }).collect();
+    let mut missing: Vec<&Portal> = portals.iter().collect();
+    let (mut refused, mut first) = (Vec::new(), None::<Instant>);
+    loop {
+        let patience = match first {
+            None => PORTAL.min(deadline.left()),
+            Some(since) => OTHERS.saturating_sub(since.elapsed()).min(deadline.left()),
+        };
+        match tokio::time::timeout(patience, trying.next()).await {
+            Ok(Some((portal, done))) => {
+                missing.retain(|other| *other != portal);
+                match done {
+                    Ok(()) => drop(first.get_or_insert_with(Instant::now)),
+                    Err(e) => refused.push(format!("{}: {e}", shown(portal))),
+                }
+            }
+            Ok(None) => break,
+            Err(_) => {
+                refused.extend(missing.into_iter().map(|portal| format!("{}: no answer yet", shown(portal))));
+                break;
+            }
+        }
+    }
+    if first.is_none() {
+        return Err(ConnectError::NoPath(refused.join("; ")));
+    }
+    if !refused.is_empty() {
+        tracing::warn!(missing = refused.join("; "), "not all paths are there");
+    }
+    Ok(())
+}
+
+/// How the names end under which a volume is served: its own, and that of its readers.
+fn endings(volume: VolumeId) -> [String; 2] {
+    [format!(":{volume}"), format!(":{volume}:ro")]
 }
 
 /// A portal as open-iscsi and people write it.

@@ -1,7 +1,7 @@
 //! File systems on disks: made once, on what is provably blank; checked, mounted, and grown with their disk.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::blank::{self, NotBlank};
 use super::tools::{ToolError, Tools, failed};
@@ -68,6 +68,8 @@ pub enum Unfit {
 
 /// How long looking at a disk may take.
 const LOOK: Duration = Duration::from_secs(30);
+/// How long somebody else may have a disk.
+const LOCK: Duration = Duration::from_secs(5);
 
 /// What a disk holds, by its signature. `None`: it is provably blank.
 pub async fn found(tools: &Tools, device: &Path, size: u64) -> Result<Option<String>, NotBlank> {
@@ -100,7 +102,7 @@ pub async fn ensure(
     limit: Duration,
 ) -> Result<(), Unfit> {
     let name = device.display().to_string();
-    let lock = lock(device).map_err(|source| Unfit::Busy { device: name.clone(), source })?;
+    let lock = lock(device).await.map_err(|source| Unfit::Busy { device: name.clone(), source })?;
     let other = |why| Unfit::Other { device: name.clone(), wanted: kind.as_str(), why };
     match found(tools, device, size).await.map_err(other)? {
         Some(is) if is == kind.as_str() => Ok(()),
@@ -120,11 +122,21 @@ pub async fn ensure(
     }
 }
 
-fn lock(device: &Path) -> std::io::Result<std::fs::File> {
+/// udev has the lock while it looks at a disk that has just come.
+async fn lock(device: &Path) -> std::io::Result<std::fs::File> {
     use rustix::fs::{FlockOperation, flock};
+    use rustix::io::Errno;
     let disk = std::fs::File::open(device)?;
-    flock(&disk, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(disk)
+    let since = Instant::now();
+    loop {
+        match flock(&disk, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(disk),
+            Err(Errno::WOULDBLOCK) if since.elapsed() < LOCK => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// Repairs what a crash left, where that is safe without being asked. XFS does it when it is mounted.

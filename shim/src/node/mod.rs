@@ -1,11 +1,12 @@
 //! The node's part: volumes that are attached to this machine are connected, mounted where Kubernetes wants them, and let go
 //! again. It knows no credential of any appliance: what it must know comes with each call.
 //!
-//! Its pure parts have tests; as a whole it has not been run on a node yet.
+//! What is connected, mounted or in use is asked of the kernel each time, never remembered.
 
 pub mod blank;
 pub mod connect;
 pub mod filesystem;
+pub mod iscsi;
 pub mod mounts;
 pub mod nvme;
 pub mod options;

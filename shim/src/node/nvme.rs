@@ -1,6 +1,5 @@
 //! NVMe over TCP: connecting by the kernel's `/dev/nvme-fabrics`, as nvme-cli does, and finding what came of it in sysfs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -127,7 +126,7 @@ impl Controller {
 
 /// sysfs, or what looks like it.
 #[derive(Debug, Clone)]
-pub struct Sysfs(PathBuf);
+pub struct Sysfs(pub(super) PathBuf);
 
 impl Default for Sysfs {
     fn default() -> Self {
@@ -135,15 +134,17 @@ impl Default for Sysfs {
     }
 }
 
-fn attribute(path: &Path) -> io::Result<String> {
+pub(super) fn attribute(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim().to_string())
 }
 
-fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(dir) {
         Ok(all) => all.map(|entry| entry.map(|e| e.path())).collect(),
-        // The module is not loaded.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        // The module is not loaded, it went meanwhile, or it is an attribute beside directories.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
         Err(e) => Err(e),
     }
 }
@@ -185,29 +186,41 @@ impl Sysfs {
         Ok(found)
     }
 
-    /// The disk with this identity, and no other: by its name, `nvme0n1`. Hidden ones of single paths have no node.
-    pub fn disk(&self, access: &NvmeAccess) -> io::Result<Option<String>> {
-        let mut found = BTreeMap::new();
+    /// The disks by NVMe and the subsystems that they are of. Hidden ones of single paths have no node, and are none.
+    fn namespaces(&self) -> io::Result<Vec<(PathBuf, String, String)>> {
+        let mut found = Vec::new();
         for dir in entries(&self.0.join("block"))? {
             let Some(name) = dir.file_name().map(|n| n.to_string_lossy().into_owned()) else { continue };
-            if !name.starts_with("nvme") || name.contains('c') {
-                continue;
-            }
-            let nguid = attribute(&dir.join("nguid")).unwrap_or_default().replace('-', "");
-            let uuid = attribute(&dir.join("uuid")).unwrap_or_default();
-            if nguid == access.nguid && uuid == access.uuid.hyphenated().to_string() {
-                // Which subsystem it is of.
+            if name.starts_with("nvme") && !name.contains('c') {
                 let nqn = attribute(&dir.join("device/subsysnqn")).unwrap_or_default();
-                found.insert(name, nqn);
+                found.push((dir, name, nqn));
             }
         }
-        let ours: Vec<_> =
-            found.iter().filter(|(_, nqn)| *nqn == access.nqn.as_str()).map(|(n, _)| n.clone()).collect();
+        Ok(found)
+    }
+
+    /// The disks of subsystems whose names end so: `nvme0n1`.
+    pub fn nvme_disks(&self, ends: &str) -> io::Result<Vec<String>> {
+        let all = self.namespaces()?.into_iter();
+        Ok(all.filter(|(_, _, nqn)| nqn.ends_with(ends)).map(|(_, name, _)| name).collect())
+    }
+
+    /// The disk with this identity, and no other: by its name, `nvme0n1`.
+    pub fn disk(&self, access: &NvmeAccess) -> io::Result<Option<String>> {
+        let is_it = |dir: &Path| {
+            let nguid = attribute(&dir.join("nguid")).unwrap_or_default().replace('-', "");
+            let uuid = attribute(&dir.join("uuid")).unwrap_or_default();
+            nguid == access.nguid && uuid == access.uuid.hyphenated().to_string()
+        };
+        let mut ours = self.namespaces()?;
+        ours.retain(|(dir, _, nqn)| nqn == access.nqn.as_str() && is_it(dir));
         match &ours[..] {
             [] => Ok(None),
-            [one] => Ok(Some(one.clone())),
+            [(_, one, _)] => Ok(Some(one.clone())),
             several => {
-                let text = format!("{} have the same identity", several.join(" and "));
+                let mut names: Vec<_> = several.iter().map(|(_, name, _)| name.as_str()).collect();
+                names.sort_unstable();
+                let text = format!("{} have the same identity", names.join(" and "));
                 Err(io::Error::new(io::ErrorKind::InvalidData, text))
             }
         }

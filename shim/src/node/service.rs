@@ -96,14 +96,14 @@ impl node_server::Node for Node {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Answer<NodePublishVolumeResponse> {
-        let (ask, deadline) = open(request);
+        let ask = request.into_inner();
         let of = handle(&ask.volume_id)?;
         let target = path(&ask.target_path, "target_path")?;
         let staging = path(&ask.staging_target_path, "staging_target_path")?;
         let how = how(ask.volume_capability.as_ref())?;
         let attachment = attachment(&ask.publish_context, &of)?;
         let _lock = self.locks.take(format!("volume {of}"))?;
-        self.publish(&attachment, &staging, &target, &how, ask.readonly, deadline).await?;
+        self.publish(&attachment, &staging, &target, &how, ask.readonly).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 

@@ -132,6 +132,34 @@ fn unmount_all(at: &Path, flags: UnmountFlags) -> io::Result<()> {
     Err(io::Error::other("it is mounted again and again"))
 }
 
+/// Who uses a volume's disk: a mount, or a device above it that is none of its own.
+fn in_use(disk: &Path, own: &[PathBuf]) -> io::Result<Option<String>> {
+    let (major, minor) = match number(disk) {
+        Ok(number) => number,
+        // It went meanwhile.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let all = mounts::all()?;
+    if let Some(mount) = all.iter().find(|m| m.device == (major, minor)) {
+        return Ok(Some(format!("mounted at {}", mount.at.display())));
+    }
+    let holders = match std::fs::read_dir(format!("/sys/dev/block/{major}:{minor}/holders")) {
+        Ok(all) => all.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(e),
+    };
+    let is_own = |name: &std::ffi::OsString| own.iter().any(|disk| disk.file_name() == Some(name));
+    if let Some(holder) = holders.iter().find(|name| !is_own(name)) {
+        return Ok(Some(format!("{} is above it", holder.display())));
+    }
+    // A raw block device that is still published: its node is mounted onto a file.
+    let shown = all.into_iter().find(|m| {
+        m.kind == "devtmpfs" && disk.file_name() == m.root.file_name() && m.at != Path::new("/dev")
+    });
+    Ok(shown.map(|m| format!("published at {}", m.at.display())))
+}
+
 impl Node {
     pub(super) async fn stage(
         &self,
@@ -269,54 +297,16 @@ impl Node {
         if !staging.is_absolute() {
             return Err(invalid("staging_target_path: it is not absolute"));
         }
-        let kept = self.state.get(volume);
-        let mounted = mounts::at(staging).map_err(failed("reading mounts"))?;
-        let device = mounted.first().map(|m| m.device);
         self.unmount(staging, deadline).await?;
-        let access = kept.as_ref().map(|k| &k.attachment.access);
-        if matches!(access, Some(Access::Nfs(_))) || mounted.iter().any(|m| m.kind.starts_with("nfs")) {
-            return self.state.remove(volume).map_err(failed("forgetting it"));
-        }
         // The last to go lets go of the disk.
-        if let Some(in_use) = self.in_use(device, access).map_err(failed("looking who uses the disk"))? {
-            return Err(Status::failed_precondition(format!("its disk is still in use: {in_use}")));
+        let disks = self.connector.disks(volume).map_err(failed("looking for its disk"))?;
+        for disk in &disks {
+            if let Some(in_use) = in_use(disk, &disks).map_err(failed("looking who uses the disk"))? {
+                return Err(Status::failed_precondition(format!("its disk is still in use: {in_use}")));
+            }
         }
-        self.connector.disconnect(volume, access, deadline).await.map_err(of_connect)?;
+        self.connector.disconnect(volume, deadline).await.map_err(of_connect)?;
         self.state.remove(volume).map_err(failed("forgetting it"))
-    }
-
-    /// Who uses a volume's disk: a mount, or a device above it.
-    fn in_use(&self, device: Option<(u32, u32)>, access: Option<&Access>) -> io::Result<Option<String>> {
-        let found = match (device, access) {
-            (Some(device), _) => Some(device),
-            (None, Some(Access::Nvme(access))) => self
-                .connector
-                .sysfs
-                .disk(access)?
-                .map(|name| number(&Path::new("/dev").join(name)))
-                .transpose()?,
-            (None, _) => None,
-        };
-        let Some(device) = found else { return Ok(None) };
-        if let Some(mount) = mounts::of(device)?.first() {
-            return Ok(Some(format!("mounted at {}", mount.at.display())));
-        }
-        let (major, minor) = device;
-        let holders = match std::fs::read_dir(format!("/sys/dev/block/{major}:{minor}/holders")) {
-            Ok(all) => all.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect(),
-            Err(_) => Vec::new(),
-        };
-        if let Some(holder) = holders.first() {
-            return Ok(Some(format!("{holder} is above it")));
-        }
-        // A raw block device that is still published: its node is mounted onto a file.
-        let node = node_of(device).ok();
-        let shown = mounts::all()?.into_iter().find(|m| {
-            m.kind == "devtmpfs"
-                && node.as_ref().is_some_and(|n| n.file_name() == m.root.file_name())
-                && m.at != Path::new("/dev")
-        });
-        Ok(shown.map(|m| format!("published at {}", m.at.display())))
     }
 
     async fn unmount(&self, at: &Path, deadline: Deadline) -> Result<()> {
@@ -343,7 +333,6 @@ impl Node {
         target: &Path,
         how: &Use,
         read_only: bool,
-        deadline: Deadline,
     ) -> Result<()> {
         if !target.is_absolute() {
             return Err(invalid("target_path: it is not absolute"));
@@ -358,8 +347,11 @@ impl Node {
                 (staging.to_owned(), staged.device)
             }
             Use::Block => {
-                let with = Credentials::default();
-                let device = self.connector.connect(attachment, &with, deadline).await.map_err(of_connect)?;
+                let found =
+                    self.connector.found(&attachment.access).map_err(failed("looking for the disk"))?;
+                let device = found.ok_or_else(|| {
+                    Status::failed_precondition("its disk is not connected: it is not staged here")
+                })?;
                 (device, (0, 0))
             }
         };
@@ -418,20 +410,20 @@ impl Node {
     /// Makes a file system as large as its disk, which has grown. The size that it has then.
     pub(super) async fn grow(&self, at: &Path, least: u64, deadline: Deadline) -> Result<u64> {
         let mounted = mounts::at(at).map_err(failed("reading mounts"))?;
-        let Some(mount) = mounted.last() else {
+        let gone = |e| Status::not_found(format!("volume_path: {}: {e}", at.display()));
+        let mount = mounted.last().filter(|mount| mount.kind != "devtmpfs");
+        let (device, kind) = match mount {
+            Some(mount) if mount.kind.starts_with("nfs") => return Ok(least),
+            Some(mount) => {
+                let kind = Kind::parse(&mount.kind)
+                    .ok_or_else(|| Status::internal(format!("{} is not grown here", mount.kind)))?;
+                (node_of(mount.device).map_err(failed("finding the disk"))?, Some(kind))
+            }
             // A raw block device.
-            return size_of(at).map_err(|e| Status::not_found(format!("volume_path: {}: {e}", at.display())));
+            None => (node_of(number(at).map_err(gone)?).map_err(gone)?, None),
         };
-        if mount.kind.starts_with("nfs") {
-            return Ok(least);
-        }
-        if mount.kind == "devtmpfs" {
-            return size_of(at).map_err(failed(at.display()));
-        }
-        let kind = Kind::parse(&mount.kind)
-            .ok_or_else(|| Status::internal(format!("{} is not grown here", mount.kind)))?;
-        let device = node_of(mount.device).map_err(failed("finding the disk"))?;
-        // The kernel hears of it by itself, a moment later.
+        self.connector.rescan(&device, deadline).await.map_err(of_connect)?;
+        // What the kernel hears of comes a moment later.
         let size = loop {
             let size = size_of(&device).map_err(failed(device.display()))?;
             if size >= least {
@@ -445,7 +437,9 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        filesystem::grow(&self.tools, &device, at, kind, deadline.left()).await.map_err(of_tool)?;
+        if let Some(kind) = kind {
+            filesystem::grow(&self.tools, &device, at, kind, deadline.left()).await.map_err(of_tool)?;
+        }
         Ok(size)
     }
 }

@@ -48,12 +48,14 @@ impl Tools {
         Self { root: root.into() }
     }
 
+    /// A file of the host's, by its path from the root on.
+    pub fn on_host(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.root.join(path)
+    }
+
     fn find(&self, program: &str) -> Result<PathBuf, ToolError> {
         let places = DIRECTORIES.iter().map(|dir| Path::new(dir).join(program));
-        let there = |path: &PathBuf| {
-            let below = path.strip_prefix("/").unwrap_or(path);
-            self.root.join(below).is_file()
-        };
+        let there = |path: &PathBuf| self.on_host(path.strip_prefix("/").unwrap_or(path)).is_file();
         places.into_iter().find(there).ok_or_else(|| ToolError::Missing(program.into()))
     }
 

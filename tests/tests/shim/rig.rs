@@ -1,29 +1,18 @@
 //! Appliances that are simulated, the controller in front of them, and a client as the sidecars have one.
 
-use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use orlop_api::client::Client;
 use orlop_api::{PoolCreate, PoolKind};
-use orlop_csi::appliances::Appliances;
 use orlop_csi::config::{ApplianceConfig, Config};
-use orlop_csi::controller::Controller;
-use orlop_csi::csi::controller_client::ControllerClient;
-use orlop_csi::csi::group_controller_client::GroupControllerClient;
-use orlop_csi::csi::identity_client::IdentityClient;
 use orlop_csi::csi::volume_capability::access_mode::Mode;
-use orlop_csi::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use orlop_csi::csi::*;
-use orlop_csi::{identity, serve};
+use orlop_tests::csi::Driver;
+pub use orlop_tests::csi::{block, map, mount, sized};
 use orlop_tests::instrumented;
-use tokio::net::UnixStream;
-use tokio::sync::oneshot;
-use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
 pub const POOL: &str = "tank";
@@ -109,28 +98,21 @@ impl Drop for Appliance {
 
 pub struct Rig {
     pub appliances: Vec<Appliance>,
-    pub controller: ControllerClient<Channel>,
-    pub groups: GroupControllerClient<Channel>,
-    pub identity: IdentityClient<Channel>,
-    _dir: tempfile::TempDir,
-    _stop: oneshot::Sender<()>,
+    driver: Driver,
 }
 
-async fn connect(path: &Path) -> Channel {
-    let path = path.to_owned();
-    let endpoint = Endpoint::from_static("http://csi.sock");
-    for _ in 0..100 {
-        let path = path.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        if let Ok(channel) = endpoint.connect_with_connector(connector).await {
-            return channel;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// Its clients are the rig's.
+impl std::ops::Deref for Rig {
+    type Target = Driver;
+    fn deref(&self) -> &Driver {
+        &self.driver
     }
-    panic!("the controller does not answer");
+}
+
+impl std::ops::DerefMut for Rig {
+    fn deref_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
 }
 
 impl Rig {
@@ -146,25 +128,8 @@ impl Rig {
             appliances.push(Appliance::start().await);
         }
         let configs = appliances.iter().zip(all).map(|(a, (name, zone))| a.config(name, *zone)).collect();
-        let known = Arc::new(Appliances::new(Config { appliances: configs }));
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("csi.sock");
-        let (stop, stopped) = oneshot::channel();
-        let identity = identity::Identity { controller: true, topology: known.have_topology() };
-        let served = path.clone();
-        tokio::spawn(async move {
-            let stop = async move { drop(stopped.await) };
-            serve::serve(&served, identity, Some(Controller::new(known)), None, stop).await.unwrap();
-        });
-        let channel = connect(&path).await;
-        Self {
-            appliances,
-            controller: ControllerClient::new(channel.clone()),
-            groups: GroupControllerClient::new(channel.clone()),
-            identity: IdentityClient::new(channel),
-            _dir: dir,
-            _stop: stop,
-        }
+        let driver = Driver::start(Config { appliances: configs }).await.unwrap();
+        Self { appliances, driver }
     }
 
     pub fn api(&self) -> Client {
@@ -219,29 +184,6 @@ impl Rig {
         let ask = DeleteSnapshotRequest { snapshot_id: id.into(), ..Default::default() };
         self.controller.delete_snapshot(ask).await.map(drop)
     }
-}
-
-pub fn map(all: &[(&str, &str)]) -> HashMap<String, String> {
-    all.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
-}
-
-pub fn block(mode: Mode) -> VolumeCapability {
-    VolumeCapability {
-        access_type: Some(AccessType::Block(BlockVolume {})),
-        access_mode: Some(AccessMode { mode: mode.into() }),
-    }
-}
-
-pub fn mount(fs_type: &str, mode: Mode) -> VolumeCapability {
-    let mount = MountVolume { fs_type: fs_type.into(), ..MountVolume::default() };
-    VolumeCapability {
-        access_type: Some(AccessType::Mount(mount)),
-        access_mode: Some(AccessMode { mode: mode.into() }),
-    }
-}
-
-pub fn sized(required_bytes: i64, limit_bytes: i64) -> Option<CapacityRange> {
-    Some(CapacityRange { required_bytes, limit_bytes })
 }
 
 /// What the provisioner asks for, of a claim of 1 GiB.

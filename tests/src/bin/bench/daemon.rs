@@ -100,11 +100,25 @@ impl Daemon {
     }
 
     fn memory(&self, what: &str) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|l| l.starts_with(what)).with_context(|| format!("no {what}"))?;
-        let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
-        Ok(kib * 1024.0 / 1e6)
+        memory(self.child.id(), what)
     }
+
+    /// Where it is spoken to over TLS.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+}
+
+fn memory(process: u32, what: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find(|l| l.starts_with(what)).with_context(|| format!("no {what}"))?;
+    let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+    Ok(kib * 1024.0 / 1e6)
+}
+
+/// A process's resident memory in MB (10^6 bytes).
+pub fn resident(process: u32) -> Result<f64> {
+    memory(process, "VmRSS:")
 }
 
 impl Drop for Daemon {

@@ -4,7 +4,7 @@
 //!
 //! Writes `target/bench/results.json` and prints a table (`report` runs nothing); with `--docs` it brings docs/performance.md up to date with it. A part is run alone by its name: `sim`, `scale`, `files`, `guest`,
 //! `targets` (or one of its own parts: `targets-throughput`, `targets-attach`, `targets-thousand`), `engine` (or
-//! `engine-restarts`, `engine-queue`, `engine-starts`), and `listing`, which is in no other run.
+//! `engine-restarts`, `engine-queue`, `engine-starts`), `shim`, and `listing`, which is in no other run.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 mod by_hand;
@@ -15,6 +15,7 @@ mod guest;
 mod report;
 mod results;
 mod scale;
+mod shim;
 mod sim;
 mod targets;
 mod throughput;
@@ -60,6 +61,11 @@ fn main() -> Result<()> {
         println!("the engine in a guest:");
         results.begin("engine");
         engine::run(&root, |part| wanted("engine") || wanted(part), &mut results)?;
+    }
+    if wanted("shim") {
+        println!("the driver of Kubernetes:");
+        results.begin("shim");
+        shim::run(&root, &mut results)?;
     }
     if only.as_deref() == Some("listing") {
         println!("ten thousand volumes in a guest:");
