@@ -29,6 +29,8 @@ pub struct LabOptions {
     pub links: u8,
     /// How many initiators there are. The first has all the storage networks, others one of their own.
     pub initiators: u8,
+    /// A port of the initiators that can be reached from this machine.
+    pub forward: Option<u16>,
     /// Programs for the guests: copied onto a read-only disk.
     pub payload: Vec<PathBuf>,
     /// Processors and MiB of memory of the appliance.
@@ -51,6 +53,7 @@ impl LabOptions {
             tools: false,
             links: 2,
             initiators: 1,
+            forward: None,
             payload: Vec::new(),
             cpus: 2,
             memory: 2048,
@@ -121,6 +124,9 @@ impl Lab {
             // One processor: it has little to do, and the appliance is what is measured.
             let mut builder =
                 GuestBuilder::new(Role::Initiator, &name, dir).payload(&payload).memory(768).cpus(1);
+            if let Some(port) = options.forward {
+                builder = builder.forward(port);
+            }
             let mut addresses = Vec::new();
             for _ in 0..if n == 0 { options.links } else { 1 } {
                 number += 1;

@@ -39,6 +39,8 @@ const CASES: &[Case] = &[
     Case("ext2", "mkfs.ext2 -q $d", Due::Left),
     Case("XFS", "mkfs.xfs -q $d", Due::Has(Kind::Xfs)),
     Case("XFS, whose superblock is lost", "mkfs.xfs -q $d; zero 0 1", Due::Left),
+    Case("XFS, whose first MiB is lost", "mkfs.xfs -q $d; zero 0 2048", Due::Left),
+    Case("ext4 in large blocks, whose first MiB is lost", "mkfs.ext4 -q -b 4096 $d; zero 0 2048", Due::Left),
     Case("btrfs", "mkfs.btrfs -q $d", Due::Left),
     Case("btrfs, whose first superblock is lost", "mkfs.btrfs -q $d; zero 0 2048", Due::Left),
     Case("swap", "mkswap -q $d", Due::Left),

@@ -28,10 +28,27 @@ pub enum NotBlank {
 const ENDS: u64 = 1 << 20;
 /// How much from a place on where something could be.
 const PLACE: u64 = 64 << 10;
-/// Where superblocks, their copies and secondary headers are beyond the ends: LUKS 2 has them up to 4 MiB, VMFS at 1 and
-/// 2 MiB, btrfs at 64 MiB, 256 GiB and 1 PiB.
-const PLACES: [u64; 8] =
-    [1 << 20, 2 << 20, 3 << 20, 4 << 20, (4 << 20) - PLACE, 64 << 20, 256 << 30, 1 << 50];
+/// Where superblocks, their copies and secondary headers are beyond the ends: VMFS has them at 1 and 2 MiB, LUKS 2 up to 4 MiB,
+/// ext4 at 8 MiB (and 1 KiB), 32 MiB, 128 MiB and 384 MiB by the size of its blocks, btrfs at 64 MiB, 256 GiB and 1 PiB.
+const PLACES: [u64; 12] = [
+    1 << 20,
+    2 << 20,
+    3 << 20,
+    4 << 20,
+    (4 << 20) - PLACE,
+    8 << 20,
+    32 << 20,
+    64 << 20,
+    128 << 20,
+    384 << 20,
+    256 << 30,
+    1 << 50,
+];
+/// In how many parts of one size the disk is looked into besides, at the beginning of each: the groups of XFS begin there, and
+/// what has lost all that it is known by is seldom empty at all of them.
+const PARTS: u64 = 64;
+/// Places are read from a whole page on.
+const ALIGNED: u64 = 4096;
 /// How much is read at once.
 const CHUNK: usize = 128 << 10;
 
@@ -40,7 +57,8 @@ pub fn look(disk: &File, size: u64) -> Result<(), NotBlank> {
     let places = PLACES.into_iter().map(|at| (at, PLACE));
     let ends = [(0, ENDS), (size.saturating_sub(ENDS), ENDS)];
     let mut buffer = vec![0; CHUNK];
-    for (begin, length) in ends.into_iter().chain(places).filter(|(begin, _)| *begin < size) {
+    let parts = (1..PARTS).map(|n| (size / PARTS * n / ALIGNED * ALIGNED, PLACE));
+    for (begin, length) in ends.into_iter().chain(places).chain(parts).filter(|(begin, _)| *begin < size) {
         let end = (begin + length).min(size);
         let mut at = begin;
         while at < end {
@@ -113,7 +131,11 @@ mod tests {
             64 << 10,
             ENDS - 1,
             4 << 20,
+            (8 << 20) + 1024,
             64 << 20,
+            128 << 20,
+            SIZE / 4,
+            SIZE / 64 * 63,
             256 << 30,
             SIZE - ENDS,
             SIZE - 512,

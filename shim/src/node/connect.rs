@@ -220,6 +220,26 @@ impl Connector {
         Ok(())
     }
 
+    /// Whether this node has been cut off from a volume by iSCSI: no session is left that can do I/O, and the appliance answers
+    /// and shows no such target. open-iscsi goes on trying all the same, and who waits for the disk waits with it; by NVMe the
+    /// kernel gives up by itself when it is refused.
+    pub async fn is_cut_off(&self, volume: VolumeId) -> Result<bool> {
+        let lost = |e| ConnectError::Io("looking for sessions".into(), e);
+        let mut hidden = false;
+        for ends in endings(volume) {
+            for session in self.sysfs.sessions(&ends).map_err(lost)? {
+                if self.sysfs.is_logged_in(&session) {
+                    return Ok(false);
+                }
+                for (address, port) in self.sysfs.portals(&session.target).map_err(lost)? {
+                    let portal = written(&address, port);
+                    hidden |= iscsi::is_hidden(&self.tools, &session.target, &portal, PORTAL).await;
+                }
+            }
+        }
+        Ok(hidden)
+    }
+
     /// Ends all connections to a volume, whatever is known of how they came to be. The caller has made sure that nothing
     /// uses its disk.
     pub async fn disconnect(&self, volume: VolumeId, deadline: Deadline) -> Result<()> {
@@ -309,9 +329,13 @@ fn endings(volume: VolumeId) -> [String; 2] {
 
 /// A portal as open-iscsi and people write it.
 fn shown(portal: &Portal) -> String {
-    match portal.address.contains(':') {
-        true => format!("[{}]:{}", portal.address, portal.port),
-        false => format!("{}:{}", portal.address, portal.port),
+    written(&portal.address, portal.port)
+}
+
+fn written(address: &str, port: u16) -> String {
+    match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
     }
 }
 

@@ -94,10 +94,26 @@ pub async fn log_out(tools: &Tools, session: &Session, deadline: Deadline) -> Re
     let number = session.number.to_string();
     loop {
         let output = tools.run("iscsiadm", &["-m", "session", "-r", &number, "-u"], deadline.left()).await?;
+        // It may have failed by itself meanwhile.
+        if !session.dir.exists() {
+            return Ok(());
+        }
         if output.status.code() != Some(LATER) || deadline.left().is_zero() {
             return fine("iscsiadm", &output, NONE);
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Whether an appliance answers at a portal, and does not show this node the target any more: it has been cut off.
+pub async fn is_hidden(tools: &Tools, target: &str, portal: &str, limit: Duration) -> bool {
+    let discover = ["-m", "discovery", "-t", "st", "-o", "nonpersistent", "-p", portal];
+    match tools.run("iscsiadm", &discover, limit).await {
+        // It shows others, or none at all.
+        Ok(output) if matches!(output.status.code(), Some(0 | NONE)) => {
+            !String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == target)
+        }
+        _ => false,
     }
 }
 
@@ -161,6 +177,11 @@ impl Sysfs {
             }
         }
         Ok(found)
+    }
+
+    /// Whether a session can do I/O now.
+    pub fn is_logged_in(&self, session: &Session) -> bool {
+        attribute(&session.dir.join("state")).is_ok_and(|state| state == "LOGGED_IN")
     }
 
     /// The disks of a session, and those that multipathd has made of them.

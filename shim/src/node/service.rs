@@ -115,7 +115,7 @@ impl node_server::Node for Node {
         let of = handle(&ask.volume_id)?;
         let target = path(&ask.target_path, "target_path")?;
         let _lock = self.locks.take(format!("volume {of}"))?;
-        self.unpublish(&target, deadline).await?;
+        self.unpublish(of.id, &target, deadline).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 

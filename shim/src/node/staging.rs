@@ -6,9 +6,9 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use orlop_api::{Access, Attachment, NfsAccess, VolumeId};
+use orlop_api::{Access, Attachment, NfsAccess, Portal, VolumeId};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tonic::Status;
 
@@ -33,6 +33,25 @@ pub(super) enum Use {
 
 /// How long a file system may take to be unmounted while its disk has no path: what was not flushed is lost then.
 const UNMOUNT: Duration = Duration::from_secs(30);
+
+/// How long a node must be cut off before its disk is taken from who still waits for it.
+const CERTAIN: Duration = Duration::from_secs(20);
+
+/// How long one portal of NFS may take, and how long it may take to answer at all.
+const NFS_MOUNT: Duration = Duration::from_secs(30);
+const NFS_ANSWER: Duration = Duration::from_secs(2);
+
+/// Those that answer before those that do not: mount.nfs would try one that is dead for minutes.
+async fn answering_first(portals: &[Portal]) -> Vec<&Portal> {
+    let answers = portals.iter().map(|portal| async move {
+        let connecting = tokio::net::TcpStream::connect((portal.address.as_str(), portal.port));
+        matches!(tokio::time::timeout(NFS_ANSWER, connecting).await, Ok(Ok(_)))
+    });
+    let answers = futures_util::future::join_all(answers).await;
+    let mut all: Vec<_> = portals.iter().zip(answers).collect();
+    all.sort_by_key(|(_, answers)| !answers);
+    all.into_iter().map(|(portal, _)| portal).collect()
+}
 
 fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Status {
     move |e| Status::internal(format!("{what}: {e}"))
@@ -273,7 +292,7 @@ impl Node {
         }
         // mount.nfs knows more than the system call does: versions, names, Kerberos.
         let mut refused = Vec::new();
-        for portal in &access.portals {
+        for portal in answering_first(&access.portals).await {
             let address = match portal.address.contains(':') {
                 true => format!("[{}]", portal.address),
                 false => portal.address.clone(),
@@ -284,7 +303,7 @@ impl Node {
             if !joined.is_empty() {
                 args.extend(["-o", &joined]);
             }
-            match self.tools.must("mount", &args, deadline.left()).await {
+            match self.tools.must("mount", &args, NFS_MOUNT.min(deadline.left())).await {
                 Ok(_) => return Ok(()),
                 Err(e) => refused.push(format!("{source}: {e}")),
             }
@@ -297,7 +316,7 @@ impl Node {
         if !staging.is_absolute() {
             return Err(invalid("staging_target_path: it is not absolute"));
         }
-        self.unmount(staging, deadline).await?;
+        self.unmount(volume, staging, deadline).await?;
         // The last to go lets go of the disk.
         let disks = self.connector.disks(volume).map_err(failed("looking for its disk"))?;
         for disk in &disks {
@@ -309,19 +328,46 @@ impl Node {
         self.state.remove(volume).map_err(failed("forgetting it"))
     }
 
-    async fn unmount(&self, at: &Path, deadline: Deadline) -> Result<()> {
+    /// Takes away what is mounted. What keeps it waits for a disk that this node has been cut off from: then the disk goes
+    /// first, because it never comes back.
+    async fn unmount(&self, volume: VolumeId, at: &Path, deadline: Deadline) -> Result<()> {
+        let since = Instant::now();
+        let mut cut_off = false;
+        loop {
+            let busy = match self.try_unmount(at, deadline).await? {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                    failed(format!("unmounting {}", at.display()))(e)
+                }
+                Err(e) => return Err(failed(format!("unmounting {}", at.display()))(e)),
+            };
+            if deadline.left().is_zero() {
+                return Err(busy);
+            }
+            let asks = !cut_off || since.elapsed() >= CERTAIN;
+            if asks && !self.connector.is_cut_off(volume).await.map_err(of_connect)? {
+                return Err(busy);
+            }
+            // An appliance that has just started shows what it has one after the other: it is asked twice.
+            if cut_off && since.elapsed() >= CERTAIN {
+                tracing::warn!(%volume, "this node has been cut off from it: what was not flushed is lost");
+                self.connector.disconnect(volume, deadline).await.map_err(of_connect)?;
+            }
+            cut_off = true;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    async fn try_unmount(&self, at: &Path, deadline: Deadline) -> Result<io::Result<()>> {
         let place = at.to_owned();
         let unmounting = blocking(move || unmount_all(&place, UnmountFlags::empty()));
-        let waits = UNMOUNT.min(deadline.left());
-        match tokio::time::timeout(waits, unmounting).await {
-            Ok(done) => done?.map_err(failed(format!("unmounting {}", at.display()))),
+        match tokio::time::timeout(UNMOUNT.min(deadline.left()), unmounting).await {
+            Ok(done) => done,
             Err(_) => {
                 // Its disk does not answer. Who wrote was told what is durable; the rest goes with the path.
                 tracing::warn!(at = %at.display(), "unmounting takes too long: the mount is taken away, what was not flushed is lost");
                 let place = at.to_owned();
-                blocking(move || unmount_all(&place, UnmountFlags::DETACH))
-                    .await?
-                    .map_err(failed(format!("taking away {}", at.display())))
+                blocking(move || unmount_all(&place, UnmountFlags::DETACH)).await
             }
         }
     }
@@ -392,11 +438,11 @@ impl Node {
             .map_err(failed(format!("publishing at {}", target.display())))
     }
 
-    pub(super) async fn unpublish(&self, target: &Path, deadline: Deadline) -> Result<()> {
+    pub(super) async fn unpublish(&self, volume: VolumeId, target: &Path, deadline: Deadline) -> Result<()> {
         if !target.is_absolute() {
             return Err(invalid("target_path: it is not absolute"));
         }
-        self.unmount(target, deadline).await?;
+        self.unmount(volume, target, deadline).await?;
         let removed = match std::fs::symlink_metadata(target) {
             // What is in it is somebody's.
             Ok(m) if m.is_dir() => std::fs::remove_dir(target),

@@ -22,6 +22,7 @@ struct Logs {
     lio: String,
     nfs: String,
     files: String,
+    format: String,
     /// What the kernel complained of, and how full its disks were in the end.
     kernel: String,
 }
@@ -57,7 +58,7 @@ fn run(dir: &Path) -> Result<Logs> {
     let artifacts = Artifacts::locate()?;
     let payload = dir.join("payload");
     std::fs::create_dir_all(&payload)?;
-    for name in ["pool-contract", "nvmet-contract", "lio-contract", "nfs-contract"] {
+    for name in ["pool-contract", "nvmet-contract", "lio-contract", "nfs-contract", "format-contract"] {
         std::fs::copy(instrumented(name)?, payload.join(name)).with_context(|| format!("copying {name}"))?;
     }
     let mut guest =
@@ -78,7 +79,8 @@ fn run(dir: &Path) -> Result<Logs> {
          {{ mkdir nfs0 nfs1 && mkfs.ext4 -q {DISK}-target0 && mkfs.xfs -q -f {DISK}-target1 && \
          mount {DISK}-target0 nfs0 && mount {DISK}-target1 nfs1 && \
          {payload}/nfs-contract check /run/nfs0 /run/nfs1; }} >nfs.log 2>&1; \
-         {payload}/pool-contract --only encrypt,group,held file-disk xfs {DISK}-file0 >files.log 2>&1; }} & \
+         {payload}/pool-contract --only encrypt,group,held file-disk xfs {DISK}-file0 >files.log 2>&1; \
+         {payload}/format-contract /run >format.log 2>&1; }} & \
          cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
     );
     // Far longer than it takes: beside all other guests on a slow machine.
@@ -95,6 +97,7 @@ fn run(dir: &Path) -> Result<Logs> {
         zfs: log("zfs")?,
         lvm: log("lvm")?,
         files: log("files")?,
+        format: log("format")?,
         nvmet: log("nvmet")?,
         lio: log("lio")?,
         nfs: log("nfs")?,
@@ -129,4 +132,9 @@ pub fn target_contracts(w: &mut World) -> Result<()> {
     let logs = w.contracts.wait()?;
     let nfs = all_passed("nfs", &logs.nfs);
     all_passed("nvmet", &logs.nvmet).and(all_passed("lio", &logs.lio)).and(nfs)
+}
+
+pub fn nothing_is_formatted(w: &mut World) -> Result<()> {
+    let logs = w.contracts.wait()?;
+    all_passed("what is never formatted", &logs.format)
 }

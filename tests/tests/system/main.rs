@@ -15,6 +15,7 @@ mod documented;
 mod guests;
 mod iscsi;
 mod kerberos;
+mod kubernetes;
 mod lifecycle;
 mod multipath;
 mod pools;
@@ -56,6 +57,9 @@ const SCENARIOS: &[Scenario] = &[
     ("hosts_and_zones_share_file_systems", shares::hosts_and_zones_share_file_systems),
     ("a_fenced_nfs_writer_is_cut_off", shares::a_fenced_nfs_writer_is_cut_off),
     ("who_comes_by_kerberos_proves_it", kerberos::who_comes_by_kerberos),
+    ("claims_of_kubernetes_reach_a_pod", kubernetes::claims_reach_a_pod),
+    ("a_claim_moves_to_another_node", kubernetes::a_claim_moves),
+    ("a_claim_survives_kills_and_power_cuts", kubernetes::a_claim_survives),
     ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
     ("kill_9_is_not_noticed_by_writers", crashes::kill_is_not_noticed),
     ("a_stop_leaves_targets_serving", crashes::stop_leaves_targets_serving),
@@ -85,6 +89,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_short_torture_is_survived", torture::short),
     ("pool_contracts_on_zfs_and_lvm", guests::pool_contracts),
     ("target_contracts_on_the_kernel", guests::target_contracts),
+    ("only_blank_disks_are_formatted_by_contract", guests::nothing_is_formatted),
 ];
 
 /// What takes longer than is told by it each time: run where it is named.

@@ -44,7 +44,8 @@ impl World {
         options.disks.extend((0..5).map(|n| (format!("safe{n}"), 1 << 30)));
         options.initiators = 2;
         options.config = CONFIG.into();
-        for name in ["orlopd", "stream"] {
+        options.forward = Some(crate::kubernetes::PORT);
+        for name in ["orlopd", "stream", "orlop-csi"] {
             options.payload.push(instrumented(name)?);
         }
         let lab = Lab::start(&options, |_| {})?;
@@ -165,9 +166,10 @@ impl World {
         if let Ok(log) = self.lab.appliance.shell(disks, Duration::from_secs(30)) {
             println!("---- appliance's disks:\n{}", log.stdout);
         }
-        let log = self.lab.initiator.guest.shell("dmesg | tail -n 15", Duration::from_secs(30));
+        let node = "journalctl -u orlop-csi -n 20 --no-pager -o cat; dmesg | tail -n 15";
+        let log = self.lab.initiator.guest.shell(node, Duration::from_secs(30));
         if let Ok(log) = log {
-            println!("---- initiator's kernel:\n{}", log.stdout);
+            println!("---- initiator:\n{}", log.stdout);
         }
     }
 
