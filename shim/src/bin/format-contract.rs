@@ -47,16 +47,12 @@ const CASES: &[Case] = &[
     Case("LUKS 1", "luks 1", Due::Left),
     Case("LUKS 2", "luks 2", Due::Left),
     Case("LUKS 2, whose first header is lost", "luks 2; zero 0 32", Due::Left),
-    Case("LVM", "pvcreate -q -q -y $d", Due::Left),
+    Case("LVM", "volume", Due::Left),
     Case("md 1.2", "raid 1.2", Due::Left),
     Case("md 1.0, at its end", "raid 1.0", Due::Left),
     Case("md 0.90, at its end", "raid 0.90", Due::Left),
-    Case("ZFS", "zpool create -f formatpool $d; zpool export formatpool", Due::Left),
-    Case(
-        "ZFS, whose first labels are lost",
-        "zpool create -f formatpool $d; zpool export formatpool; zero 0 2048",
-        Due::Left,
-    ),
+    Case("ZFS", "pool", Due::Left),
+    Case("ZFS, whose first labels are lost", "pool; zero 0 2048", Due::Left),
     Case(
         "a partition table of PCs",
         r"bytes '\0\0\0\0\203\0\0\0\0\010\0\0\0\010\0\0' 446; bytes '\125\252' 510",
@@ -75,7 +71,13 @@ set -e
 zero() { dd if=/dev/zero of=$d bs=512 seek=$1 count=$2 conv=fsync,notrunc status=none; }
 bytes() { printf "$1" | dd of=$d bs=1 seek=$2 conv=fsync,notrunc status=none; }
 luks() { printf secret | cryptsetup luksFormat -q --type luks$1 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 $d -; }
-raid() { mdadm --create /dev/md/formatted --quiet --run --force --level=1 --raid-devices=1 --metadata=$1 $d; udevadm settle; mdadm --stop --quiet /dev/md/formatted; }
+raid() {
+    mdadm --create /dev/md99 --config=none --quiet --run --force --level=1 --raid-devices=1 --metadata=$1 $d
+    udevadm settle
+    mdadm --stop --config=none --quiet /dev/md99
+}
+volume() { pvcreate --config 'devices { use_devicesfile=0 global_filter=["a|.*|"] }' -q -q -y $d; }
+pool() { zpool create -f -m none formatpool $d; zpool export formatpool; }
 exec >/dev/null
 "#;
 
