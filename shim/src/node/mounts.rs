@@ -53,13 +53,18 @@ pub fn of(device: (u32, u32)) -> io::Result<Vec<Mount>> {
     Ok(all()?.into_iter().filter(|m| m.device == device).collect())
 }
 
+/// `MAJOR:MINOR`, as the kernel writes a device's number.
+pub fn number(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut words = line.split(|b| *b == b' ');
     // Its own number and its parent's.
     words.next()?;
     words.next()?;
-    let (major, minor) = std::str::from_utf8(words.next()?).ok()?.split_once(':')?;
-    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let device = number(std::str::from_utf8(words.next()?).ok()?)?;
     let (root, at) = (path(words.next()?), path(words.next()?));
     let options = std::str::from_utf8(words.next()?).ok()?.split(',').map(str::to_owned).collect();
     // Any number of further fields, up to one that is a dash.

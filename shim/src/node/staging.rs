@@ -153,8 +153,10 @@ fn unmount_all(at: &Path, flags: UnmountFlags) -> io::Result<()> {
 
 /// Who uses a volume's disk: a mount, or a device above it that is none of its own.
 fn in_use(disk: &Path, own: &[PathBuf]) -> io::Result<Option<String>> {
-    let (major, minor) = match number(disk) {
-        Ok(number) => number,
+    // By the kernel's own word: a container that does not see the host's /dev must not take every disk for one that has gone.
+    let name = disk.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let (major, minor) = match std::fs::read_to_string(Path::new("/sys/class/block").join(name).join("dev")) {
+        Ok(text) => mounts::number(text.trim()).ok_or(io::ErrorKind::InvalidData)?,
         // It went meanwhile.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
