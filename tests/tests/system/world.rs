@@ -167,18 +167,27 @@ impl World {
             println!("---- appliance's disks:\n{}", log.stdout);
         }
         let node = "journalctl -u orlop-csi -n 20 --no-pager -o cat; dmesg | tail -n 15";
-        let log = self.lab.initiator.guest.shell(node, Duration::from_secs(30));
-        if let Ok(log) = log {
-            println!("---- initiator:\n{}", log.stdout);
+        for initiator in std::iter::once(&mut self.lab.initiator).chain(&mut self.lab.others) {
+            if let Ok(log) = initiator.guest.shell(node, Duration::from_secs(30)) {
+                println!("---- {}:\n{}", initiator.guest.name(), log.stdout);
+            }
         }
     }
 
-    /// Ends what a scenario that failed left connected: later ones look at all paths of a host, and would fail with it.
+    /// Ends what a scenario that failed left connected or stopped: later ones would fail with it.
     pub fn let_go(&mut self) {
+        // First: a device that hangs holds up everything else.
+        let resume = "for d in /sys/block/dm-*/dm; do \
+                        [ \"$(cat $d/suspended)\" = 1 ] && dmsetup resume \"$(cat $d/name)\"; \
+                      done; systemctl stop hung-detach; true";
         let end = "systemctl stop 'stream-*'; systemctl reset-failed 'stream-*'; nvme disconnect-all; \
                    iscsiadm -m node -u; umount -a -f -l -t nfs,nfs4";
-        if let Err(e) = self.lab.initiator.guest.shell(end, Duration::from_secs(120)) {
-            println!("the initiator could not let go: {e:#}");
+        let limit = Duration::from_secs(120);
+        let mut said = vec![self.lab.appliance.shell(resume, limit)];
+        said.push(self.lab.initiator.guest.shell(end, limit));
+        said.extend(self.lab.others.iter_mut().map(|other| other.guest.shell(end, limit)));
+        for e in said.into_iter().filter_map(Result::err) {
+            println!("a guest could not let go: {e:#}");
         }
     }
 }
