@@ -221,11 +221,12 @@ impl Connector {
     }
 
     /// Whether this node has been cut off from a volume by iSCSI: no session is left that can do I/O, and the appliance answers
-    /// and shows no such target. open-iscsi goes on trying all the same, and who waits for the disk waits with it; by NVMe the
-    /// kernel gives up by itself when it is refused.
+    /// and shows no such target at any of its portals (one of the addresses may have become another machine's). open-iscsi
+    /// goes on trying all the same, and who waits for the disk waits with it; by NVMe the kernel gives up by itself when it
+    /// is refused.
     pub async fn is_cut_off(&self, volume: VolumeId) -> Result<bool> {
         let lost = |e| ConnectError::Io("looking for sessions".into(), e);
-        let mut hidden = false;
+        let mut answered = false;
         for ends in endings(volume) {
             for session in self.sysfs.sessions(&ends).map_err(lost)? {
                 if self.sysfs.is_logged_in(&session) {
@@ -233,11 +234,15 @@ impl Connector {
                 }
                 for (address, port) in self.sysfs.portals(&session.target).map_err(lost)? {
                     let portal = written(&address, port);
-                    hidden |= iscsi::is_hidden(&self.tools, &session.target, &portal, PORTAL).await;
+                    match iscsi::shows(&self.tools, &session.target, &portal, PORTAL).await {
+                        Some(true) => return Ok(false),
+                        Some(false) => answered = true,
+                        None => {}
+                    }
                 }
             }
         }
-        Ok(hidden)
+        Ok(answered)
     }
 
     /// Ends all connections to a volume, whatever is known of how they came to be. The caller has made sure that nothing

@@ -105,16 +105,13 @@ pub async fn log_out(tools: &Tools, session: &Session, deadline: Deadline) -> Re
     }
 }
 
-/// Whether an appliance answers at a portal, and does not show this node the target any more: it has been cut off.
-pub async fn is_hidden(tools: &Tools, target: &str, portal: &str, limit: Duration) -> bool {
+/// Whether the appliance at a portal shows this node a target; nothing where nobody answers.
+pub async fn shows(tools: &Tools, target: &str, portal: &str, limit: Duration) -> Option<bool> {
     let discover = ["-m", "discovery", "-t", "st", "-o", "nonpersistent", "-p", portal];
-    match tools.run("iscsiadm", &discover, limit).await {
-        // It shows others, or none at all.
-        Ok(output) if matches!(output.status.code(), Some(0 | NONE)) => {
-            !String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == target)
-        }
-        _ => false,
-    }
+    let output = tools.run("iscsiadm", &discover, limit).await.ok()?;
+    // It shows others, or none at all.
+    let answered = matches!(output.status.code(), Some(0 | NONE));
+    answered.then(|| String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == target))
 }
 
 /// The targets whose names end so that open-iscsi keeps records of: with sessions, and with ones that never came to be.
