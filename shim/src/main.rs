@@ -71,13 +71,17 @@ fn segment(text: &str) -> Result<(String, String), String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ORLOP_CSI_LOG").unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    // Unless they are named, the libraries below say nothing of each frame, whatever is asked of the driver.
+    let asked = std::env::var("ORLOP_CSI_LOG").unwrap_or_else(|_| "info".into());
+    let filter =
+        match tracing_subscriber::EnvFilter::try_new(format!("h2=info,hyper=info,tower=info,{asked}")) {
+            Ok(filter) => filter,
+            Err(error) => {
+                eprintln!("orlop-csi: ORLOP_CSI_LOG={asked:?}: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let done = runtime.context("starting threads").and_then(|runtime| runtime.block_on(run(cli)));
     match done {
