@@ -1,6 +1,8 @@
 //! Claims of Kubernetes, from the provisioner to a pod's directory and back: the driver's controller against the appliance, and
 //! its node's part as a service of the initiators, both over real gRPC.
 
+pub mod secrets;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -76,12 +78,15 @@ impl Kubelet {
                 w.api(w.lab.api.put_host(&other.name, &HostPut::nvme(Initiator::nqn(40 + host)?)))?;
             }
         }
-        // The second one as in a container, which has the host's root at another place.
+        // The second one as in a container, which has the host's root at another place: what is unmounted there
+        // stays mounted here.
         let (root, host_root) = match n {
             0 => ("/", String::new()),
             _ => (
                 HOST_ROOT,
-                format!("mkdir -p {HOST_ROOT}; mountpoint -q {HOST_ROOT} || mount --rbind / {HOST_ROOT};"),
+                format!(
+                    "mkdir -p {HOST_ROOT}; mountpoint -q {HOST_ROOT} || mount --rbind --make-rslave / {HOST_ROOT};"
+                ),
             ),
         };
         let on = initiator(w, n)?;
@@ -116,7 +121,8 @@ impl Kubelet {
     fn stop(self, w: &mut World) -> Result<()> {
         initiator(w, self.n)?.run(
             "systemctl stop orlop-csi-port.socket orlop-csi-port.service orlop-csi; \
-             if mountpoint -q /run/host; then umount -R -l /run/host; fi; rm -rf /run/orlop-csi /run/kubelet",
+             if mountpoint -q /run/host; then umount -R -l /run/host || exit 1; fi; rm -rf /run/orlop-csi /run/kubelet; \
+             for own in /proc /sys /sys/kernel/config /dev; do mountpoint -q $own || { echo $own is gone; exit 1; }; done",
         )?;
         let name: HostName = named(self.n).parse()?;
         Ok(w.api(w.lab.api.delete_host(&name))?)
@@ -156,6 +162,8 @@ struct Claim {
     name: String,
     volume: Volume,
     capability: VolumeCapability,
+    /// What is in the secret that its class names for staging.
+    secrets: HashMap<String, String>,
 }
 
 impl Claim {
@@ -178,7 +186,7 @@ impl Claim {
             staging_target_path: self.staging(),
             volume_capability: Some(self.capability.clone()),
             volume_context: self.volume.volume_context.clone(),
-            ..Default::default()
+            secrets: self.secrets.clone(),
         }
     }
 
@@ -214,7 +222,8 @@ impl Cluster {
             ..Default::default()
         };
         let made = w.api(self.driver.controller.clone().create_volume(ask))?.into_inner();
-        Ok(Claim { name: name.into(), volume: made.volume.context("no volume")?, capability })
+        let (name, volume) = (name.into(), made.volume.context("no volume")?);
+        Ok(Claim { name, volume, capability, secrets: HashMap::new() })
     }
 
     fn delete(&self, w: &World, claim: Claim) -> Result<()> {
@@ -317,6 +326,18 @@ impl Kubelet {
         let made = initiator(w, self.n).and_then(|on| on.run(&format!("mkdir -p {}", claim.staging())));
         made.map_err(|e| Status::internal(format!("{e:#}")))?;
         self.stage_as(w, &claim.staging_ask(context))
+    }
+
+    /// As kubelet would try it once.
+    fn stage_once(
+        &self,
+        w: &mut World,
+        claim: &Claim,
+        context: &HashMap<String, String>,
+    ) -> Result<(), Status> {
+        let made = initiator(w, self.n).and_then(|on| on.run(&format!("mkdir -p {}", claim.staging())));
+        made.map_err(|e| Status::internal(format!("{e:#}")))?;
+        w.api(self.node.clone().node_stage_volume(claim.staging_ask(context))).map(drop)
     }
 
     fn stage_as(&self, w: &World, ask: &NodeStageVolumeRequest) -> Result<(), Status> {
@@ -533,6 +554,7 @@ fn bad_input(w: &mut World, cluster: &Cluster, node: &Kubelet) -> Result<()> {
         name: "bad-input".into(),
         volume: claim.volume.clone(),
         capability: block(Mode::SingleNodeWriter),
+        secrets: HashMap::new(),
     };
     node.stage(w, &raw, &context)?;
     node.publish(w, &raw, &context)?;
