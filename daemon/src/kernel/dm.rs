@@ -100,13 +100,8 @@ impl Request {
 
     /// Asks the kernel. `None`: it has no device of that name.
     fn ask<const COMMAND: Opcode>(&mut self) -> io::Result<Option<()>> {
-        let control = match File::options().read(true).write(true).open(CONTROL) {
-            Ok(control) => control,
-            // A kernel that has no device mapper, or can't load it, has no device of it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => return Ok(None),
-            Err(e) => return Err(e),
-        };
+        // A kernel that has no device mapper has no device of it.
+        let Some(control) = control()? else { return Ok(None) };
         // SAFETY: every command's argument is a header, whose size the opcode gives. The kernel reads and writes at
         // most `data_size` bytes, which is the length of the buffer, and any bytes are valid in it.
         match unsafe { ioctl(&control, Updater::<COMMAND, [u8; BUFFER]>::new(&mut *self.0)) } {
@@ -114,6 +109,17 @@ impl Request {
             Err(Errno::NXIO) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+}
+
+/// Where the kernel is asked. `None`: it has no device mapper, or can't load it. A node alone says nothing of that: tools
+/// make one wherever they look for it.
+fn control() -> io::Result<Option<File>> {
+    match File::options().read(true).write(true).open(CONTROL) {
+        Ok(control) => Ok(Some(control)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -290,7 +296,7 @@ pub fn named(prefix: &str) -> io::Result<Vec<(String, PathBuf)>> {
 
 /// Whether the kernel has it, or would load it.
 pub fn is_there() -> bool {
-    Path::new(CONTROL).exists()
+    matches!(control(), Ok(Some(_)))
 }
 
 /// The device of that name that can be used. `None`: there is none.
