@@ -139,7 +139,7 @@ fn probe(artifacts: &Artifacts) -> Result<bool> {
     args.push(artifacts.initrd().into());
     args.push("-serial".into());
     args.push(format!("file:{}", console.display()).into());
-    let mut process = Process::start(&artifacts.emulator(), &args, &dir.path().join("qemu"))?;
+    let mut process = Process::start(&artifacts.emulator(), &args, Vec::new(), &dir.path().join("qemu"))?;
     let deadline = Instant::now() + PROBE_LIMIT;
     while Instant::now() < deadline && process.ended()?.is_none() {
         std::thread::sleep(Duration::from_millis(100));

@@ -117,15 +117,9 @@ impl Machine {
             add("-device", "virtio-net-pci,netdev=mgmt,mac=52:54:00:77:00:01,romfile=".into());
         }
         for link in &self.links {
-            let (name, local, remote) = (link.name(), link.local(), link.remote());
-            add(
-                "-netdev",
-                format!(
-                    "dgram,id={name},local.type=unix,local.path={},remote.type=unix,remote.path={}",
-                    escaped(&local),
-                    escaped(&remote)
-                ),
-            );
+            let name = link.name();
+            let socket = link.number_of_socket();
+            add("-netdev", format!("dgram,id={name},local.type=fd,local.str={socket}"));
             add("-device", format!("virtio-net-pci,netdev={name},mac={},romfile=", link.mac()));
         }
         for file in &self.smbios {
@@ -207,15 +201,12 @@ mod tests {
     fn networks() {
         let mut machine = machine();
         let (end, _) = Link::pair(2).unwrap();
-        let path = end.local();
+        let socket = end.number_of_socket();
         machine.links.push(end);
         machine.forwards.push((40000, 8443));
         let text = text(&machine);
         assert!(text.contains("hostfwd=tcp:127.0.0.1:40000-:8443"), "{text}");
-        assert!(
-            text.contains(&format!("dgram,id=storage2,local.type=unix,local.path={}", path.display())),
-            "{text}"
-        );
+        assert!(text.contains(&format!("dgram,id=storage2,local.type=fd,local.str={socket}")), "{text}");
     }
 
     #[test]

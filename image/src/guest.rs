@@ -2,6 +2,7 @@
 
 use crate::accel::Accel;
 use crate::args::{Machine, PAYLOAD_SERIAL};
+use crate::link::LinkEnd;
 use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::shell::{Output, Shell};
@@ -86,12 +87,11 @@ impl Guest {
         self.console_from = std::fs::metadata(self.console_log()).map_or(0, |meta| meta.len());
         let dir = self.console_log().parent().map(Path::to_path_buf).unwrap_or_default();
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        for link in &self.machine.links {
-            // Left by a QEMU that was killed; the name must be free to bind.
-            let _ = std::fs::remove_file(link.local());
-        }
+        self.machine.links.iter().for_each(LinkEnd::drain);
+        let sockets = self.machine.links.iter().map(LinkEnd::socket).cloned().collect();
         self.powered_on = Instant::now();
-        self.process = Some(Process::start(&self.machine.emulator, &self.machine.args(), &self.qemu_log)?);
+        let args = self.machine.args();
+        self.process = Some(Process::start(&self.machine.emulator, &args, sockets, &self.qemu_log)?);
         Ok(())
     }
 

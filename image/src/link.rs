@@ -1,13 +1,18 @@
 //! A storage network of two guests: one cable, no switch.
 
 use anyhow::{Context, Result, ensure};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-/// A cable between two guests. Frames travel as datagrams between two unix
-/// sockets, so it needs no privileges, and it works again by itself after one
-/// of the two was powered off.
+/// A cable between two guests. Frames travel as datagrams between a pair of
+/// unix sockets, so it needs no privileges. We keep both, and a QEMU inherits
+/// its own: the cable stays while one of the two guests is powered off.
+///
+/// A pair, not two sockets with names: to a name that nobody reads from, a guest
+/// that boots, QEMU sends again and again without waiting, with all of a
+/// processor. A socket of a pair says when it can be written to.
 #[derive(Debug)]
 pub struct Link;
 
@@ -16,9 +21,7 @@ pub struct Link;
 pub struct LinkEnd {
     number: u8,
     side: u8,
-    // The path of a unix socket is limited to 107 bytes, so both live in a
-    // directory with a short name, which goes when both ends have gone.
-    sockets: Arc<tempfile::TempDir>,
+    socket: Arc<OwnedFd>,
 }
 
 impl Link {
@@ -27,9 +30,11 @@ impl Link {
     /// addresses follow from them. By convention the appliance gets the first.
     pub fn pair(number: u8) -> Result<(LinkEnd, LinkEnd)> {
         ensure!((1..=250).contains(&number), "a link's number is 1 to 250, not {number}");
-        let sockets = tempfile::Builder::new().prefix("orlop-link-").tempdir();
-        let sockets = Arc::new(sockets.context("making a directory for the link's sockets")?);
-        Ok((LinkEnd { number, side: 1, sockets: sockets.clone() }, LinkEnd { number, side: 2, sockets }))
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (first, second) =
+            socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).context("making a cable")?;
+        let end = |side, socket| LinkEnd { number, side, socket: Arc::new(socket) };
+        Ok((end(1, first), end(2, second)))
     }
 }
 
@@ -53,16 +58,20 @@ impl LinkEnd {
         format!("52:54:00:77:{:02x}:{:02x}", self.number, self.side)
     }
 
-    pub(crate) fn local(&self) -> PathBuf {
-        self.socket(self.side)
+    /// What QEMU is given.
+    pub(crate) fn socket(&self) -> &Arc<OwnedFd> {
+        &self.socket
     }
 
-    pub(crate) fn remote(&self) -> PathBuf {
-        self.socket(3 - self.side)
+    /// The same by its number, which it keeps in QEMU.
+    pub(crate) fn number_of_socket(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
-    fn socket(&self, side: u8) -> PathBuf {
-        Path::new(self.sockets.path()).join(side.to_string())
+    /// Forgets what was sent to a guest that was off.
+    pub(crate) fn drain(&self) {
+        let mut frame = [0; 1];
+        while recv(&*self.socket, &mut frame, RecvFlags::DONTWAIT).is_ok() {}
     }
 
     /// The credential by which systemd-networkd configures this end.
@@ -83,16 +92,28 @@ mod tests {
     #[test]
     fn the_ends_of_a_link_meet() {
         let (a, b) = Link::pair(3).unwrap();
-        assert_eq!(a.local(), b.remote());
-        assert_eq!(a.remote(), b.local());
         assert_eq!(a.address(), b.peer());
         assert_ne!(a.mac(), b.mac());
-        assert!(a.local().as_os_str().len() < 108);
         let (name, text) = b.credential();
         assert_eq!(name, "network.network.10-storage3");
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("MACAddress=52:54:00:77:03:02\n"), "{text}");
         assert!(text.contains("Address=10.77.3.2/24\n"), "{text}");
+    }
+
+    #[test]
+    fn what_was_sent_to_a_guest_that_was_off_is_forgotten() {
+        let (a, b) = Link::pair(3).unwrap();
+        let received = |frame: &mut [u8]| recv(&**b.socket(), frame, RecvFlags::DONTWAIT).map(|(n, _)| n);
+        let mut frame = [0; 64];
+        let send = || rustix::net::send(&**a.socket(), b"a frame", rustix::net::SendFlags::DONTWAIT);
+        send().unwrap();
+        assert_eq!(received(&mut frame).unwrap(), 7);
+        // Full, and then it says so instead of being written to for ever.
+        while send().is_ok() {}
+        b.drain();
+        assert!(received(&mut frame).is_err());
+        assert_eq!(send().unwrap(), 7);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The QEMU process: start, watch, kill.
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A running QEMU. Killed when dropped, and by the kernel when our process ends.
@@ -14,7 +16,8 @@ pub(crate) struct Process {
     child: Child,
 }
 
-type Request = (Command, Sender<std::io::Result<Child>>);
+/// A program, what it inherits, and who waits for it.
+type Request = (Command, Vec<Arc<OwnedFd>>, Sender<std::io::Result<Child>>);
 
 /// The thread that starts every QEMU.
 ///
@@ -26,9 +29,9 @@ fn starter() -> &'static Mutex<Sender<Request>> {
     STARTER.get_or_init(|| {
         let (sender, receiver): (_, Receiver<Request>) = channel();
         std::thread::spawn(move || {
-            for (mut command, answer) in receiver {
+            for (command, inherits, answer) in receiver {
                 // A requester that gave up leaves a child nobody knows: end it.
-                if let Err(unclaimed) = answer.send(command.spawn())
+                if let Err(unclaimed) = answer.send(spawn(command, &inherits))
                     && let Ok(mut child) = unclaimed.0
                 {
                     let _ = child.kill();
@@ -40,9 +43,27 @@ fn starter() -> &'static Mutex<Sender<Request>> {
     })
 }
 
+/// Starts a program with open files that keep their numbers. What another thread starts at this moment inherits them too,
+/// which keeps them open a little longer and does nothing else.
+fn spawn(mut command: Command, inherits: &[Arc<OwnedFd>]) -> std::io::Result<Child> {
+    for file in inherits {
+        fcntl_setfd(file, FdFlags::empty())?;
+    }
+    let child = command.spawn();
+    for file in inherits {
+        fcntl_setfd(file, FdFlags::CLOEXEC)?;
+    }
+    child
+}
+
 impl Process {
-    /// Starts QEMU, found at `emulator`, with its messages appended to `log`.
-    pub fn start(emulator: &Path, args: &[OsString], log: &Path) -> Result<Self> {
+    /// Starts QEMU, found at `emulator`, with open files that its arguments name by number, and its messages appended to `log`.
+    pub fn start(
+        emulator: &Path,
+        args: &[OsString],
+        inherits: Vec<Arc<OwnedFd>>,
+        log: &Path,
+    ) -> Result<Self> {
         let out = std::fs::File::options()
             .create(true)
             .append(true)
@@ -64,7 +85,7 @@ impl Process {
         starter()
             .lock()
             .map_err(|_| anyhow!("the thread that starts QEMU panicked"))?
-            .send((command, answer))
+            .send((command, inherits, answer))
             .context("the thread that starts QEMU ended")?;
         let child = answered.recv_timeout(Duration::from_secs(10)).context("starting QEMU took too long")?;
         Ok(Process { child: child.context("starting QEMU by setpriv (util-linux)")? })
@@ -117,7 +138,7 @@ mod tests {
     fn wrong_arguments_end_it_and_leave_a_message() {
         let log = tempfile::NamedTempFile::new().unwrap();
         let args = ["-c".into(), "echo no such option >&2; exit 1".into()];
-        let mut process = Process::start(Path::new("sh"), &args, log.path()).unwrap();
+        let mut process = Process::start(Path::new("sh"), &args, Vec::new(), log.path()).unwrap();
         let status = process.wait(Instant::now() + Duration::from_secs(20)).unwrap();
         assert!(!status.success());
         assert!(std::fs::read_to_string(log.path()).unwrap().contains("no such option"));
@@ -128,7 +149,8 @@ mod tests {
         let log = tempfile::NamedTempFile::new().unwrap();
         let path = log.path().to_path_buf();
         let args = ["60".into()];
-        let started = std::thread::spawn(move || Process::start(Path::new("sleep"), &args, &path).unwrap());
+        let started =
+            std::thread::spawn(move || Process::start(Path::new("sleep"), &args, Vec::new(), &path).unwrap());
         let mut process = started.join().unwrap();
         std::thread::sleep(Duration::from_millis(300));
         assert!(process.ended().unwrap().is_none());
