@@ -4,6 +4,7 @@ use crate::accel::Accel;
 use crate::artifacts::Role;
 use crate::link::LinkEnd;
 use std::ffi::OsString;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 /// The serial numbers by which guests find their own disks.
@@ -118,7 +119,7 @@ impl Machine {
         }
         for link in &self.links {
             let name = link.name();
-            let socket = link.number_of_socket();
+            let socket = link.socket().as_raw_fd();
             add("-netdev", format!("dgram,id={name},local.type=fd,local.str={socket}"));
             add("-device", format!("virtio-net-pci,netdev={name},mac={},romfile=", link.mac()));
         }
@@ -201,7 +202,7 @@ mod tests {
     fn networks() {
         let mut machine = machine();
         let (end, _) = Link::pair(2).unwrap();
-        let socket = end.number_of_socket();
+        let socket = end.socket().as_raw_fd();
         machine.links.push(end);
         machine.forwards.push((40000, 8443));
         let text = text(&machine);
