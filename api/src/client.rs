@@ -21,10 +21,11 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe,
-    ErrorKind, Event, Host, HostName, HostPut, Keytab, KeytabPut, OrphanAdopt, OrphanId, Orphans, Page, Pool,
-    PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Reloaded, Restored, Snapshot, SnapshotCreate,
-    SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Target, TlsPut, Volume,
-    VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    ErrorKind, Event, Host, HostName, HostPut, Keytab, KeytabPut, MadeToken, OrphanAdopt, OrphanId, Orphans,
+    Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Reloaded, Restored, Snapshot,
+    SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Target, TlsPut,
+    Token, TokenName, TokenPut, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When,
+    Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -417,6 +418,21 @@ impl Client {
     /// `DELETE /v1/zones/{zone}`
     pub async fn delete_zone(&self, zone: &HostName) -> Result<()> {
         self.delete(&["v1", "zones", zone.as_str()]).await
+    }
+
+    /// `GET /v1/tokens`
+    pub async fn tokens(&self) -> Result<Vec<Token>> {
+        Ok(self.get::<Page<Token>>(&["v1", "tokens"]).await?.items)
+    }
+
+    /// `PUT /v1/tokens/{token}`
+    pub async fn put_token(&self, token: &TokenName, ask: &TokenPut) -> Result<MadeToken> {
+        self.ask(Method::PUT, &["v1", "tokens", token.as_str()], ask).await
+    }
+
+    /// `DELETE /v1/tokens/{token}`
+    pub async fn delete_token(&self, token: &TokenName) -> Result<()> {
+        self.delete(&["v1", "tokens", token.as_str()]).await
     }
 
     /// `PUT /v1/hosts/{host}/tls`

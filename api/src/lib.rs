@@ -14,6 +14,7 @@ mod secret;
 pub mod security;
 pub mod size;
 pub mod tls;
+pub mod token;
 pub mod types;
 
 #[cfg(feature = "client")]
@@ -32,4 +33,5 @@ pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Propertie
 pub use security::{Flavour, Keytab, KeytabFile, KeytabPut, Security};
 pub use size::ByteSize;
 pub use tls::{Tls, TlsKey, TlsPut};
+pub use token::{MadeToken, Token, TokenName, TokenPut, TokenSecret, Verb};
 pub use types::*;

@@ -89,6 +89,13 @@ name_type!(
     /// Who owns a volume. 1 to 63 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit, without `..`.
     Tenant, "tenant", |s| plain_name(s, 63, b"._-")
 );
+impl Default for Tenant {
+    /// Whose everything is that the administrator makes.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
 name_type!(
     /// A pool. Also a zpool's name, so its rules are those of zpool(8) made stricter:
     /// 1 to 32 of `a-z 0-9 _ -`, starting with a letter, and none of zpool's reserved words.

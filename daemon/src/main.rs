@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use orlopd::config::{self, Settings};
-use orlopd::engine::{Action, Engine, EngineSettings, Principal, Role, default_tenant};
+use orlopd::engine::{Action, Engine, EngineSettings, Principal};
 use orlopd::http::{Certificate, Listeners, Server, UnixListen};
 use orlopd::kernel::exec;
 use orlopd::kernel::uevent::DiskWatch;
@@ -265,7 +265,7 @@ async fn run(args: Args, settings: &Settings, level: Level, dropped: Dropped) ->
 
 /// SIGHUP: the same as `orlop system reload`. What comes of it is in the log, an event, and an alarm if it is wrong.
 async fn reload(engine: Engine) {
-    let who = Principal { name: "signal:hup".into(), tenant: default_tenant(), role: Role::Admin };
+    let who = Principal::admin("signal:hup");
     // The door has logged how it ended.
     let _ = engine.submit(who, Action::Reload, RELOAD).await;
 }

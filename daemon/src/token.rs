@@ -6,14 +6,9 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::engine::{self, Engine};
-
-/// The name of the first token in the journal.
-pub const FIRST: &str = "admin";
+use crate::engine::{self, Engine, FIRST, new_token};
 
 /// What a token that is handed over must have at least: 32 characters of base64url are 192 bits.
 const SHORTEST: usize = 32;
@@ -70,7 +65,7 @@ pub async fn ensure_first(
         tracing::warn!(why, "no token is made: only the unix socket lets anybody in");
         return Ok(None);
     }
-    let token = make()?;
+    let token = new_token().map_err(TokenError::Random)?;
     // The file first: a token that the journal knows and nobody else does would lock everyone out.
     let path = state_dir.join("admin.token");
     if let Err(error) = write(&path, &token) {
@@ -122,13 +117,6 @@ fn fit(text: &str) -> Result<SecretString, TokenError> {
     }
 }
 
-/// 32 random bytes as base64url.
-fn make() -> Result<SecretString, TokenError> {
-    let mut bytes = [0u8; 32];
-    crate::kernel::random(&mut bytes).map_err(TokenError::Random)?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes).into())
-}
-
 fn write(path: &Path, token: &SecretString) -> std::io::Result<()> {
     let beside = path.with_extension("new");
     match std::fs::remove_file(&beside) {
@@ -148,8 +136,8 @@ mod tests {
 
     #[test]
     fn tokens_are_long_and_plain() {
-        assert_eq!(make().unwrap().expose_secret().len(), 43);
-        assert_ne!(make().unwrap().expose_secret(), make().unwrap().expose_secret());
+        assert_eq!(new_token().unwrap().expose_secret().len(), 43);
+        assert_ne!(new_token().unwrap().expose_secret(), new_token().unwrap().expose_secret());
         assert!(fit(&"x".repeat(32)).is_ok());
         for bad in ["", "short", &"x".repeat(31), &format!("{} y", "x".repeat(40)), &"é".repeat(32)] {
             assert!(fit(bad).is_err(), "{bad}");

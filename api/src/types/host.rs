@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Authentication, ByteSize, Chap, HostName, Iqn, Network, Nqn, Protocol, Security, Tls, VolumeId};
+use crate::{
+    Authentication, ByteSize, Chap, HostName, Iqn, Network, Nqn, Protocol, Security, Tenant, Tls, VolumeId,
+};
 
 /// `PUT /v1/hosts/{host}`: what it is known by. At least one; what is not given it does not have (any more).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -57,6 +59,9 @@ pub struct Host {
     pub tls: Option<Tls>,
     /// The volumes that it may use.
     pub volumes: Vec<VolumeId>,
+    /// Whose it is: it uses volumes of this tenant alone.
+    #[serde(default)]
+    pub tenant: Tenant,
 }
 
 /// `PUT /v1/zones/{zone}`: a part of the network, whose hosts may use file systems by NFS.

@@ -1,10 +1,12 @@
 //! Every change there is, who asks for it, and what comes of it.
 
+use std::sync::Arc;
+
 use orlop_api::{
     Alarm, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe, EncryptionKey,
-    Host, HostName, HostPut, Keytab, KeytabFile, OrphanAdopt, OrphanId, Pool, PoolName, Reloaded, Restored,
-    Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut, Volume,
-    VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
+    Host, HostName, HostPut, Keytab, KeytabFile, MadeToken, OrphanAdopt, OrphanId, Pool, PoolName, Reloaded,
+    Restored, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotRef, Tenant, TlsPut,
+    TokenName, TokenPut, Verb, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 use crate::journal::backup::Text;
@@ -74,6 +76,10 @@ pub enum Action {
     PutKeytab(KeytabFile),
     /// Forgets them. Legal when no zone takes Kerberos.
     DeleteKeytab,
+    /// Makes a token, or changes what it may do.
+    PutToken(TokenName, TokenPut),
+    /// Lets nobody in by a token any more.
+    DeleteToken(TokenName),
     /// Lets a host or a zone use a volume.
     Attach(VolumeRef, HostName, Attach),
     /// Cuts a host off from a volume: done when it can't do I/O any more.
@@ -120,10 +126,52 @@ impl Action {
             Self::DeleteZone(_) => "delete_zone",
             Self::PutKeytab(_) => "put_keytab",
             Self::DeleteKeytab => "delete_keytab",
+            Self::PutToken(..) => "put_token",
+            Self::DeleteToken(_) => "delete_token",
             Self::Attach(..) => "attach",
             Self::Detach(..) => "detach",
             Self::AcknowledgeAlarm(_) => "acknowledge_alarm",
         }
+    }
+
+    /// What a token must be given to do it. `None`: it is the administrator's alone.
+    pub fn given(&self) -> Option<Verb> {
+        Some(match self {
+            Self::CreateVolume(_) => Verb::CreateVolume,
+            Self::UpdateVolume(..) => Verb::UpdateVolume,
+            Self::DeleteVolume(..) => Verb::DeleteVolume,
+            Self::UnlockVolume(..) => Verb::UnlockVolume,
+            Self::ShowKey(_) => Verb::ShowKey,
+            Self::CreateSnapshot(_) => Verb::CreateSnapshot,
+            Self::CreateSnapshotGroup(_) => Verb::CreateSnapshotGroup,
+            Self::DeleteSnapshot(..) => Verb::DeleteSnapshot,
+            Self::PutHost(..) => Verb::PutHost,
+            Self::AuthenticateHost(..) => Verb::AuthenticateHost,
+            Self::TrustHost(_) => Verb::TrustHost,
+            Self::ChapHost(..) => Verb::ChapHost,
+            Self::TlsHost(..) => Verb::TlsHost,
+            Self::DeleteHost(_) => Verb::DeleteHost,
+            Self::Attach(..) => Verb::Attach,
+            Self::Detach(..) => Verb::Detach,
+            Self::CreatePool(_)
+            | Self::ImportPool(..)
+            | Self::ExportPool(_)
+            | Self::DeletePool(_)
+            | Self::ChangePool(..)
+            | Self::WipeDisk(..)
+            | Self::Backup
+            | Self::Restore(..)
+            | Self::Reload
+            | Self::AdoptOrphan(..)
+            | Self::RemoveOrphan(_)
+            | Self::PutZone(..)
+            | Self::DeleteZone(_)
+            | Self::PutKeytab(_)
+            | Self::DeleteKeytab
+            | Self::PutToken(..)
+            | Self::DeleteToken(_)
+            | Self::AcknowledgeAlarm(_) => return None,
+        })
     }
 
     /// What it is about, for audit and logs: `pool/tank`, `volume/data`, `volume/data host/worker-1`.
@@ -153,6 +201,7 @@ impl Action {
             | Self::TlsHost(host, _)
             | Self::DeleteHost(host) => format!("host/{host}"),
             Self::PutZone(zone, _) | Self::DeleteZone(zone) => format!("zone/{zone}"),
+            Self::PutToken(token, _) | Self::DeleteToken(token) => format!("token/{token}"),
             Self::Attach(volume, host, _) | Self::Detach(volume, host) => {
                 format!("volume/{volume} host/{host}")
             }
@@ -211,6 +260,8 @@ pub enum Outcome {
         /// Whether it is new.
         made: bool,
     },
+    /// The token as it is now, and itself if it was made.
+    Token(MadeToken),
     /// Whose keys are kept now.
     Keytab(Keytab),
     /// What the initiator needs.
@@ -247,15 +298,68 @@ pub enum Outcome {
 pub struct Principal {
     /// For audit and logs: `uid:0`, `token:admin`, `daemon`.
     pub name: String,
-    /// Whose volumes it sees and makes.
+    /// In which tenant it makes things, and finds them by name.
     pub tenant: Tenant,
     /// What it may do.
     pub role: Role,
 }
 
 /// What a principal may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Everything.
+    /// Everything, in all tenants.
     Admin,
+    /// This, and to know of nothing else.
+    Scoped(Arc<TokenPut>),
+}
+
+impl Principal {
+    /// An administrator.
+    pub fn admin(name: impl Into<String>) -> Self {
+        Self { name: name.into(), tenant: Tenant::default(), role: Role::Admin }
+    }
+
+    /// Whether nothing is kept from it.
+    pub fn is_admin(&self) -> bool {
+        self.role == Role::Admin
+    }
+
+    /// Whether it may know of what a tenant owns: of its hosts.
+    pub fn knows(&self, tenant: &Tenant) -> bool {
+        match &self.role {
+            Role::Admin => true,
+            Role::Scoped(scope) => scope.tenant == *tenant,
+        }
+    }
+
+    /// Whether it may know of a pool.
+    pub fn uses(&self, pool: &PoolName) -> bool {
+        match &self.role {
+            Role::Admin => true,
+            Role::Scoped(scope) => scope.pools.is_empty() || scope.pools.contains(pool),
+        }
+    }
+
+    /// Whether it may know of what a tenant owns in a pool: of its volumes and snapshots.
+    pub fn sees(&self, tenant: &Tenant, pool: &PoolName) -> bool {
+        self.knows(tenant) && self.uses(pool)
+    }
+
+    /// Whether it has been given this. Of what it is asked is another question: what it may not know of does not exist
+    /// to it.
+    pub fn may(&self, action: &Action) -> bool {
+        match &self.role {
+            Role::Admin => true,
+            Role::Scoped(scope) => {
+                let given = action.given().is_some_and(|verb| scope.verbs.contains(&verb));
+                let makes_elsewhere = matches!(action, Action::CreateVolume(ask) if !self.uses(&ask.pool));
+                given && !makes_elsewhere
+            }
+        }
+    }
+
+    /// The same where it makes something of what is another tenant's: that stays where it is.
+    pub(super) fn within(&self, tenant: &Tenant) -> Self {
+        Self { tenant: tenant.clone(), ..self.clone() }
+    }
 }

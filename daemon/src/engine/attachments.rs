@@ -37,7 +37,16 @@ impl Core {
         let (pool, size, already, record) = {
             let view = self.view.read();
             let entry = view.entry(id).ok_or_else(|| absent(&view, &volume))?;
-            let record = view.host_record(&host).ok_or_else(|| Error::NotFound(format!("host {host}")))?;
+            let record = view.host_record(&host).filter(|r| who.knows(&r.tenant));
+            let record = record.ok_or_else(|| Error::NotFound(format!("host {host}")))?;
+            if record.tenant != entry.label.tenant {
+                let (theirs, whose) = (&record.tenant, &entry.label.tenant);
+                return Err(Error::Precondition {
+                    object: format!("{} {host}", record.noun()),
+                    reason: format!("is tenant {theirs}'s, and volume {volume} tenant {whose}'s"),
+                    dependants: Vec::new(),
+                });
+            }
             let protocol = entry.label.protocol();
             self.check_served(protocol)?;
             check_may_use(&host, record, protocol)?;
@@ -111,7 +120,7 @@ impl Core {
         host: HostName,
         until: Instant,
     ) -> Result<Outcome> {
-        let id = self.find_attached(who, &volume)?;
+        let id = self.find_attached(who, &volume, &host)?;
         self.check_settled(|intent| intent.touches_access(id))?;
         let wants = vec![(Key::Host(host.clone()), Mode::Shared), (Key::Volume(id), Mode::Exclusive)];
         let guards = self.locks.acquire(wants, until).await?;
@@ -177,10 +186,14 @@ impl Core {
 
     /// As `find`, but also a volume whose backing is gone and whose attachments are still there: they can
     /// be taken away by id.
-    fn find_attached(&self, who: &Principal, volume: &VolumeRef) -> Result<VolumeId> {
+    fn find_attached(&self, who: &Principal, volume: &VolumeRef, host: &HostName) -> Result<VolumeId> {
         match (self.find(who, volume), volume) {
             (Ok(id), _) => Ok(id),
-            (Err(_), VolumeRef::Id(id)) if self.view.read().is_orphaned(*id) => Ok(*id),
+            (Err(e), VolumeRef::Id(id)) => {
+                let view = self.view.read();
+                // Whose the volume was is not known any more. It was of its host's tenant.
+                if view.is_orphaned(*id) && view.knows_host(who, host) { Ok(*id) } else { Err(e) }
+            }
             (Err(e), _) => Err(e),
         }
     }

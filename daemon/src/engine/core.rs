@@ -1,6 +1,6 @@
 //! What every action stands on: the journal, the view, pools with their lanes, the target with its lane.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::action::Principal;
 use super::copies::Copies;
 use super::disks::DiskReadings;
 use super::error::{Error, Result};
@@ -27,6 +26,7 @@ use super::quotas::{Limits, Quotas};
 use super::reload::Configuration;
 use super::space::FillLimits;
 use super::targets::{Server, Targets};
+use super::tokens::Tokens;
 use super::view::View;
 use crate::journal::Journal;
 use crate::kernel::Deadline;
@@ -211,9 +211,7 @@ pub(super) struct Core {
     /// Where the kernel's counters are read.
     pub(super) count_lane: Lane,
     pub(super) disk_readings: DiskReadings,
-    /// Tokens by the SHA-256 of their text.
-    pub(super) tokens: RwLock<HashMap<[u8; 32], Principal>>,
-    pub(super) token_names: RwLock<BTreeMap<String, [u8; 32]>>,
+    pub(super) tokens: RwLock<Tokens>,
     /// Intents that are neither carried out nor undone yet: their objects take no changes.
     pub(super) unsettled: Mutex<BTreeMap<u64, (Intent, String)>>,
     pub(super) next_op: AtomicU64,

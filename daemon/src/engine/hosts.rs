@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use orlop_api::{
-    AuthenticationPut, ChapPut, EventKind, HostName, HostPut, Network, Protocol, TlsPut, VolumeId, ZonePut,
+    AuthenticationPut, ChapPut, EventKind, HostName, HostPut, Network, Protocol, Tenant, TlsPut, VolumeId,
+    ZonePut,
 };
 use tokio::time::Instant;
 
-use super::action::Outcome;
+use super::action::{Outcome, Principal};
 use super::core::Core;
 use super::error::{Error, Result};
 use super::events::Subject;
@@ -30,12 +31,13 @@ const MOST_NETWORKS: usize = 64;
 impl Core {
     pub(super) async fn put_host(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         ask: HostPut,
         until: Instant,
     ) -> Result<Outcome> {
         check_host(&ask)?;
-        let mut record = HostRecord::host(ask);
+        let mut record = HostRecord { tenant: self.owner(who, &name)?, ..HostRecord::host(ask) };
         // The same again changes nothing, and need not wait for one of its attachments whose disk does not answer.
         let same = |old: &HostRecord| {
             let (secrets, chap, tls) = (old.secrets.clone(), old.chap.clone(), old.tls.clone());
@@ -49,6 +51,7 @@ impl Core {
         let wants = ids.iter().map(|(_, id)| (Key::HostId(id.clone()), Mode::Exclusive));
         let wants = wants.chain([(Key::Host(name.clone()), Mode::Exclusive)]).collect();
         let _guards = self.locks.acquire(wants, until).await?;
+        record.tenant = self.owner(who, &name)?;
         let old = self.check_noun(&name, &record)?;
         let volumes = {
             let view = self.view.read();
@@ -57,8 +60,13 @@ impl Core {
             {
                 let theirs: Vec<_> = ids_of(theirs).into_iter().map(|(_, id)| id).collect();
                 if let Some((field, id)) = ids.iter().find(|(_, id)| theirs.contains(id)) {
+                    let known = view.knows_host(who, other);
                     return Err(Error::Conflict {
-                        object: format!("host {other}"),
+                        object: if known {
+                            format!("host {other}")
+                        } else {
+                            "a host of another tenant".into()
+                        },
                         field,
                         have: format!("{id} already"),
                         want: format!("it for host {name} too"),
@@ -102,6 +110,20 @@ impl Core {
         volumes.into_iter().for_each(|id| self.dirty.mark(id));
         self.events.publish(EventKind::HostPut, about(&name));
         self.shown_host(&name, old.is_none())
+    }
+
+    /// Whose a host is that is put: as before, or the principal's if it is new. Names of hosts are everybody's.
+    fn owner(&self, who: &Principal, name: &HostName) -> Result<Tenant> {
+        match self.view.read().host_record(name) {
+            None => Ok(who.tenant.clone()),
+            Some(record) if who.knows(&record.tenant) => Ok(record.tenant.clone()),
+            Some(_) => Err(Error::Conflict {
+                object: format!("host {name}"),
+                field: "tenant",
+                have: "another".into(),
+                want: format!("{}: choose another name", who.tenant),
+            }),
+        }
     }
 
     /// Makes a zone or changes it. Where it is attached the targets follow before the answer.
@@ -219,6 +241,7 @@ impl Core {
     /// Forgets a host or a zone.
     pub(super) async fn forget(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         noun: &'static str,
         until: Instant,
@@ -226,7 +249,7 @@ impl Core {
         let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
         let old = {
             let view = self.view.read();
-            let old = view.host_record(&name).filter(|r| r.noun() == noun).cloned();
+            let old = view.host_record(&name).filter(|r| r.noun() == noun && who.knows(&r.tenant)).cloned();
             let old = old.ok_or_else(|| Error::NotFound(format!("{noun} {name}")))?;
             let volumes: Vec<_> = view.volumes_of(&name).map(|id| id.to_string()).collect();
             if !volumes.is_empty() {
@@ -265,6 +288,7 @@ impl Core {
     /// Has a host prove a secret to NVMe from its next connection on, or nothing any more.
     pub(super) async fn set_dhchap(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         secrets: Option<AuthenticationPut>,
         until: Instant,
@@ -273,12 +297,13 @@ impl Core {
             return Err(same_secret("controller_key"));
         }
         let set = |record: &mut HostRecord| record.secrets = secrets.map(Secret::Known);
-        self.set_secret(name, Protocol::Nvme, true, set, until).await
+        self.set_secret(who, name, Protocol::Nvme, true, set, until).await
     }
 
     /// The same to iSCSI.
     pub(super) async fn set_chap(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         secrets: Option<ChapPut>,
         until: Instant,
@@ -288,24 +313,26 @@ impl Core {
             return Err(same_secret("target.secret"));
         }
         let set = |record: &mut HostRecord| record.chap = secrets.map(Secret::Known);
-        self.set_secret(name, Protocol::Iscsi, true, set, until).await
+        self.set_secret(who, name, Protocol::Iscsi, true, set, until).await
     }
 
     /// Has what a host says by NVMe encrypted from its next connection on. That it comes by TLS, or no longer, can't be
     /// changed while it is attached: its volumes are served at other portals then.
     pub(super) async fn set_tls(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         key: Option<TlsPut>,
         until: Instant,
     ) -> Result<Outcome> {
         let set = |record: &mut HostRecord| record.tls = key.map(Secret::Known);
-        self.set_secret(name, Protocol::Nvme, false, set, until).await
+        self.set_secret(who, name, Protocol::Nvme, false, set, until).await
     }
 
     /// Connections that a host has stay. `proof`: it is what the host must prove.
     async fn set_secret(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         protocol: Protocol,
         proof: bool,
@@ -316,7 +343,7 @@ impl Core {
         let guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
         let (old, volumes) = {
             let view = self.view.read();
-            let old = view.host_record(&name).filter(|r| r.zone.is_none()).cloned();
+            let old = view.host_record(&name).filter(|r| r.zone.is_none() && who.knows(&r.tenant)).cloned();
             let old = old.ok_or_else(|| Error::NotFound(format!("host {name}")))?;
             (old, view.volumes_of(&name).collect::<Vec<_>>())
         };

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use orlop_api::{HostName, OrphanId, PoolName, SnapshotId, SnapshotName, Tenant, VolumeId, VolumeName};
+use orlop_api::{
+    HostName, OrphanId, PoolName, SnapshotId, SnapshotName, Tenant, TokenName, VolumeId, VolumeName,
+};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::Instant;
@@ -40,6 +42,8 @@ pub enum Key {
     Backing(VolumeId),
     /// A snapshot: shared by what is made from it, exclusive for deleting it.
     Snapshot(SnapshotId),
+    /// A token that is being made, changed or deleted.
+    Token(TokenName),
 }
 
 impl std::fmt::Display for Key {
@@ -53,6 +57,7 @@ impl std::fmt::Display for Key {
             Self::SnapshotName(_, name) => write!(f, "snapshot {name}"),
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
             Self::Host(name) => write!(f, "host {name}"),
+            Self::Token(name) => write!(f, "token {name}"),
             Self::HostId(id) => id.fmt(f),
             Self::Volume(id) | Self::Backing(id) => write!(f, "volume {id}"),
         }

@@ -57,7 +57,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use orlop_api::{
-    Attachment, Disk, EventKind, HostName, Orphans, System, SystemState, Target, Tenant, VolumeId,
+    Attachment, Disk, EventKind, HostName, Orphans, System, SystemState, Target, Token, VolumeId,
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use secrecy::SecretString;
@@ -72,6 +72,7 @@ pub use events::Events;
 pub use reload::{Configuration, Reread};
 pub use space::FillLimits;
 pub use targets::{Offer, Targets};
+pub use tokens::{FIRST, new_token};
 pub use view::View;
 
 use self::core::Core;
@@ -83,16 +84,6 @@ use crate::telemetry::spans;
 
 /// Threads for making and opening whole pools, and for looking at disks.
 const SETUP_THREADS: usize = 4;
-
-/// The only tenant until tokens are scoped.
-pub fn default_tenant() -> Tenant {
-    static NAME: std::sync::LazyLock<Tenant> = std::sync::LazyLock::new(|| {
-        // The literal follows the rule; the alternative is the same literal.
-        #[allow(clippy::expect_used)]
-        "default".parse().expect("a literal that follows the rule")
-    });
-    NAME.clone()
-}
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
@@ -131,7 +122,6 @@ impl Engine {
             count_lane: lane("counters", 1, None)?,
             disk_readings: Default::default(),
             tokens: Default::default(),
-            token_names: Default::default(),
             unsettled: Default::default(),
             next_op: AtomicU64::new(recorded.next_op()),
             dirty: Default::default(),
@@ -214,8 +204,8 @@ impl Engine {
     }
 
     fn admit(&self, who: &Principal, action: &Action) -> Result<(gate::Pass, quotas::Change)> {
-        match who.role {
-            Role::Admin => {}
+        if !who.may(action) {
+            return Err(Error::Forbidden { principal: who.name.clone(), verb: action.verb() });
         }
         match self.state() {
             SystemState::Ready => {}
@@ -340,6 +330,11 @@ impl Engine {
         self.core.has_token(name)
     }
 
+    /// All tokens, by name.
+    pub fn tokens(&self) -> Vec<Token> {
+        self.core.shown_tokens()
+    }
+
     /// Why no change is taken, if none is: the journal can't be written.
     pub fn refusal(&self) -> Option<String> {
         self.core.journal.refusal().map(|refusal| refusal.why)
@@ -401,14 +396,16 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::DeleteSnapshot(snapshot, when) => core.delete_snapshot(who, snapshot, when, until).await,
         Action::AdoptOrphan(orphan, ask) => core.adopt_orphan(who, orphan, ask, until).await,
         Action::RemoveOrphan(orphan) => core.remove_orphan(who, orphan, until).await,
-        Action::PutHost(name, ask) => core.put_host(name, ask, until).await,
-        Action::AuthenticateHost(name, ask) => core.set_dhchap(name, Some(ask), until).await,
-        Action::TrustHost(name) => core.set_dhchap(name, None, until).await,
-        Action::ChapHost(name, ask) => core.set_chap(name, ask, until).await,
-        Action::TlsHost(name, ask) => core.set_tls(name, ask, until).await,
-        Action::DeleteHost(name) => core.forget(name, "host", until).await,
+        Action::PutHost(name, ask) => core.put_host(who, name, ask, until).await,
+        Action::AuthenticateHost(name, ask) => core.set_dhchap(who, name, Some(ask), until).await,
+        Action::TrustHost(name) => core.set_dhchap(who, name, None, until).await,
+        Action::ChapHost(name, ask) => core.set_chap(who, name, ask, until).await,
+        Action::TlsHost(name, ask) => core.set_tls(who, name, ask, until).await,
+        Action::DeleteHost(name) => core.forget(who, name, "host", until).await,
         Action::PutZone(name, ask) => core.put_zone(name, ask, until).await,
-        Action::DeleteZone(name) => core.forget(name, "zone", until).await,
+        Action::DeleteZone(name) => core.forget(who, name, "zone", until).await,
+        Action::PutToken(name, scope) => core.put_scoped_token(name, scope, until).await,
+        Action::DeleteToken(name) => core.delete_token(&name, until).await,
         Action::PutKeytab(keytab) => core.put_keytab(keytab, until).await,
         Action::DeleteKeytab => core.delete_keytab(until).await,
         Action::Attach(volume, host, how) => core.attach(who, volume, host, how, until).await,

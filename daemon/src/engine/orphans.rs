@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use orlop_api::{
     AlarmSeverity, HostName, Orphan, OrphanAction, OrphanId, OrphanKind, Orphans, PoolName, PoolState,
-    Unanswered, VolumeId, VolumeRef,
+    Unanswered, VolumeId,
 };
 use tokio::time::Instant;
 
@@ -189,7 +189,7 @@ impl Core {
             return Claim::Double(entry.pool.clone());
         }
         let label = &entry.label;
-        match view.resolve(&label.tenant, &VolumeRef::Name(label.name.clone())) {
+        match view.named(&label.tenant, &label.name) {
             Some(other) if other != label.id && !label.deleted => Claim::NameOf(other),
             _ => Claim::Shown,
         }

@@ -82,9 +82,10 @@ impl Core {
 
     /// Waits until nobody changes any of them. Whoever does has a deadline, so that ends.
     async fn lock_hosts_of(&self, labels: &[Label]) -> Guards {
-        let hosts = || labels.iter().flat_map(|label| &label.hosts);
-        let names = hosts().map(|host| (Key::Host(host.name.clone()), Mode::Exclusive));
-        let ids = hosts().flat_map(|host| super::hosts::ids_of(&host.record()));
+        let hosts =
+            || labels.iter().flat_map(|label| label.hosts.iter().map(move |host| (host, &label.tenant)));
+        let names = hosts().map(|(host, _)| (Key::Host(host.name.clone()), Mode::Exclusive));
+        let ids = hosts().flat_map(|(host, tenant)| super::hosts::ids_of(&host.record(tenant)));
         let ids = ids.map(|(_, id)| (Key::HostId(id), Mode::Exclusive));
         let wants: BTreeMap<Key, Mode> = names.chain(ids).collect();
         loop {
@@ -120,13 +121,13 @@ impl Core {
             }
             for host in &label.hosts {
                 match view.host_record(&host.name) {
-                    Some(record) if is_the_same(host, record, label.protocol()) => {}
+                    Some(record) if is_the_same(host, record, label) => {}
                     Some(_) => {
                         others.insert(host.name.clone());
                         continue;
                     }
                     None => {
-                        let record = host.record();
+                        let record = host.record(&label.tenant);
                         let known =
                             taken.hosts.entry(host.name.clone()).or_insert_with(|| Some(record.clone()));
                         *known = known.take().and_then(|known| together(known, record));
@@ -216,7 +217,7 @@ fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
             (a, b) => Some(a.or(b)),
         }
     }
-    if a.zone.is_some() != b.zone.is_some() {
+    if a.zone.is_some() != b.zone.is_some() || a.tenant != b.tenant {
         return None;
     }
     let known = |r: &HostRecord| (!r.networks.is_empty()).then(|| r.networks.clone());
@@ -228,5 +229,6 @@ fn together(a: HostRecord, b: HostRecord) -> Option<HostRecord> {
         secrets: a.secrets.or(b.secrets),
         chap: a.chap.or(b.chap),
         tls: a.tls.or(b.tls),
+        tenant: a.tenant,
     })
 }

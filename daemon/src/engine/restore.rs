@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use orlop_api::{EventKind, HostName, PoolName, Protocol, Restored, VolumeId};
+use orlop_api::{EventKind, HostName, PoolName, Restored, VolumeId};
 use tokio::time::Instant;
 
 use super::action::Outcome;
@@ -258,7 +258,7 @@ fn agreed<'a, 'r>(
     for label in labels {
         for host in &label.hosts {
             let is_known = known.get(&(label.id, host.name.clone())) == Some(&host.grant);
-            if is_known && record(&host.name).is_some_and(|r| is_the_same(host, r, label.protocol())) {
+            if is_known && record(&host.name).is_some_and(|r| is_the_same(host, r, label)) {
                 let_in.push((label.id, host.name.clone(), host.grant));
             } else {
                 closed.push(format!("host {} of volume {}: attach it again", host.name, label.name));
@@ -269,9 +269,10 @@ fn agreed<'a, 'r>(
 }
 
 /// Whether it is the host that a label means, and must prove no less.
-pub(super) fn is_the_same(host: &LabelHost, record: &HostRecord, protocol: Protocol) -> bool {
+pub(super) fn is_the_same(host: &LabelHost, record: &HostRecord, label: &Label) -> bool {
     let proven = record.proven();
-    record.is_same_to(protocol, &host.record())
+    record.tenant == label.tenant
+        && record.is_same_to(label.protocol(), &host.record(&label.tenant))
         && (!host.authenticated || proven.nvme)
         && (!host.chap || proven.iscsi)
         && (!host.tls || proven.tls)

@@ -35,9 +35,10 @@ impl Core {
         until: Instant,
     ) -> Result<Outcome> {
         let volume = self.find(who, &ask.volume)?;
+        let who = &who.within(&self.tenant_of(volume)?);
         let made = self.take_snapshots(who, None, vec![(ask.name.clone(), volume)], until).await?;
         let view = self.view.read();
-        let id = view.resolve_snapshot(&who.tenant, &SnapshotRef::Name(ask.name.clone()));
+        let id = view.resolve_snapshot(who, &SnapshotRef::Name(ask.name.clone()));
         let snapshot = id.and_then(|id| view.snapshot(id)).ok_or_else(|| gone(&ask.name))?;
         Ok(Outcome::Snapshot { snapshot, changed: made })
     }
@@ -53,7 +54,7 @@ impl Core {
             return Err(wrong(format!("must be 1 to {LARGEST_GROUP}")));
         }
         let mut members = Vec::with_capacity(ask.volumes.len());
-        let mut distinct = BTreeSet::new();
+        let (mut distinct, mut tenant) = (BTreeSet::new(), None);
         for (i, volume) in ask.volumes.iter().enumerate() {
             let name = format!("{}-{}", ask.name, i + 1);
             let name = name.parse().map_err(|_| Error::Invalid {
@@ -61,13 +62,17 @@ impl Core {
                 reason: "leaves no room for a number".into(),
             })?;
             let id = self.find(who, volume)?;
+            if self.tenant_of(id)? != *tenant.get_or_insert(self.tenant_of(id)?) {
+                return Err(wrong("are of several tenants".into()));
+            }
             if !distinct.insert(id) {
                 return Err(wrong(format!("has {volume} twice")));
             }
             members.push((name, id));
         }
+        let who = &tenant.map_or_else(|| who.clone(), |tenant| who.within(&tenant));
         let made = self.take_snapshots(who, Some(ask.name.clone()), members, until).await?;
-        let group = self.view.read().group(&who.tenant, &ask.name).ok_or_else(|| gone(&ask.name))?;
+        let group = self.view.read().group(who, &ask.name).ok_or_else(|| gone(&ask.name))?;
         Ok(Outcome::SnapshotGroup { group, changed: made })
     }
 
@@ -161,7 +166,7 @@ impl Core {
         let view = self.view.read();
         let mut there = 0;
         for (name, volume) in members {
-            let id = view.resolve_snapshot(&who.tenant, &SnapshotRef::Name(name.clone()));
+            let id = view.named_snapshot(&who.tenant, name);
             let Some(entry) = id.and_then(|id| view.snapshot_entry(id)) else { continue };
             there += 1;
             let differs = [
@@ -173,7 +178,7 @@ impl Core {
             }
         }
         let Some(group) = group else { return Ok(there == 1) };
-        let known = view.group(&who.tenant, group).map_or(0, |g| g.snapshots.len());
+        let known = view.members(&who.tenant, group);
         match (there, known) {
             (0, 0) => Ok(false),
             (there, known) if there == members.len() && known == members.len() => Ok(true),
@@ -193,17 +198,15 @@ impl Core {
         when: When,
         until: Instant,
     ) -> Result<Outcome> {
-        let (id, name) = {
+        let (id, name, tenant) = {
             let view = self.view.read();
-            let id = view.resolve_snapshot(&who.tenant, &snapshot);
+            let id = view.resolve_snapshot(who, &snapshot);
             let entry = id.and_then(|id| view.snapshot_entry(id)).ok_or_else(|| absent(&view, &snapshot))?;
-            (entry.label.key.id, entry.label.name.clone())
+            (entry.label.key.id, entry.label.name.clone(), entry.label.tenant.clone())
         };
         self.check_settled(|intent| intent.touches_snapshot(id))?;
-        let wants = vec![
-            (Key::SnapshotName(who.tenant.clone(), name), Mode::Exclusive),
-            (Key::Snapshot(id), Mode::Exclusive),
-        ];
+        let wants =
+            vec![(Key::SnapshotName(tenant, name), Mode::Exclusive), (Key::Snapshot(id), Mode::Exclusive)];
         let guards = self.locks.acquire(wants, until).await?;
         self.check_settled(|intent| intent.touches_snapshot(id))?;
         let (entry, dependants) = {

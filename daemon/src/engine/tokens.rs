@@ -1,31 +1,117 @@
 //! Tokens: kept as hashes. A token is 32 random bytes, so a plain hash is as good as a slow one.
 
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use orlop_api::{MadeToken, Token, TokenName, TokenPut, TokenSecret};
 use ring::digest::{SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
-use super::action::{Principal, Role};
+use super::action::{Outcome, Principal, Role};
 use super::core::Core;
 use super::error::{Error, Result};
+use super::locks::{Key, Mode};
 use crate::journal::{Batch, Table};
 
 /// A token that is shorter could be guessed.
 const SHORTEST: usize = 32;
 
+/// What the first token is called. It is brought at every start, or made at the first, and is the administrator's.
+pub const FIRST: &str = "admin";
+
+type Hash = [u8; 32];
+
 /// A token as the journal keeps it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TokenRecord {
     v: u32,
-    sha256: [u8; 32],
+    /// Of an administrator's. For others it is zeros, which is the hash of nothing that anybody knows: an older daemon,
+    /// which knows of no others, lets nobody in by it.
+    sha256: Hash,
+    /// Of one that may do less, and of one that lets nobody in any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limited: Option<Limited>,
 }
 
-fn hash(token: &str) -> [u8; 32] {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Limited {
+    Scoped {
+        sha256: Hash,
+        scope: TokenPut,
+        created: Timestamp,
+    },
+    /// Remembered, so that a backup does not bring it back.
+    Revoked,
+}
+
+/// Who is let in.
+#[derive(Debug, Default)]
+pub(super) struct Tokens {
+    records: BTreeMap<String, TokenRecord>,
+    /// By the SHA-256 of their text.
+    principals: HashMap<Hash, Principal>,
+}
+
+impl TokenRecord {
+    fn admin(sha256: Hash) -> Self {
+        Self { v: 1, sha256, limited: None }
+    }
+
+    fn limited(limited: Limited) -> Self {
+        Self { v: 2, sha256: [0; 32], limited: Some(limited) }
+    }
+
+    /// Who comes by it, and the hash of what he brings.
+    fn principal(&self, name: &str) -> Option<(Hash, Principal)> {
+        let name = format!("token:{name}");
+        match &self.limited {
+            None => Some((self.sha256, Principal::admin(name))),
+            Some(Limited::Scoped { sha256, scope, .. }) => {
+                let role = Role::Scoped(Arc::new(scope.clone()));
+                Some((*sha256, Principal { name, tenant: scope.tenant.clone(), role }))
+            }
+            Some(Limited::Revoked) => None,
+        }
+    }
+
+    /// As it is shown, if it lets anybody in.
+    fn shown(&self, name: &str) -> Option<Token> {
+        let name = name.parse().ok()?;
+        match &self.limited {
+            None => Some(Token { name, scope: None, created: None }),
+            Some(Limited::Scoped { scope, created, .. }) => {
+                Some(Token { name, scope: Some(scope.clone()), created: Some(*created) })
+            }
+            Some(Limited::Revoked) => None,
+        }
+    }
+}
+
+impl Tokens {
+    fn put(&mut self, name: &str, record: TokenRecord) {
+        if let Some((old, _)) = self.records.get(name).and_then(|r| r.principal(name)) {
+            self.principals.remove(&old);
+        }
+        if let Some((hash, principal)) = record.principal(name) {
+            self.principals.insert(hash, principal);
+        }
+        self.records.insert(name.to_string(), record);
+    }
+}
+
+fn hash(token: &str) -> Hash {
     let mut out = [0; 32];
     out.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
     out
 }
 
-fn checked(token: &SecretString) -> Result<[u8; 32]> {
+fn checked(token: &SecretString) -> Result<Hash> {
     let token = token.expose_secret();
     if token.len() < SHORTEST || !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Error::Invalid {
@@ -36,43 +122,125 @@ fn checked(token: &SecretString) -> Result<[u8; 32]> {
     Ok(hash(token))
 }
 
+/// 32 random bytes as base64url.
+pub fn new_token() -> std::io::Result<SecretString> {
+    let mut bytes = [0u8; 32];
+    crate::kernel::random(&mut bytes)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes).into())
+}
+
 impl Core {
     pub(super) fn load_tokens(&self, tokens: Vec<(String, TokenRecord)>) {
+        let mut known = self.tokens.write();
         for (name, record) in tokens {
-            self.remember_token(&name, record.sha256);
+            known.put(&name, record);
         }
-    }
-
-    fn remember_token(&self, name: &str, sha256: [u8; 32]) {
-        let principal =
-            Principal { name: format!("token:{name}"), tenant: super::default_tenant(), role: Role::Admin };
-        let mut tokens = self.tokens.write();
-        if let Some(old) = self.token_names.write().insert(name.to_string(), sha256) {
-            tokens.remove(&old);
-        }
-        tokens.insert(sha256, principal);
     }
 
     /// Who a token belongs to. Looked up by its hash, so the time it takes tells nothing of the token.
     pub(super) fn authenticate(&self, token: &str) -> Option<Principal> {
-        self.tokens.read().get(&hash(token)).cloned()
+        self.tokens.read().principals.get(&hash(token)).cloned()
     }
 
+    /// Whether a name is a token's, also one's that lets nobody in any more.
     pub(super) fn has_token(&self, name: &str) -> bool {
-        self.token_names.read().contains_key(name)
+        self.tokens.read().records.contains_key(name)
+    }
+
+    pub(super) fn shown_tokens(&self) -> Vec<Token> {
+        self.tokens.read().records.iter().filter_map(|(name, record)| record.shown(name)).collect()
     }
 
     pub(super) fn trust_token(&self, name: &str, token: &SecretString) -> Result<()> {
-        self.remember_token(name, checked(token)?);
+        self.tokens.write().put(name, TokenRecord::admin(checked(token)?));
         Ok(())
     }
 
+    /// Makes or replaces an administrator's.
     pub(super) async fn put_token(&self, name: &str, token: &SecretString) -> Result<()> {
-        let sha256 = checked(token)?;
+        self.keep_token(name, TokenRecord::admin(checked(token)?)).await
+    }
+
+    async fn keep_token(&self, name: &str, record: TokenRecord) -> Result<()> {
         let mut batch = Batch::default();
-        batch.put(Table::Tokens, name, &TokenRecord { v: 1, sha256 });
+        batch.put(Table::Tokens, name, &record);
         self.journal.commit(batch).await?;
-        self.remember_token(name, sha256);
+        self.tokens.write().put(name, record);
         Ok(())
     }
+
+    /// Makes one that may do less, or changes what it may do: it stays the same token then.
+    pub(super) async fn put_scoped_token(
+        self: &Arc<Self>,
+        name: TokenName,
+        mut scope: TokenPut,
+        until: Instant,
+    ) -> Result<Outcome> {
+        not_the_first(&name)?;
+        scope.pools.sort();
+        scope.pools.dedup();
+        scope.verbs.sort();
+        scope.verbs.dedup();
+        let _guards = self.locks.acquire(vec![(Key::Token(name.clone()), Mode::Exclusive)], until).await?;
+        // One that is misspelt would be found out when it is too late.
+        if let Some(pool) = scope.pools.iter().find(|pool| self.view.read().pool_entry(pool).is_none()) {
+            return Err(Error::NotFound(format!("pool {pool}")));
+        }
+        let old = self.tokens.read().records.get(name.as_str()).and_then(|record| record.limited.clone());
+        let (secret, sha256, created) = match old {
+            Some(Limited::Scoped { sha256, scope: had, created }) => {
+                if had.tenant != scope.tenant {
+                    return Err(Error::Conflict {
+                        object: format!("token {name}"),
+                        field: "tenant",
+                        have: had.tenant.to_string(),
+                        want: format!("{}: delete it, and make another", scope.tenant),
+                    });
+                }
+                (None, sha256, created)
+            }
+            None | Some(Limited::Revoked) => {
+                let secret = new_token()?;
+                let sha256 = checked(&secret)?;
+                (Some(secret), sha256, Timestamp::now())
+            }
+        };
+        let record = TokenRecord::limited(Limited::Scoped { sha256, scope, created });
+        let token = record.shown(name.as_str()).ok_or_else(|| Error::NotFound(format!("token {name}")))?;
+        self.keep_token(name.as_str(), record).await?;
+        let secret = secret.map(|s| s.expose_secret().parse::<TokenSecret>());
+        let secret =
+            secret.transpose().map_err(|e| Error::Invalid { field: "token", reason: e.to_string() })?;
+        Ok(Outcome::Token(MadeToken { token, secret }))
+    }
+
+    /// Who comes by it is refused from now on; what he was answered stays.
+    pub(super) async fn delete_token(self: &Arc<Self>, name: &TokenName, until: Instant) -> Result<Outcome> {
+        not_the_first(name)?;
+        let _guards = self.locks.acquire(vec![(Key::Token(name.clone()), Mode::Exclusive)], until).await?;
+        let lets_in = |r: &TokenRecord| r.shown(name.as_str()).is_some();
+        if !self.tokens.read().records.get(name.as_str()).is_some_and(lets_in) {
+            return Err(Error::NotFound(format!("token {name}")));
+        }
+        self.keep_token(name.as_str(), TokenRecord::limited(Limited::Revoked)).await?;
+        Ok(Outcome::Gone)
+    }
+}
+
+/// One that may do less.
+#[cfg(test)]
+pub(super) fn tests_record() -> TokenRecord {
+    let scope = TokenPut { tenant: Default::default(), pools: Vec::new(), verbs: Vec::new() };
+    TokenRecord::limited(Limited::Scoped { sha256: [7; 32], scope, created: Timestamp::now() })
+}
+
+fn not_the_first(name: &TokenName) -> Result<()> {
+    if name.as_str() != FIRST {
+        return Ok(());
+    }
+    let reason = format!(
+        "{FIRST} is the administrator's, and is changed where it comes from: the credential orlop.token, or the appliance's \
+         first start"
+    );
+    Err(Error::Invalid { field: "token", reason })
 }

@@ -10,6 +10,7 @@ use orlop_api::{
     Tenant, Volume, VolumeId, VolumeName, VolumeOrigin, VolumeRef, VolumeSource, VolumeState, Zone,
 };
 
+use super::action::Principal;
 use super::alarms::Alarms;
 use super::events::Events;
 use super::space::FillLimits;
@@ -136,12 +137,18 @@ impl View {
 
     // ---- reads
 
-    /// The id behind a reference, within a tenant.
-    pub fn resolve(&self, tenant: &Tenant, volume: &VolumeRef) -> Option<VolumeId> {
-        match volume {
-            VolumeRef::Id(id) => self.volumes.get(id).filter(|v| v.label.tenant == *tenant).map(|_| *id),
-            VolumeRef::Name(name) => self.by_name.get(&(tenant.clone(), name.clone())).copied(),
-        }
+    /// The id behind a reference, as the principal may know of it.
+    pub fn resolve(&self, who: &Principal, volume: &VolumeRef) -> Option<VolumeId> {
+        let id = match volume {
+            VolumeRef::Id(id) => *id,
+            VolumeRef::Name(name) => self.named(&who.tenant, name)?,
+        };
+        self.volumes.get(&id).filter(|v| who.sees(&v.label.tenant, &v.pool)).map(|_| id)
+    }
+
+    /// Who has a name, whoever may know of it.
+    pub(super) fn named(&self, tenant: &Tenant, name: &VolumeName) -> Option<VolumeId> {
+        self.by_name.get(&(tenant.clone(), name.clone())).copied()
     }
 
     /// A volume as the engine needs it.
@@ -220,12 +227,18 @@ impl View {
 
     // ---- reads of snapshots
 
-    /// The id behind a reference, within a tenant.
-    pub fn resolve_snapshot(&self, tenant: &Tenant, snapshot: &SnapshotRef) -> Option<SnapshotId> {
-        match snapshot {
-            SnapshotRef::Id(id) => self.snapshots.get(id).filter(|s| s.label.tenant == *tenant).map(|_| *id),
-            SnapshotRef::Name(name) => self.snapshots_by_name.get(&(tenant.clone(), name.clone())).copied(),
-        }
+    /// The id behind a reference, as the principal may know of it.
+    pub fn resolve_snapshot(&self, who: &Principal, snapshot: &SnapshotRef) -> Option<SnapshotId> {
+        let id = match snapshot {
+            SnapshotRef::Id(id) => *id,
+            SnapshotRef::Name(name) => self.named_snapshot(&who.tenant, name)?,
+        };
+        self.snapshots.get(&id).filter(|s| who.sees(&s.label.tenant, &s.pool)).map(|_| id)
+    }
+
+    /// Which snapshot has a name, whoever may know of it.
+    pub(super) fn named_snapshot(&self, tenant: &Tenant, name: &SnapshotName) -> Option<SnapshotId> {
+        self.snapshots_by_name.get(&(tenant.clone(), name.clone())).copied()
     }
 
     /// A snapshot as the engine needs it.
@@ -261,10 +274,10 @@ impl View {
         }
     }
 
-    /// A page of a tenant's snapshots after `cursor`, oldest first; of one volume if given.
+    /// A page of the snapshots that a principal may know of after `cursor`, oldest first; of one volume if given.
     pub fn snapshots_page(
         &self,
-        tenant: &Tenant,
+        who: &Principal,
         volume: Option<VolumeId>,
         cursor: Option<SnapshotId>,
         limit: usize,
@@ -272,7 +285,7 @@ impl View {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = (cursor.map_or(Unbounded, Excluded), Unbounded);
         let key = |s: &Snapshot| s.id.to_string();
-        let mine = |s: &&SnapshotEntry| s.label.tenant == *tenant;
+        let mine = |s: &&SnapshotEntry| who.sees(&s.label.tenant, &s.pool);
         match volume {
             Some(volume) => {
                 let ids = self.snapshots_by_volume.get(&volume).into_iter().flat_map(|ids| ids.range(from));
@@ -286,11 +299,18 @@ impl View {
         }
     }
 
-    /// A group as it is shown: the snapshots of it that are there.
-    pub fn group(&self, tenant: &Tenant, name: &SnapshotName) -> Option<SnapshotGroup> {
-        let ids = self.groups.get(&(tenant.clone(), name.clone()))?;
-        let snapshots = ids.iter().filter_map(|id| self.snapshot(*id)).collect();
-        Some(SnapshotGroup { name: name.clone(), snapshots })
+    /// A group as it is shown: the snapshots of it that are there. All of them are of one pool.
+    pub fn group(&self, who: &Principal, name: &SnapshotName) -> Option<SnapshotGroup> {
+        let ids = self.groups.get(&(who.tenant.clone(), name.clone()))?;
+        let seen = ids.iter().filter_map(|id| self.snapshots.get(id));
+        let seen = seen.filter(|s| who.sees(&s.label.tenant, &s.pool)).map(|s| self.show_snapshot(s));
+        let snapshots: Vec<_> = seen.collect();
+        (!snapshots.is_empty()).then(|| SnapshotGroup { name: name.clone(), snapshots })
+    }
+
+    /// How many snapshots a group has, whoever may know of them.
+    pub(super) fn members(&self, tenant: &Tenant, group: &SnapshotName) -> usize {
+        self.groups.get(&(tenant.clone(), group.clone())).map_or(0, BTreeSet::len)
     }
 
     /// The snapshots of a volume.
@@ -339,7 +359,7 @@ impl View {
     /// since is believed to be the one, if it was asked for by name.
     pub(super) fn shown_source(
         &self,
-        tenant: &Tenant,
+        who: &Principal,
         ask: Option<&VolumeSource>,
         have: Option<&VolumeOrigin>,
     ) -> String {
@@ -348,12 +368,12 @@ impl View {
             let have_key = have.map_or(gone, |h| SnapshotKey { volume: h.volume, id: h.snapshot });
             let key = match (&ask.snapshot, &ask.volume) {
                 (Some(SnapshotRef::Id(id)), _) => SnapshotKey { id: *id, ..have_key },
-                (Some(by_name), _) => match self.resolve_snapshot(tenant, by_name) {
+                (Some(by_name), _) => match self.resolve_snapshot(who, by_name) {
                     Some(id) => SnapshotKey { id, ..have_key },
                     None => have_key,
                 },
                 (None, Some(VolumeRef::Id(volume))) => SnapshotKey { volume: *volume, ..have_key },
-                (None, Some(by_name)) => match self.resolve(tenant, by_name) {
+                (None, Some(by_name)) => match self.resolve(who, by_name) {
                     Some(volume) => SnapshotKey { volume, ..have_key },
                     None => have_key,
                 },
@@ -370,11 +390,11 @@ impl View {
         self.volumes.values().filter(wanted).map(|v| v.label.id).collect()
     }
 
-    /// A page of a tenant's volumes after `cursor`, in the order of their ids, which is that of their
-    /// creation; of one pool if given.
+    /// A page of the volumes that a principal may know of after `cursor`, in the order of their ids, which is that of
+    /// their creation; of one pool if given.
     pub fn volumes_page(
         &self,
-        tenant: &Tenant,
+        who: &Principal,
         pool: Option<&PoolName>,
         cursor: Option<VolumeId>,
         limit: usize,
@@ -384,15 +404,16 @@ impl View {
         let mine = self
             .volumes
             .range((from, Unbounded))
-            .filter(|(_, v)| v.label.tenant == *tenant && pool.is_none_or(|p| v.pool == *p));
+            .filter(|(_, v)| who.sees(&v.label.tenant, &v.pool) && pool.is_none_or(|p| v.pool == *p));
         page(mine.map(|(id, v)| self.show(*id, v)), limit, |v| v.id.to_string())
     }
 
-    /// A page of hosts after `cursor`, in the order of their names.
-    pub fn hosts_page(&self, cursor: Option<&HostName>, limit: usize) -> Page<Host> {
+    /// A page of the hosts that a principal may know of after `cursor`, in the order of their names.
+    pub fn hosts_page(&self, who: &Principal, cursor: Option<&HostName>, limit: usize) -> Page<Host> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = cursor.map_or(Unbounded, Excluded);
-        let hosts = self.hosts.range::<HostName, _>((from, Unbounded)).filter(|(_, h)| h.zone.is_none());
+        let hosts = self.hosts.range::<HostName, _>((from, Unbounded));
+        let hosts = hosts.filter(|(_, h)| h.zone.is_none() && who.knows(&h.tenant));
         page(hosts.map(|(name, h)| self.show_host(name, h)), limit, |h| h.name.to_string())
     }
 
@@ -401,11 +422,16 @@ impl View {
         self.hosts.get(name).filter(|h| h.zone.is_none()).map(|h| self.show_host(name, h))
     }
 
-    /// A page of zones after `cursor`, in the order of their names.
-    pub fn zones_page(&self, cursor: Option<&HostName>, limit: usize) -> Page<Zone> {
+    /// Whether a principal may know of a host or a zone. Of one that is not there it may.
+    pub fn knows_host(&self, who: &Principal, name: &HostName) -> bool {
+        self.hosts.get(name).is_none_or(|h| who.knows(&h.tenant))
+    }
+
+    /// A page of the zones that a principal may know of after `cursor`, in the order of their names.
+    pub fn zones_page(&self, who: &Principal, cursor: Option<&HostName>, limit: usize) -> Page<Zone> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = cursor.map_or(Unbounded, Excluded);
-        let zones = self.hosts.range::<HostName, _>((from, Unbounded));
+        let zones = self.hosts.range::<HostName, _>((from, Unbounded)).filter(|(_, z)| who.knows(&z.tenant));
         page(zones.filter_map(|(name, z)| self.show_zone(name, z)), limit, |z| z.name.to_string())
     }
 
@@ -430,6 +456,7 @@ impl View {
             chap: host.chap(),
             tls: host.tls(),
             volumes: self.volumes_of(name).collect(),
+            tenant: host.tenant.clone(),
         }
     }
 
@@ -558,6 +585,19 @@ impl View {
     pub fn counts(&self) -> (u64, u64, u64, u64) {
         let n = |n: usize| n as u64;
         (n(self.pools.len()), n(self.volumes.len()), n(self.hosts.len()), self.attachments)
+    }
+
+    /// The same of what a principal may know of.
+    pub fn counts_of(&self, who: &Principal) -> (u64, u64, u64, u64) {
+        if who.is_admin() {
+            return self.counts();
+        }
+        let n = |n: usize| n as u64;
+        let seen = || self.volumes.values().filter(|v| who.sees(&v.label.tenant, &v.pool));
+        let attached = seen().filter_map(|v| self.attached.get(&v.label.id)).map(BTreeMap::len).sum();
+        let hosts = self.hosts.values().filter(|h| who.knows(&h.tenant)).count();
+        let pools = self.pools.keys().filter(|p| who.uses(p)).count();
+        (n(pools), n(seen().count()), n(hosts), n(attached))
     }
 
     /// The state of each volume, as it is shown.

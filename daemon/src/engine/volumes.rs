@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use orlop_api::{
     BlockSize, ByteSize, Encryption, EventKind, FilesystemKind, PoolName, Properties, Property, Protocol,
-    Provisioning, SnapshotId, SourceMode, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin, VolumeRef,
-    VolumeSource, VolumeState, When,
+    Provisioning, SnapshotId, SourceMode, Tenant, VolumeCreate, VolumeId, VolumeKind, VolumeOrigin,
+    VolumeRef, VolumeSource, VolumeState, When,
 };
 use tokio::time::Instant;
 
@@ -54,7 +54,8 @@ impl Core {
         }
         let mut guards = self.locks.acquire(wants, until).await?;
         self.check_settled(by_name)?;
-        let there = self.view.read().resolve(&who.tenant, &VolumeRef::Name(ask.name.clone()));
+        // Also where it is not to be known of: a name is one volume's.
+        let there = self.view.read().named(&who.tenant, &ask.name);
         if let Some(id) = there {
             return self.same_volume(who, id, &ask);
         }
@@ -160,7 +161,7 @@ impl Core {
         let view = self.view.read();
         match (&ask.snapshot, &ask.volume) {
             (Some(snapshot), _) => {
-                let id = view.resolve_snapshot(&who.tenant, snapshot);
+                let id = view.resolve_snapshot(who, snapshot);
                 let entry = id.and_then(|id| view.snapshot_entry(id)).filter(|s| !s.label.deleted);
                 let entry = entry.ok_or_else(|| snapshots::absent(&view, snapshot))?;
                 if let Some(reason) = &entry.stuck {
@@ -186,7 +187,7 @@ impl Core {
                 })
             }
             (None, Some(volume)) => {
-                let id = view.resolve(&who.tenant, volume).ok_or_else(|| absent(&view, volume))?;
+                let id = view.resolve(who, volume).ok_or_else(|| absent(&view, volume))?;
                 let entry = view.entry(id).ok_or_else(|| absent(&view, volume))?.clone();
                 drop(view);
                 self.check_usable(id)?;
@@ -248,6 +249,14 @@ impl Core {
     fn same_volume(&self, who: &Principal, id: VolumeId, ask: &VolumeCreate) -> Result<Outcome> {
         let view = self.view.read();
         let volume = view.volume(id).ok_or_else(|| Error::NotFound(format!("volume {id}")))?;
+        if !who.uses(&volume.pool) {
+            return Err(Error::Conflict {
+                object: format!("volume {}", ask.name),
+                field: "pool",
+                have: format!("one that {} may not use", who.name),
+                want: ask.pool.to_string(),
+            });
+        }
         let have = volume.source.as_ref();
         // A linked clone has the block size of its source without having asked for it.
         let linked = have.is_some_and(|o| o.mode == SourceMode::Linked);
@@ -273,7 +282,7 @@ impl Core {
             ("provisioning", word(&volume.provisioning), word(&ask.provisioning)),
             ("protocol", word(&volume.protocol), word(&ask.protocol.unwrap_or(volume.protocol))),
             ("encryption", have_unlock, want_unlock),
-            ("source", shown_origin(have), view.shown_source(&who.tenant, ask.source.as_ref(), have)),
+            ("source", shown_origin(have), view.shown_source(who, ask.source.as_ref(), have)),
         ];
         match differs.into_iter().chain(properties).find(|(_, have, want)| have != want) {
             None => self.check_same_key(ask, id).map(|()| Outcome::Volume { volume, changed: false }),
@@ -376,10 +385,17 @@ impl Core {
         Ok(Outcome::Gone)
     }
 
-    /// The id behind a reference, within the principal's tenant.
+    /// The id behind a reference, as the principal may know of it.
     pub(super) fn find(&self, who: &Principal, volume: &VolumeRef) -> Result<VolumeId> {
         let view = self.view.read();
-        view.resolve(&who.tenant, volume).ok_or_else(|| absent(&view, volume))
+        view.resolve(who, volume).ok_or_else(|| absent(&view, volume))
+    }
+
+    /// Whose a volume is.
+    pub(super) fn tenant_of(&self, id: VolumeId) -> Result<Tenant> {
+        let view = self.view.read();
+        let entry = view.entry(id).ok_or_else(|| absent(&view, &VolumeRef::Id(id)))?;
+        Ok(entry.label.tenant.clone())
     }
 
     /// Refuses what a backing can't do that is missing, not whole yet, or on its way out.

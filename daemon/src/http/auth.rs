@@ -10,10 +10,10 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, header};
 use orlop_api::ErrorKind;
 
+use super::Api;
 use super::error::{ApiError, ApiResult};
 use super::gate::Ticket;
-use super::{Api, ApiInner};
-use crate::engine::{Principal, Role};
+use crate::engine::Principal;
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +39,11 @@ pub struct Connection {
 /// Who asks, or 401.
 pub fn principal(api: &Api, connection: &Connection, headers: &HeaderMap) -> ApiResult<Principal> {
     match connection.peer {
-        Peer::Process { uid } => Ok(of_process(api, uid)),
+        Peer::Process { uid } => Ok(Principal::admin(format!("uid:{uid}"))),
         Peer::Network(_) => bearer(headers)
             .and_then(|token| api.engine.authenticate(token))
             .ok_or_else(|| ApiError::new(ErrorKind::Unauthenticated, "a valid bearer token is needed")),
     }
-}
-
-fn of_process(api: &ApiInner, uid: u32) -> Principal {
-    Principal { name: format!("uid:{uid}"), tenant: api.tenant.clone(), role: Role::Admin }
 }
 
 /// The token of the one `Authorization: Bearer` header. Two headers are none: proxies disagree about

@@ -64,6 +64,12 @@ fn enter(api: &Api, request: &mut Request, route: &str) -> ApiResult<(String, Du
         return Err(ApiError::new(ErrorKind::Unavailable, "too many connections: try again"));
     }
     api.engine.quotas().request(&principal.name)?;
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads && !principal.is_admin() && !routes::SCOPED.contains(&route) {
+        // What changes something is asked at the engine's door.
+        let text = format!("{} may not read this: it is the administrator's", principal.name);
+        return Err(ApiError::new(ErrorKind::Forbidden, text));
+    }
     let takes_query = routes::WITH_QUERY.contains(&(request.method().as_str(), route));
     if !takes_query && request.uri().query().is_some_and(|q| !q.is_empty()) {
         return Err(ApiError::new(ErrorKind::Invalid, "this request takes no query parameters"));

@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use orlop_api::Tenant;
 use tokio::sync::{Semaphore, watch};
 
 use crate::engine::Engine;
@@ -78,9 +77,6 @@ pub enum HttpError {
     /// The OpenAPI document could not be written as JSON. A defect.
     #[error("the OpenAPI document cannot be written")]
     OpenApi(#[from] serde_json::Error),
-    /// The tenant of everyone is not a tenant's name. A defect.
-    #[error(transparent)]
-    Tenant(#[from] orlop_api::ParseError),
 }
 
 /// What every handler sees.
@@ -95,8 +91,6 @@ pub(crate) struct ApiInner {
     /// What is large or slow, and asked for by few: so many at a time.
     pub scrapes: Semaphore,
     pub restores: Semaphore,
-    /// Whose volumes those see who come over the unix socket.
-    pub tenant: Tenant,
     pub openapi: Bytes,
     /// Turns true when the daemon stops: event streams end, connections finish their request.
     pub stop: watch::Receiver<bool>,
@@ -139,9 +133,8 @@ impl Server {
     ) -> Result<Self, HttpError> {
         let (router, document) = routes::all();
         let openapi = Bytes::from(serde_json::to_vec(&document)?);
-        let tenant = "default".parse()?;
         let (scrapes, restores) = (Semaphore::new(2), Semaphore::new(1));
-        let inner = ApiInner { engine, metrics, settings, scrapes, restores, tenant, openapi, stop };
+        let inner = ApiInner { engine, metrics, settings, scrapes, restores, openapi, stop };
         let api = Api(Arc::new(inner));
         let router = router
             .fallback(error::no_such_route)

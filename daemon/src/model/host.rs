@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use orlop_api::{
     Authentication, AuthenticationPut, Chap, ChapPut, HostPut, Iqn, Network, Nqn, Protocol, Security, Squash,
-    Tls, TlsPut, ZonePut,
+    Tenant, Tls, TlsPut, ZonePut,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,13 @@ pub struct HostRecord {
     /// By what its NVMe connections must be encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Secret<TlsPut>>,
+    /// Whose it is. What an older daemon wrote says nothing of it, and means the administrator's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tenant: Tenant,
+}
+
+fn is_default(tenant: &Tenant) -> bool {
+    *tenant == Tenant::default()
 }
 
 /// What all hosts of a zone have in common.

@@ -67,9 +67,11 @@ impl LabelHost {
         }
     }
 
-    /// What is known again of the host by it: that it had secrets, not which.
-    pub fn record(&self) -> HostRecord {
+    /// What is known again of the host by it: that it had secrets, not which; and whose it is, because it is attached to
+    /// volumes of its tenant alone.
+    pub fn record(&self, tenant: &Tenant) -> HostRecord {
         HostRecord {
+            tenant: tenant.clone(),
             nqn: self.nqn.clone(),
             iqn: self.iqn.clone(),
             networks: self.networks.clone(),

@@ -25,5 +25,6 @@ mod snapshots;
 mod space;
 mod state;
 mod targets;
+mod tokens;
 #[cfg(feature = "otlp")]
 mod traces;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use orlop_api::client::Client;
-use orlop_api::{PoolCreate, PoolKind};
+use orlop_api::{PoolCreate, PoolKind, TokenPut, Verb};
 use orlop_csi::config::{ApplianceConfig, Config};
 use orlop_csi::csi::volume_capability::access_mode::Mode;
 use orlop_csi::csi::*;
@@ -36,7 +36,16 @@ impl Appliance {
         let plain = PoolCreate::new(POOL.parse().unwrap(), PoolKind::Sim);
         let ask = PoolCreate { directory: Some(directory.display().to_string()), ..plain };
         appliance.api().create_pool(&ask).await.unwrap();
+        // What the driver may do is what its documents say that it needs, and no more.
+        let scope = TokenPut { tenant: Default::default(), pools: Vec::new(), verbs: Verb::CSI.to_vec() };
+        let made = appliance.api().put_token(&"kubernetes".parse().unwrap(), &scope).await.unwrap();
+        std::fs::write(appliance.token(), made.secret.unwrap().expose()).unwrap();
         appliance
+    }
+
+    /// The file with the driver's token.
+    pub fn token(&self) -> PathBuf {
+        self.dir.path().join("kubernetes.token")
     }
 
     fn state(&self) -> PathBuf {
@@ -83,7 +92,7 @@ impl Appliance {
         ApplianceConfig {
             name: name.parse().unwrap(),
             url: format!("https://{}", self.address),
-            token_file: self.state().join("admin.token"),
+            token_file: self.token(),
             ca_file: Some(self.state().join("tls/cert.pem")),
             segments: zone.map(|zone| ("zone".to_string(), zone.to_string())).into_iter().collect(),
         }

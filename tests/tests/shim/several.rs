@@ -120,7 +120,7 @@ async fn two_calls_about_one_volume_are_one_after_the_other() {
 #[tokio::test]
 async fn another_token_counts_without_a_restart() {
     let mut rig = Rig::new().await;
-    let token = rig.appliances[0].dir.path().join("state/admin.token");
+    let token = rig.appliances[0].token();
     let good = std::fs::read(&token).unwrap();
     std::fs::write(&token, "no-such-token-at-all").unwrap();
     // A credential that is not taken is no fault of the call.

@@ -11,8 +11,8 @@ use clap::{Arg, ArgGroup, Args, Subcommand};
 use orlop_api::{
     AlarmSubject, ByteSize, ChapUser, DhGroup, DhchapHash, DiskName, Filesystem, FilesystemKind, HostName,
     Iqn, Network, Nqn, OrphanId, PoolCreate, PoolKind, PoolLayout, PoolName, Properties, Property, Protocol,
-    Provisioning, Security, SnapshotName, SnapshotRef, SourceMode, Squash, VolumeKind, VolumeName, VolumeRef,
-    VolumeSource, VolumeUpdate, When,
+    Provisioning, Security, SnapshotName, SnapshotRef, SourceMode, Squash, Tenant, TokenName, Verb,
+    VolumeKind, VolumeName, VolumeRef, VolumeSource, VolumeUpdate, When,
 };
 
 /// One command.
@@ -51,6 +51,9 @@ pub enum Command {
     /// Zones: parts of the network, whose hosts use file systems
     #[command(subcommand)]
     Zone(ZoneCommand),
+    /// Tokens: who may call over the network, and what it may do
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Let a host use a volume, and say how it connects
     Attach {
         /// The volume's name or id
@@ -624,6 +627,52 @@ pub enum ZoneCommand {
         /// Its name
         zone: HostName,
     },
+}
+
+/// `orlop token`
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokenCommand {
+    /// List tokens and what they may do; themselves they are shown once, when they are made
+    List,
+    /// Make a token, or change what one may do: all of it has to be said. One that is there stays the same token
+    Put {
+        /// Its name
+        token: TokenName,
+        /// Whose volumes, snapshots and hosts it sees and makes
+        #[arg(long, default_value_t)]
+        tenant: Tenant,
+        /// A pool that it may use, can be given several times; all of them unless given
+        #[arg(long)]
+        pool: Vec<PoolName>,
+        /// What it may do beside looking: verbs as the audit log has them, with commas between them; `csi` is what the
+        /// driver of Kubernetes needs, `all` is all that can be given
+        #[arg(long, value_name = "VERBS", value_delimiter = ',', value_parser = verbs)]
+        may: Vec<Verbs>,
+        /// Write it to this file, which must not be there yet, instead of showing it
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// Let nobody in by a token any more
+    Delete {
+        /// Its name
+        token: TokenName,
+    },
+}
+
+/// Some verbs by one word.
+#[derive(Debug, Clone, Copy)]
+pub struct Verbs(pub &'static [Verb]);
+
+fn verbs(text: &str) -> Result<Verbs, String> {
+    if let Some((_, verbs)) = [("csi", Verb::CSI), ("all", Verb::ALL)].iter().find(|(word, _)| *word == text)
+    {
+        return Ok(Verbs(verbs));
+    }
+    let found = Verb::ALL.iter().position(|verb| verb.as_str() == text);
+    found.map(|n| Verbs(&Verb::ALL[n..=n])).ok_or_else(|| {
+        let all: Vec<_> = Verb::ALL.iter().map(|verb| verb.as_str()).collect();
+        format!("is none of csi, all, {}", all.join(", "))
+    })
 }
 
 impl PoolSpec {

@@ -9,10 +9,10 @@ mod targets;
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
     Access, Alarm, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Flavour, Host,
-    IscsiAccess, Keytab, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill, PoolHealth,
-    PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property, Provisioning,
-    Reloaded, Restored, SettingChange, Snapshot, SnapshotState, SourceMode, System, SystemState, Target, Tls,
-    Volume, VolumeId, VolumeKey, VolumeState, Zone,
+    IscsiAccess, Keytab, MadeToken, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill,
+    PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property,
+    Provisioning, Reloaded, Restored, SettingChange, Snapshot, SnapshotState, SourceMode, System,
+    SystemState, Target, Tls, Token, Verb, Volume, VolumeId, VolumeKey, VolumeState, Zone,
 };
 use serde::Serialize;
 
@@ -49,6 +49,8 @@ pub enum Answer {
     Host(Host),
     Zones(Vec<Zone>),
     Zone(Zone),
+    Tokens(Vec<Token>),
+    Token(MadeToken),
     Attachment(Attachment),
     /// Nothing but that it is done.
     Done(String),
@@ -87,6 +89,8 @@ fn as_json(answer: &Answer) -> String {
         Answer::Host(a) => json(a),
         Answer::Zones(a) => page(a),
         Answer::Zone(a) => json(a),
+        Answer::Tokens(a) => page(a),
+        Answer::Token(a) => json(a),
         Answer::Attachment(a) => json(a),
         Answer::Done(_) => String::new(),
     }
@@ -128,6 +132,11 @@ fn as_table(answer: &Answer) -> String {
         Answer::Host(a) => one(HOST, host(a)) + &known_by(a) + &volumes_of(&a.volumes),
         Answer::Zones(a) => list(ZONE, a.iter().map(zone)),
         Answer::Zone(a) => one(ZONE, zone(a)) + &volumes_of(&a.volumes),
+        Answer::Tokens(a) => list(TOKEN, a.iter().map(token)),
+        Answer::Token(a) => {
+            let secret = a.secret.as_ref().map(|s| field("token", s.expose())).unwrap_or_default();
+            one(TOKEN, token(&a.token)) + &secret
+        }
         Answer::Attachment(a) => attachment(a),
         Answer::Done(text) => clean(text) + "\n",
     }
@@ -482,6 +491,25 @@ fn zone(z: &Zone) -> [String; 6] {
     let access = if z.read_only { "read only" } else { "read, write" };
     let (squash, volumes) = (z.squash.as_str().into(), z.volumes.len().to_string());
     [z.name.to_string(), networks.join(", "), access.into(), squash, z.security.to_string(), volumes]
+}
+
+const TOKEN: [&str; 5] = ["NAME", "TENANT", "POOLS", "MAY", "CREATED"];
+
+fn token(t: &Token) -> [String; 5] {
+    let Some(scope) = &t.scope else {
+        return [t.name.to_string(), "all".into(), "all".into(), "everything".into(), String::new()];
+    };
+    let pools: Vec<_> = scope.pools.iter().map(|p| p.as_str()).collect();
+    let pools = if pools.is_empty() { "all".into() } else { pools.join(", ") };
+    let has = |all: &[Verb]| all.len() == scope.verbs.len() && all.iter().all(|v| scope.verbs.contains(v));
+    let may = match () {
+        () if scope.verbs.is_empty() => "look".into(),
+        () if has(Verb::CSI) => "csi".into(),
+        () if has(Verb::ALL) => "all".into(),
+        () => scope.verbs.iter().map(|v| v.as_str()).collect::<Vec<_>>().join(", "),
+    };
+    let created = t.created.map(|at| format!("{at:.0}")).unwrap_or_default();
+    [t.name.to_string(), scope.tenant.to_string(), pools, may, created]
 }
 
 fn volumes_of(volumes: &[VolumeId]) -> String {

@@ -10,14 +10,14 @@ use futures_util::StreamExt;
 use orlop_api::client::{AttachAs, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
     AlarmState, AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind,
-    HostPut, KeytabFile, KeytabPut, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace, Problem,
-    Provisioning, SnapshotCreate, SnapshotGroupCreate, TlsPut, Unlock, Volume, VolumeCreate, VolumeKey,
-    VolumeRef, VolumeUpdate, ZonePut,
+    HostPut, KeytabFile, KeytabPut, MadeToken, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace,
+    Problem, Provisioning, SnapshotCreate, SnapshotGroupCreate, TlsPut, TokenPut, Unlock, Volume,
+    VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
 };
 
 use crate::grammar::{
     AlarmCommand, Command, DiskCommand, HostCommand, OrphanCommand, PoolCommand, SnapshotCommand,
-    SystemCommand, TargetCommand, VolumeCommand, VolumeSpec, ZoneCommand, together, when,
+    SystemCommand, TargetCommand, TokenCommand, VolumeCommand, VolumeSpec, ZoneCommand, together, when,
 };
 use crate::render::{self, Answer, Format};
 
@@ -70,6 +70,7 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
         Command::Orphan(command) => orphan(client, command).await?,
         Command::Host(command) => host(client, command).await?,
         Command::Zone(command) => zone(client, command).await?,
+        Command::Token(command) => token(client, command).await?,
         Command::Attach { volume, host, exclusive, read_only } => {
             Answer::Attachment(client.attach_as(&volume, &host, &AttachAs { exclusive, read_only }).await?)
         }
@@ -84,16 +85,37 @@ pub async fn call(client: &Client, command: Command) -> Result<Answer> {
 
 /// Writes a file that nobody else may read, whole and on the disk, or none.
 fn keep(path: &Path, text: &[u8]) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let written = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        let whole = file.write_all(text).and_then(|()| file.sync_all());
-        if whole.is_err() {
-            let _ = std::fs::remove_file(path);
+    Held::new(path)?.keep(text)
+}
+
+/// A file for a secret that is not there yet: what can't be written is found out before there is a secret. It goes again
+/// unless something is kept in it.
+struct Held<'a> {
+    path: &'a Path,
+    file: std::fs::File,
+    kept: bool,
+}
+
+impl<'a> Held<'a> {
+    fn new(path: &'a Path) -> Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        Ok(Self { path, file: file.map_err(|e| unreadable(path, &e))?, kept: false })
+    }
+
+    fn keep(mut self, text: &[u8]) -> Result<()> {
+        let whole = self.file.write_all(text).and_then(|()| self.file.sync_all());
+        self.kept = whole.is_ok();
+        whole.map_err(|e| unreadable(self.path, &e))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = std::fs::remove_file(self.path);
         }
-        whole
-    };
-    written().map_err(|e| unreadable(path, &e))
+    }
 }
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Problem {
@@ -355,6 +377,34 @@ async fn zone(client: &Client, command: ZoneCommand) -> Result<Answer> {
         ZoneCommand::Delete { zone } => {
             client.delete_zone(&zone).await?;
             Answer::Done(format!("zone {zone} is forgotten"))
+        }
+    })
+}
+
+async fn token(client: &Client, command: TokenCommand) -> Result<Answer> {
+    Ok(match command {
+        TokenCommand::List => Answer::Tokens(client.tokens().await?),
+        TokenCommand::Put { token, tenant, pool: pools, may, file } => {
+            let verbs = may.iter().flat_map(|verbs| verbs.0).copied().collect();
+            let held = file.as_deref().map(Held::new).transpose()?;
+            let made = client.put_token(&token, &TokenPut { tenant, pools, verbs }).await?;
+            match (made.secret, held) {
+                (Some(secret), Some(held)) => {
+                    held.keep(format!("{}\n", secret.expose()).as_bytes())?;
+                    Answer::Token(MadeToken { token: made.token, secret: None })
+                }
+                (None, Some(_)) => {
+                    let why = format!(
+                        "token {token} was there already, and a token is shown once: delete it to have another"
+                    );
+                    return Err(Problem::new(ErrorKind::Conflict, why));
+                }
+                (secret, None) => Answer::Token(MadeToken { token: made.token, secret }),
+            }
+        }
+        TokenCommand::Delete { token } => {
+            client.delete_token(&token).await?;
+            Answer::Done(format!("nobody comes in by token {token} any more"))
         }
     })
 }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_api::{
-    EventKind, OrphanAction, OrphanAdopt, OrphanId, PoolName, VolumeCreate, VolumeId, VolumeRef,
-};
+use orlop_api::{EventKind, OrphanAction, OrphanAdopt, OrphanId, PoolName, VolumeCreate, VolumeId};
 use tokio::time::Instant;
 
 use super::{Found, What, not_found};
@@ -62,7 +60,7 @@ impl Core {
         // under way, which would hide it.
         let found = self.find_orphan(&id, until).await?;
         guards.join(self.locks.acquire(vec![(Key::Backing(volume), Mode::Exclusive)], until).await?);
-        let there = self.view.read().resolve(&who.tenant, &VolumeRef::Name(ask.name.clone()));
+        let there = self.view.read().named(&who.tenant, &ask.name);
         let Some(found) = found else {
             // The same request again.
             let adopted = |v: &VolumeEntry| v.label.adopted.as_ref() == Some(&id);

@@ -140,13 +140,13 @@ async fn a_crash_in_a_create_ends_in_a_file_system_or_in_nothing() {
     let ask = VolumeCreate { filesystem: Some(FilesystemKind::Ext4), ..filesystem("data", None) };
     let interrupted = |label: &Label| Intent::CreateVolume { pool: pool.clone(), label: label.clone() };
     // Before its end: what is there is half made.
-    let half = Label::new(VolumeId::mint(), default_tenant(), &ask);
+    let half = Label::new(VolumeId::mint(), Tenant::default(), &ask);
     rig.platter.leave_partial(half.id);
     rig.engine().core.begin(interrupted(&half), Guards::default(), Batch::default()).await.unwrap();
     rig.restart().await;
     assert_eq!((rig.platter.backings(), rig.engine().view().counts().1), (0, 0));
     // After it: the same request finds it.
-    let whole = Label::new(VolumeId::mint(), default_tenant(), &ask);
+    let whole = Label::new(VolumeId::mint(), Tenant::default(), &ask);
     rig.platter.leave_volume(whole.clone());
     rig.engine().core.begin(interrupted(&whole), Guards::default(), Batch::default()).await.unwrap();
     rig.restart().await;

@@ -17,6 +17,7 @@ mod smart;
 mod snapshots;
 mod space;
 mod targets;
+mod tokens;
 mod zones;
 
 use std::sync::Arc;
@@ -174,7 +175,7 @@ impl Rig {
 }
 
 fn who() -> Principal {
-    Principal { name: "test".into(), tenant: default_tenant(), role: Role::Admin }
+    Principal::admin("test")
 }
 
 fn ask(name: &str) -> VolumeCreate {

@@ -30,7 +30,7 @@ async fn adopted(rig: &Rig, id: &OrphanId, name: &str) -> (Volume, bool) {
 }
 
 fn label(name: &str) -> Label {
-    Label::new(VolumeId::mint(), default_tenant(), &ask(name))
+    Label::new(VolumeId::mint(), Tenant::default(), &ask(name))
 }
 
 const MIB: u64 = 1 << 20;
@@ -311,7 +311,7 @@ async fn a_volume_that_shares_its_name_gets_another() {
     assert_eq!((volume.id, volume.name.as_str(), changed), (double.id, "data-2", true));
     assert_eq!(adopted(&rig, &found.id, "data-2").await, (volume.clone(), false));
     rig.restart().await;
-    let by_name = |name: &str| rig.engine().view().resolve(&default_tenant(), &name.parse().unwrap());
+    let by_name = |name: &str| rig.engine().view().resolve(&who(), &name.parse().unwrap());
     assert_eq!((by_name("data-2"), by_name("data")), (Some(double.id), Some(first)));
     assert_eq!(list(&rig).await, Orphans::default());
 }

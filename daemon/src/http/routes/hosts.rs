@@ -11,15 +11,19 @@ use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Ask, At, Caller, Params};
 
-/// A page of hosts, by name.
+/// A page of the caller's hosts, by name.
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts", params(PageQuery), responses(
     (status = 200, body = Page<Host>),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(api): State<Api>, Params(query): Params<PageQuery>) -> ApiResult<Json<Page<Host>>> {
+pub async fn list(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    Params(query): Params<PageQuery>,
+) -> ApiResult<Json<Page<Host>>> {
     let limit = limit(query.limit)?;
     let cursor: Option<HostName> = optional("cursor", query.cursor.as_ref())?;
-    Ok(Json(api.engine.view().hosts_page(cursor.as_ref(), limit)))
+    Ok(Json(api.engine.view().hosts_page(&who, cursor.as_ref(), limit)))
 }
 
 /// One host.
@@ -27,8 +31,12 @@ pub async fn list(State(api): State<Api>, Params(query): Params<PageQuery>) -> A
     (status = 200, body = Host),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn get(State(api): State<Api>, At(name): At<HostName>) -> ApiResult<Json<Host>> {
-    let found = api.engine.view().host(&name);
+pub async fn get(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+) -> ApiResult<Json<Host>> {
+    let found = api.engine.view().host(&name).filter(|host| who.knows(&host.tenant));
     found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("host {name}")))
 }
 

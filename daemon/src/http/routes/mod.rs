@@ -14,6 +14,7 @@ mod pools;
 mod snapshots;
 mod system;
 mod targets;
+mod tokens;
 mod volumes;
 mod zones;
 
@@ -31,6 +32,26 @@ use crate::engine::{Action, Outcome, Principal};
 
 /// Routes that anyone may ask.
 pub const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
+/// What others than administrators may read, each its own part. All else is closed to them.
+pub const SCOPED: [&str; 16] = [
+    "/v1/openapi.json",
+    "/v1/system",
+    "/v1/pools",
+    "/v1/pools/{pool}",
+    "/v1/volumes",
+    "/v1/volumes/{volume}",
+    "/v1/volumes/{volume}/key",
+    "/v1/volumes/{volume}/attachments",
+    "/v1/volumes/{volume}/attachments/{host}",
+    "/v1/snapshots",
+    "/v1/snapshots/{snapshot}",
+    "/v1/snapshot-groups/{group}",
+    "/v1/hosts",
+    "/v1/hosts/{host}",
+    "/v1/zones",
+    "/v1/zones/{zone}",
+];
 
 /// What takes query parameters. Each of them checks its own; all others take none.
 pub const WITH_QUERY: [(&str, &str); 9] = [
@@ -79,6 +100,8 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::restore))
         .routes(routes!(system::reload))
         .routes(routes!(system::put_keytab, system::delete_keytab))
+        .routes(routes!(tokens::list))
+        .routes(routes!(tokens::put, tokens::delete))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::get, hosts::put, hosts::delete))
         .routes(routes!(hosts::authenticate, hosts::trust))
@@ -145,7 +168,7 @@ fn deleted(outcome: Outcome) -> ApiResult<StatusCode> {
 fn resolve(api: &Api, who: &Principal, volume: &VolumeRef) -> ApiResult<orlop_api::VolumeId> {
     // One look: between two of them its pool could come back.
     let view = api.engine.view();
-    view.resolve(&who.tenant, volume).ok_or_else(|| view.absence(format_args!("volume {volume}")).into())
+    view.resolve(who, volume).ok_or_else(|| view.absence(format_args!("volume {volume}")).into())
 }
 
 /// Through the one door.

@@ -17,11 +17,13 @@ use crate::model::{PoolChange, PoolSpec, check_disk};
 /// How old the sizes may be that somebody was shown, before they are read again for the next one.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// All pools.
+/// All pools that the caller may use.
 #[utoipa::path(get, path = "/v1/pools", tag = "pools", responses((status = 200, body = Page<Pool>)))]
-pub async fn list(State(api): State<Api>) -> Json<Page<Pool>> {
+pub async fn list(State(api): State<Api>, Caller(who): Caller) -> Json<Page<Pool>> {
     api.engine.refresh_capacities(FRESH);
-    Json(Page { items: api.engine.view().pools(), next: None })
+    let mut items = api.engine.view().pools();
+    items.retain(|pool| who.uses(&pool.name));
+    Json(Page { items, next: None })
 }
 
 /// Makes a pool, or takes in one that exists.
@@ -50,9 +52,13 @@ pub async fn create(
     (status = 200, body = Pool),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn get(State(api): State<Api>, At(name): At<PoolName>) -> ApiResult<Json<Pool>> {
+pub async fn get(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<PoolName>,
+) -> ApiResult<Json<Pool>> {
     api.engine.refresh_capacities(FRESH);
-    let found = api.engine.view().pool(&name);
+    let found = api.engine.view().pool(&name).filter(|pool| who.uses(&pool.name));
     found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("pool {name}")))
 }
 

@@ -48,9 +48,9 @@ pub async fn list(
     let volume = volume.map(|v| resolve(&api, &who, &v)).transpose()?;
     let view = api.engine.view();
     let Some(name) = name else {
-        return Ok(Json(view.snapshots_page(&who.tenant, volume, cursor, limit)));
+        return Ok(Json(view.snapshots_page(&who, volume, cursor, limit)));
     };
-    let found = view.resolve_snapshot(&who.tenant, &SnapshotRef::Name(name)).and_then(|id| view.snapshot(id));
+    let found = view.resolve_snapshot(&who, &SnapshotRef::Name(name)).and_then(|id| view.snapshot(id));
     view.check_complete(found.is_some(), "a snapshot of that name")?;
     let found = found.filter(|s| volume.is_none_or(|v| v == s.volume) && cursor.is_none_or(|c| s.id > c));
     Ok(Json(Page { items: found.into_iter().collect(), next: None }))
@@ -87,7 +87,7 @@ pub async fn get(
     At(snapshot): At<SnapshotRef>,
 ) -> ApiResult<Json<Snapshot>> {
     let view = api.engine.view();
-    let found = view.resolve_snapshot(&who.tenant, &snapshot).and_then(|id| view.snapshot(id));
+    let found = view.resolve_snapshot(&who, &snapshot).and_then(|id| view.snapshot(id));
     found.map(Json).ok_or_else(|| view.absence(format_args!("snapshot {snapshot}")).into())
 }
 
@@ -144,6 +144,6 @@ pub async fn get_group(
     At(group): At<SnapshotName>,
 ) -> ApiResult<Json<SnapshotGroup>> {
     let view = api.engine.view();
-    let found = view.group(&who.tenant, &group);
+    let found = view.group(&who, &group);
     found.map(Json).ok_or_else(|| view.absence(format_args!("snapshot group {group}")).into())
 }

@@ -46,9 +46,9 @@ pub async fn list(
     let name: Option<VolumeName> = optional("name", query.name.as_ref())?;
     let view = api.engine.view();
     let Some(name) = name else {
-        return Ok(Json(view.volumes_page(&who.tenant, pool.as_ref(), cursor, limit)));
+        return Ok(Json(view.volumes_page(&who, pool.as_ref(), cursor, limit)));
     };
-    let found = view.resolve(&who.tenant, &VolumeRef::Name(name)).and_then(|id| view.volume(id));
+    let found = view.resolve(&who, &VolumeRef::Name(name)).and_then(|id| view.volume(id));
     view.check_complete(found.is_some(), "a volume of that name")?;
     let found = found.filter(|v| pool.is_none_or(|p| p == v.pool) && cursor.is_none_or(|c| v.id > c));
     Ok(Json(Page { items: found.into_iter().collect(), next: None }))
@@ -85,7 +85,7 @@ pub async fn get(
 ) -> ApiResult<Json<Volume>> {
     // One look at the view: between two of them the volume could go.
     let view = api.engine.view();
-    let found = view.resolve(&who.tenant, &volume).and_then(|id| view.volume(id));
+    let found = view.resolve(&who, &volume).and_then(|id| view.volume(id));
     found.map(Json).ok_or_else(|| view.absence(format_args!("volume {volume}")).into())
 }
 

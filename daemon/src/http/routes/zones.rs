@@ -16,10 +16,14 @@ use crate::http::extract::{Ask, At, Caller, Params};
     (status = 200, body = Page<Zone>),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(api): State<Api>, Params(query): Params<PageQuery>) -> ApiResult<Json<Page<Zone>>> {
+pub async fn list(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    Params(query): Params<PageQuery>,
+) -> ApiResult<Json<Page<Zone>>> {
     let limit = limit(query.limit)?;
     let cursor: Option<HostName> = optional("cursor", query.cursor.as_ref())?;
-    Ok(Json(api.engine.view().zones_page(cursor.as_ref(), limit)))
+    Ok(Json(api.engine.view().zones_page(&who, cursor.as_ref(), limit)))
 }
 
 /// One zone.
@@ -27,8 +31,13 @@ pub async fn list(State(api): State<Api>, Params(query): Params<PageQuery>) -> A
     (status = 200, body = Zone),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn get(State(api): State<Api>, At(name): At<HostName>) -> ApiResult<Json<Zone>> {
-    let found = api.engine.view().zone(&name);
+pub async fn get(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(name): At<HostName>,
+) -> ApiResult<Json<Zone>> {
+    let view = api.engine.view();
+    let found = view.zone(&name).filter(|_| view.knows_host(&who, &name));
     found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("zone {name}")))
 }
 
