@@ -20,12 +20,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ChapPut, Disk, DiskName, DiskWipe,
-    ErrorKind, Event, Host, HostName, HostPut, Keytab, KeytabPut, MadeToken, OrphanAdopt, OrphanId, Orphans,
-    Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Reloaded, Restored, Snapshot,
-    SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef, System, Target, TlsPut,
-    Token, TokenName, TokenPut, Volume, VolumeCreate, VolumeKey, VolumeName, VolumeRef, VolumeUpdate, When,
-    Zone, ZonePut,
+    Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ByteSize, ChapPut, Disk, DiskName,
+    DiskWipe, ErrorKind, Event, Host, HostName, HostPut, Keytab, KeytabPut, MadeToken, OrphanAdopt, OrphanId,
+    Orphans, Page, Pool, PoolCreate, PoolExpand, PoolName, PoolReplace, Problem, Reloaded, Restored,
+    Snapshot, SnapshotBlocks, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef,
+    System, Target, TlsPut, Token, TokenName, TokenPut, Volume, VolumeCreate, VolumeKey, VolumeName,
+    VolumeRef, VolumeUpdate, When, Zone, ZonePut,
 };
 
 /// The answer to a call.
@@ -90,6 +90,20 @@ pub struct SnapshotFilter {
     /// The one with this name, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<SnapshotName>,
+}
+
+/// Which blocks of a snapshot to list.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct BlockFilter {
+    /// Those that are not as in this older snapshot of the same volume; without one those that have data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<SnapshotRef>,
+    /// From this byte on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<ByteSize>,
+    /// How many ranges, 1 to 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u16>,
 }
 
 /// Which hosts to list.
@@ -355,6 +369,15 @@ impl Client {
     /// `GET /v1/snapshots/{snapshot}`
     pub async fn snapshot(&self, snapshot: &SnapshotRef) -> Result<Snapshot> {
         self.get(&["v1", "snapshots", &snapshot.to_string()]).await
+    }
+
+    /// `GET /v1/snapshots/{snapshot}/blocks`: one page.
+    pub async fn snapshot_blocks(
+        &self,
+        snapshot: &SnapshotRef,
+        filter: &BlockFilter,
+    ) -> Result<SnapshotBlocks> {
+        self.page(&["v1", "snapshots", &snapshot.to_string(), "blocks"], filter).await
     }
 
     /// `POST /v1/snapshots`

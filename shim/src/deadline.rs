@@ -15,11 +15,23 @@ const MARGIN: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 
+/// That of a caller that says nothing, from now on.
+impl Default for Deadline {
+    fn default() -> Self {
+        Self::after(DEFAULT.saturating_sub(MARGIN))
+    }
+}
+
 impl Deadline {
     /// The one that a request carries (`grpc-timeout`).
     pub fn of(metadata: &MetadataMap) -> Self {
+        Self::stated(metadata).unwrap_or_default()
+    }
+
+    /// The same. `None`: it carries none.
+    pub fn stated(metadata: &MetadataMap) -> Option<Self> {
         let text = metadata.get("grpc-timeout").and_then(|v| v.to_str().ok());
-        Self::after(text.and_then(parse).unwrap_or(DEFAULT).saturating_sub(MARGIN))
+        text.and_then(parse).map(|time| Self::after(time.saturating_sub(MARGIN)))
     }
 
     /// One after this time.

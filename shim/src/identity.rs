@@ -42,6 +42,7 @@ impl identity_server::Identity for Identity {
         if self.controller {
             all.push(service(service::Type::ControllerService));
             all.push(service(service::Type::GroupControllerService));
+            all.push(service(service::Type::SnapshotMetadataService));
         }
         if self.topology {
             all.push(service(service::Type::VolumeAccessibilityConstraints));

@@ -14,6 +14,7 @@ use crate::csi::controller_server::ControllerServer;
 use crate::csi::group_controller_server::GroupControllerServer;
 use crate::csi::identity_server::IdentityServer;
 use crate::csi::node_server::NodeServer;
+use crate::csi::snapshot_metadata_server::SnapshotMetadataServer;
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::telemetry::Telemetry;
@@ -53,13 +54,14 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
     let incoming = UnixListenerStream::new(listen(path)?);
-    let controllers = controller.map(|c| (ControllerServer::new(c.clone()), GroupControllerServer::new(c)));
-    let (controller, groups) = controllers.unzip();
+    let groups = controller.clone().map(GroupControllerServer::new);
+    let metadata = controller.clone().map(SnapshotMetadataServer::new);
     let router = Server::builder()
         .layer(telemetry)
         .add_service(IdentityServer::new(identity))
-        .add_optional_service(controller)
+        .add_optional_service(controller.map(ControllerServer::new))
         .add_optional_service(groups)
+        .add_optional_service(metadata)
         .add_optional_service(node.map(NodeServer::new));
     tracing::info!(socket = %path.display(), "serving");
     let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -15,6 +15,7 @@ use orlop_csi::csi::controller_client::ControllerClient;
 use orlop_csi::csi::group_controller_client::GroupControllerClient;
 use orlop_csi::csi::identity_client::IdentityClient;
 use orlop_csi::csi::node_client::NodeClient;
+use orlop_csi::csi::snapshot_metadata_client::SnapshotMetadataClient;
 use orlop_csi::csi::volume_capability::access_mode::Mode;
 use orlop_csi::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use orlop_csi::csi::{CapacityRange, VolumeCapability};
@@ -30,6 +31,8 @@ pub struct Driver {
     pub controller: ControllerClient<Channel>,
     /// Groups of snapshots.
     pub groups: GroupControllerClient<Channel>,
+    /// Blocks of snapshots.
+    pub metadata: SnapshotMetadataClient<Channel>,
     /// What it can do.
     pub identity: IdentityClient<Channel>,
     _dir: tempfile::TempDir,
@@ -54,6 +57,7 @@ impl Driver {
         Ok(Self {
             controller: ControllerClient::new(channel.clone()),
             groups: GroupControllerClient::new(channel.clone()),
+            metadata: SnapshotMetadataClient::new(channel.clone()),
             identity: IdentityClient::new(channel),
             _dir: dir,
             _stop: stop,

@@ -88,3 +88,28 @@ pub struct SnapshotGroup {
     /// Those that are still there, in the order of the request.
     pub snapshots: Vec<Snapshot>,
 }
+
+/// `GET /v1/snapshots/{snapshot}/blocks`: where a snapshot has data, or where it may read as something else than an older one.
+/// What is not listed reads as zeros, or as that one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnapshotBlocks {
+    /// The snapshot's size.
+    pub size: ByteSize,
+    /// In the order of their offsets. No two of a page overlap or touch.
+    pub items: Vec<BlockRange>,
+    /// Where to go on (`from`), if that is not all. A page may have few or none and still say so: nothing is looked for for
+    /// longer than some seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<ByteSize>,
+}
+
+/// A run of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BlockRange {
+    /// Of its first byte.
+    pub offset: ByteSize,
+    /// Its bytes.
+    pub length: ByteSize,
+}

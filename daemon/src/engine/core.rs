@@ -210,6 +210,8 @@ pub(super) struct Core {
     pub(super) disk_lane: Lane,
     /// Where the kernel's counters are read.
     pub(super) count_lane: Lane,
+    /// Whose turn it is to have blocks of snapshots looked for.
+    pub(super) block_readers: tokio::sync::Semaphore,
     pub(super) disk_readings: DiskReadings,
     pub(super) tokens: RwLock<Tokens>,
     /// Intents that are neither carried out nor undone yet: their objects take no changes.

@@ -14,6 +14,7 @@ mod absence;
 mod action;
 mod alarms;
 mod attachments;
+mod blocks;
 mod copies;
 mod core;
 mod disks;
@@ -57,7 +58,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use orlop_api::{
-    Attachment, Disk, EventKind, HostName, Orphans, System, SystemState, Target, Token, VolumeId,
+    Attachment, Disk, EventKind, HostName, Orphans, SnapshotBlocks, System, SystemState, Target, Token,
+    VolumeId,
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use secrecy::SecretString;
@@ -67,6 +69,7 @@ use tracing::field::Empty;
 
 pub use self::core::{EngineSettings, Pools};
 pub use action::{Action, Attach, Outcome, Principal, Role};
+pub use blocks::BlocksOf;
 pub use error::{Error, Result};
 pub use events::Events;
 pub use reload::{Configuration, Reread};
@@ -120,6 +123,7 @@ impl Engine {
             setup_lane: lane("setup", SETUP_THREADS, None)?,
             disk_lane: lane("smart", disks::ASKED_AT_ONCE, None)?,
             count_lane: lane("counters", 1, None)?,
+            block_readers: tokio::sync::Semaphore::new(blocks::READERS),
             disk_readings: Default::default(),
             tokens: Default::default(),
             unsettled: Default::default(),
@@ -297,6 +301,12 @@ impl Engine {
             ));
         }
         Ok(self.core.orphans(Instant::now() + within).await)
+    }
+
+    /// Which blocks of a snapshot have data, or are not as in an older one. Reads what the pool knows of that, so it takes a
+    /// moment, or some seconds for a large one: then it says where to go on.
+    pub async fn blocks(&self, who: &Principal, ask: BlocksOf, within: Duration) -> Result<SnapshotBlocks> {
+        self.core.blocks(who, ask, Instant::now() + within).await
     }
 
     /// The kernel's targets, and what is in them of others. Asks each of them, so it takes a moment.

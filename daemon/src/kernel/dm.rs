@@ -39,6 +39,7 @@ const DM_DEV_SUSPEND: Opcode = command(6);
 const DM_DEV_STATUS: Opcode = command(7);
 const DM_TABLE_LOAD: Opcode = command(9);
 const DM_TABLE_STATUS: Opcode = command(12);
+const DM_TARGET_MSG: Opcode = command(14);
 
 /// How full a thin pool is (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct ThinStatus {
     pub metadata: (u64, u64),
     /// Blocks of data, of the pool's block size: in use, and in all.
     pub data: (u64, u64),
+    /// The block in which the metadata begins that is held for somebody to read, if it is.
+    pub held: Option<u64>,
 }
 
 /// A device of the device mapper.
@@ -340,6 +343,27 @@ pub fn thin_status(name: &str) -> io::Result<Option<ThinStatus>> {
     })
 }
 
+/// What a thin pool can be told about its metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThinMessage {
+    /// To hold it as it is now, for somebody to read.
+    Hold,
+    /// To hold it no longer.
+    LetGo,
+}
+
+/// Tells a thin pool something. `None`: there is no device of that name. `EBUSY` where metadata is held already.
+pub fn tell_thin(name: &str, message: ThinMessage) -> io::Result<Option<()>> {
+    let mut request = Request::new(name)?;
+    let text = match message {
+        ThinMessage::Hold => "reserve_metadata_snap",
+        ThinMessage::LetGo => "release_metadata_snap",
+    };
+    // `struct dm_target_msg`: the sector of the target, and a text that a zero ends.
+    request.text(HEADER + 8, BUFFER - HEADER - 9, text)?;
+    request.ask::<DM_TARGET_MSG>()
+}
+
 /// The first target's kind and status.
 fn answer(buffer: &[u8; BUFFER]) -> Option<String> {
     let word = |at: usize| Some(u32::from_ne_bytes(buffer.get(at..at + 4)?.try_into().ok()?) as usize);
@@ -357,11 +381,12 @@ fn parse(status: &str) -> Option<ThinStatus> {
         return None;
     }
     let transaction = words.next()?.parse().ok()?;
-    let mut blocks = words.map(|word| {
-        let (used, total) = word.split_once('/')?;
+    let mut blocks = || {
+        let (used, total) = words.next()?.split_once('/')?;
         Some((used.parse().ok()?, total.parse().ok()?))
-    });
-    Some(ThinStatus { transaction, metadata: blocks.next()??, data: blocks.next()?? })
+    };
+    let (metadata, data) = (blocks()?, blocks()?);
+    Some(ThinStatus { transaction, metadata, data, held: words.next().and_then(|w| w.parse().ok()) })
 }
 
 #[cfg(test)]
@@ -372,7 +397,12 @@ mod tests {
     #[test]
     fn a_status_is_read() {
         let status = parse("thin-pool 7 145/4096 33/10240 - rw discard_passdown error_if_no_space - 1024 ");
-        assert_eq!(status, Some(ThinStatus { transaction: 7, metadata: (145, 4096), data: (33, 10240) }));
+        assert_eq!(
+            status,
+            Some(ThinStatus { transaction: 7, metadata: (145, 4096), data: (33, 10240), held: None })
+        );
+        let held = parse("thin-pool 7 145/4096 33/10240 99 rw discard_passdown error_if_no_space - 1024 ");
+        assert_eq!(held.unwrap().held, Some(99));
         for bad in ["thin-pool Fail", "thin-pool Error", "linear 0 1/2 3/4", "", "thin-pool 1 2 3"] {
             assert_eq!(parse(bad), None, "{bad}");
         }

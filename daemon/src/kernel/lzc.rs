@@ -34,6 +34,13 @@ type Receive = unsafe extern "C" fn(*const c_char, Nvlist, *const c_char, c_int,
 /// `LZC_SEND_FLAG_EMBED_DATA` and `LZC_SEND_FLAG_LARGE_BLOCK` of libzfs_core.h: blocks as they are, of any size.
 const SEND_FLAGS: c_int = 1 | 2;
 
+/// `LZC_SEND_FLAG_LARGE_BLOCK`, `LZC_SEND_FLAG_COMPRESS` and `LZC_SEND_FLAG_RAW` of libzfs_core.h: as little work as can be, where
+/// only the records count.
+const BLOCKS_FLAGS: c_int = 1 << 1 | 1 << 2;
+const RAW_FLAG: c_int = 1 << 3;
+/// The object of a zvol that its bytes are in (`ZVOL_OBJ`).
+const ZVOL_OBJ: u64 = 1;
+
 /// Limits of a channel program, as zfs-program(8) sets them.
 const INSTRUCTIONS: u64 = 10_000_000;
 const MEMORY: u64 = 10 << 20;
@@ -131,6 +138,8 @@ pub struct Lzc {
     load_key: unsafe extern "C" fn(*const c_char, c_int, *mut u8, c_uint) -> c_int,
     /// `lzc_send`: snapshot, from which one on (none: all of it), where to, flags.
     send: unsafe extern "C" fn(*const c_char, *const c_char, c_int, c_int) -> c_int,
+    /// `lzc_send_resume`: the same, and from which object and which of its bytes on.
+    send_resume: unsafe extern "C" fn(*const c_char, *const c_char, c_int, c_int, u64, u64) -> c_int,
     receive: Receive,
     program: Program,
     program_nosync: Program,
@@ -202,6 +211,7 @@ impl Lzc {
             destroy: symbol!(core, b"lzc_destroy\0"),
             load_key: symbol!(core, b"lzc_load_key\0"),
             send: symbol!(core, b"lzc_send\0"),
+            send_resume: symbol!(core, b"lzc_send_resume\0"),
             receive: symbol!(core, b"lzc_receive\0"),
             program: symbol!(core, b"lzc_channel_program\0"),
             program_nosync: symbol!(core, b"lzc_channel_program_nosync\0"),
@@ -281,6 +291,25 @@ impl Lzc {
         let name = text(snapshot)?;
         // SAFETY: name and descriptor live through the call.
         errno(unsafe { (self.send)(name.as_ptr(), ptr::null(), into.as_raw_fd(), SEND_FLAGS) })
+    }
+
+    /// Writes what a snapshot of a zvol has that an older one has not, or all of it, from a byte on, for somebody who wants its
+    /// records. `raw`: as it is encrypted, so that no key is needed.
+    pub fn send_blocks(
+        &self,
+        snapshot: &str,
+        base: Option<&str>,
+        into: BorrowedFd<'_>,
+        raw: bool,
+        from: u64,
+    ) -> io::Result<()> {
+        let (name, base) = (text(snapshot)?, base.map(text).transpose()?);
+        let base = base.as_ref().map_or(ptr::null(), |base| base.as_ptr());
+        let flags = BLOCKS_FLAGS | if raw { RAW_FLAG } else { 0 };
+        // From the start it is no continuation, which says more about the objects.
+        let object = if from == 0 { 0 } else { ZVOL_OBJ };
+        // SAFETY: names and descriptor live through the call; no base is a null pointer.
+        errno(unsafe { (self.send_resume)(name.as_ptr(), base, into.as_raw_fd(), flags, object, from) })
     }
 
     /// Reads such a stream into a dataset that has no snapshot, in the place of what is in it, all or nothing. It has

@@ -9,6 +9,7 @@ pub mod deadline;
 pub mod disks;
 pub mod dm;
 pub mod exec;
+pub mod fiemap;
 pub mod filesystem;
 pub mod fs;
 pub mod holders;

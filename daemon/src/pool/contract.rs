@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test may sleep and start commands")]
 
 mod adoption;
+mod blocks;
 mod checks;
 mod encryption;
 mod filesystems;
@@ -88,7 +89,7 @@ pub fn run_some(
     note("the pool is made", start, Ok(()));
     let all = checks::ALL.iter().chain(space::ALL).chain(snapshots::ALL).chain(strange::ALL);
     let all = all.chain(adoption::ALL).chain(properties::ALL).chain(filesystems::ALL);
-    let all = all.chain(encryption::ALL).chain(history::ALL);
+    let all = all.chain(encryption::ALL).chain(history::ALL).chain(blocks::ALL);
     for (name, check) in all.filter(|(name, _)| wanted(name)) {
         let start = Instant::now();
         let result = check(subject, pool.as_ref());

@@ -161,7 +161,7 @@ fn carry(mut from: File, mut to: File, watch: &Watch) -> io::Result<()> {
 }
 
 /// Where data is, at or after `at`. `None`: nowhere. A device has it everywhere.
-fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+pub(super) fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
     match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(data) => Ok(Some(data)),
         Err(Errno::NXIO) => Ok(None),

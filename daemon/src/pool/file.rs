@@ -24,8 +24,8 @@ use super::mapped::Use;
 use super::mounted::Mounts;
 use super::rules::check_filled;
 use super::{
-    Capacity, Change, Features, Listing, Opened, Place, Pool, PoolEnv, PoolError, Result, Snapped, Stored,
-    check_properties, features,
+    Capacity, Change, Extents, Features, Listing, Opened, Place, Pool, PoolEnv, PoolError, Result, Snapped,
+    Stored, check_properties, features,
 };
 use crate::kernel::fs::{self, FsKind};
 use crate::kernel::loopdev::{self, Behind};
@@ -462,6 +462,16 @@ impl Pool for FilePool {
             return Ok(());
         }
         self.take_down(key, deadline)
+    }
+
+    fn blocks(
+        &self,
+        key: SnapshotKey,
+        base: Option<SnapshotKey>,
+        found: &mut Extents,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        self.images.blocks(key, base, found, deadline)
     }
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {

@@ -15,6 +15,7 @@
 //!
 //! Called by `file` and `sim`. Never touches a name that it can't read as its own.
 
+mod blocks;
 mod snapshots;
 mod strays;
 

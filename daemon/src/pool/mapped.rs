@@ -38,7 +38,8 @@ pub(super) fn visible(backing: u64, encryption: Option<Encryption>) -> ByteSize 
     ByteSize(backing.saturating_sub(header(encryption)))
 }
 
-fn header(encryption: Option<Encryption>) -> u64 {
+/// What lies before a volume's own bytes on its backing.
+pub(super) fn header(encryption: Option<Encryption>) -> u64 {
     if encryption.is_some() { HEADER } else { 0 }
 }
 

@@ -5,6 +5,7 @@
 //! lists and destroys what it is told, and it never touches what carries no label of ours (R14).
 
 mod arrays;
+mod blocks;
 mod context;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
@@ -33,6 +34,7 @@ use orlop_api::{
     Provisioning, VolumeId,
 };
 
+pub use blocks::{Extent, Extents, More};
 pub use features::{Features, features};
 pub use keys::KeyRing;
 pub use mapped::let_all_go_on;
@@ -510,6 +512,17 @@ pub trait Pool: Send + Sync {
 
     /// Undoes `read`, after the file was closed. Fine if nothing was open or the snapshot is gone.
     fn done_reading(&self, key: SnapshotKey, deadline: &Deadline) -> Result<()>;
+
+    /// Tells where a snapshot may read as something else than `base`, an older one of the same volume, or than zeros
+    /// without one: from where `found` is, in the order of the bytes, until that has enough. What it leaves out is the
+    /// same, for sure. Nothing is opened, and no key is needed.
+    fn blocks(
+        &self,
+        key: SnapshotKey,
+        base: Option<SnapshotKey>,
+        found: &mut Extents,
+        deadline: &Deadline,
+    ) -> Result<()>;
 
     /// Opens a backing that no target uses, for writing its content with direct I/O. What was written
     /// is durable after an fsync of the file. The caller closes it.

@@ -13,7 +13,8 @@ use orlop_api::{ByteSize, PoolKind, PoolName, VolumeId, VolumeKind};
 use super::context::Context;
 use super::images::{GRANULARITY, Images};
 use super::{
-    Capacity, Change, KeyRing, Listing, Opened, Place, Pool, Result, Snapped, Stored, check_properties,
+    Capacity, Change, Extents, KeyRing, Listing, Opened, Place, Pool, Result, Snapped, Stored,
+    check_properties,
 };
 use crate::kernel::{Deadline, block};
 use crate::model::{Label, PoolSpec, SnapshotKey, SnapshotLabel};
@@ -150,6 +151,17 @@ impl Pool for SimPool {
 
     fn done_reading(&self, _: SnapshotKey, _: &Deadline) -> Result<()> {
         Ok(())
+    }
+
+    fn blocks(
+        &self,
+        key: SnapshotKey,
+        base: Option<SnapshotKey>,
+        found: &mut Extents,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        // In any directory, so also where snapshots are copies.
+        self.images.blocks_by_content(key, base, found, deadline)
     }
 
     fn fill(&self, id: VolumeId, _: &Deadline) -> Result<File> {

@@ -93,6 +93,7 @@ async fn what_is_the_administrators_is_closed() {
         "/v1/snapshot-groups/{group}",
         "/v1/snapshots",
         "/v1/snapshots/{snapshot}",
+        "/v1/snapshots/{snapshot}/blocks",
         "/v1/system",
         "/v1/volumes",
         "/v1/volumes/{volume}",

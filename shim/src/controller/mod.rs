@@ -4,6 +4,7 @@ mod capability;
 mod create;
 mod groups;
 mod list;
+mod metadata;
 mod publish;
 mod snapshots;
 mod volumes;

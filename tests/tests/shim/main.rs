@@ -7,6 +7,7 @@ mod backup;
 mod create;
 mod groups;
 mod lists;
+mod metadata;
 mod properties;
 mod publish;
 mod rig;

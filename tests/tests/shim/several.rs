@@ -56,7 +56,7 @@ async fn a_volume_is_where_its_nodes_are() {
     assert!(rig.create(of("r", &["1", "2"])).await.unwrap().volume_id.starts_with("a/"));
     refused(rig.create(of("q", &["2"])).await, Code::ResourceExhausted);
     let plugin = rig.identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(plugin.into_inner().capabilities.len(), 4, "with topology");
+    assert_eq!(plugin.into_inner().capabilities.len(), 5, "with topology");
 }
 
 #[tokio::test]

@@ -152,7 +152,7 @@ async fn what_is_announced_is_what_there_is() {
     let plugin = rig.identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
     assert_eq!(
         plugin.into_inner().capabilities.len(),
-        3,
-        "controller, groups and expansion; no topology here"
+        4,
+        "controller, groups, snapshot metadata and expansion; no topology here"
     );
 }

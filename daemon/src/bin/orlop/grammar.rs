@@ -448,6 +448,17 @@ pub enum SnapshotCommand {
         /// Its name or id
         snapshot: SnapshotRef,
     },
+    /// List where a snapshot has data, or where it is not as an older one: what a backup has to read
+    Blocks {
+        /// Its name or id
+        snapshot: SnapshotRef,
+        /// An older snapshot of the same volume: list what is not as in it
+        #[arg(long, value_name = "SNAPSHOT")]
+        base: Option<SnapshotRef>,
+        /// From this byte on
+        #[arg(long, value_name = "OFFSET", default_value = "0")]
+        from: ByteSize,
+    },
     /// Delete a snapshot
     Delete {
         /// Its name or id

@@ -8,11 +8,12 @@ mod targets;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use orlop_api::{
-    Access, Alarm, Attachment, Authentication, Chap, Disk, DiskHealthState, DiskUsage, Event, Flavour, Host,
-    IscsiAccess, Keytab, MadeToken, Orphan, OrphanAction, OrphanKind, Orphans, Page, Pool, PoolFill,
-    PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem, Property,
-    Provisioning, Reloaded, Restored, SettingChange, Snapshot, SnapshotState, SourceMode, System,
-    SystemState, Target, Tls, Token, Verb, Volume, VolumeId, VolumeKey, VolumeState, Zone,
+    Access, Alarm, Attachment, Authentication, BlockRange, ByteSize, Chap, Disk, DiskHealthState, DiskUsage,
+    Event, Flavour, Host, IscsiAccess, Keytab, MadeToken, Orphan, OrphanAction, OrphanKind, Orphans, Page,
+    Pool, PoolFill, PoolHealth, PoolHealthState, PoolScanKind, PoolScanState, PoolState, Portal, Problem,
+    Property, Provisioning, Reloaded, Restored, SettingChange, Snapshot, SnapshotBlocks, SnapshotState,
+    SourceMode, System, SystemState, Target, Tls, Token, Verb, Volume, VolumeId, VolumeKey, VolumeState,
+    Zone,
 };
 use serde::Serialize;
 
@@ -44,6 +45,7 @@ pub enum Answer {
     Key(VolumeKey),
     Snapshots(Vec<Snapshot>),
     Snapshot(Snapshot),
+    Blocks(SnapshotBlocks),
     Orphans(Orphans),
     Hosts(Vec<Host>),
     Host(Host),
@@ -84,6 +86,7 @@ fn as_json(answer: &Answer) -> String {
         Answer::Key(a) => json(a),
         Answer::Snapshots(a) => page(a),
         Answer::Snapshot(a) => json(a),
+        Answer::Blocks(a) => json(a),
         Answer::Orphans(a) => json(a),
         Answer::Hosts(a) => page(a),
         Answer::Host(a) => json(a),
@@ -127,6 +130,14 @@ fn as_table(answer: &Answer) -> String {
         Answer::Key(a) => a.key.expose_text() + "\n",
         Answer::Snapshots(a) => list(SNAPSHOT, a.iter().map(snapshot)),
         Answer::Snapshot(a) => one(SNAPSHOT, snapshot(a)) + &dependants(a),
+        Answer::Blocks(a) => {
+            let in_all: u64 = a.items.iter().map(|r| r.length.bytes()).sum();
+            let range = |r: &BlockRange| {
+                [r.offset.bytes().to_string(), r.length.bytes().to_string(), r.length.to_string()]
+            };
+            list(BLOCK, a.items.iter().map(range))
+                + &field("in all", &format!("{} of {}", ByteSize(in_all), a.size))
+        }
         Answer::Orphans(a) => list(ORPHAN, a.items.iter().map(orphan)) + &unanswered(a),
         Answer::Hosts(a) => list(HOST, a.iter().map(host)),
         Answer::Host(a) => one(HOST, host(a)) + &known_by(a) + &volumes_of(&a.volumes),
@@ -148,6 +159,8 @@ const POOL_DISK: [&str; 6] = ["DISK", "PART", "STATE", "READ", "WRITE", "CHECKSU
 const VOLUME: [&str; 9] = ["NAME", "ID", "POOL", "SIZE", "KIND", "SPACE", "STATE", "HOSTS", "CREATED"];
 
 const SNAPSHOT: [&str; 8] = ["NAME", "ID", "VOLUME", "POOL", "SIZE", "STATE", "GROUP", "CREATED"];
+
+const BLOCK: [&str; 3] = ["OFFSET", "BYTES", "LENGTH"];
 
 const ORPHAN: [&str; 7] = ["ID", "POOL", "KIND", "NAME", "SIZE", "MAY", "WHAT IT IS"];
 

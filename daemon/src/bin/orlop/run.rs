@@ -7,7 +7,7 @@ use std::path::Path;
 use std::pin::pin;
 
 use futures_util::StreamExt;
-use orlop_api::client::{AttachAs, Client, Result, SnapshotFilter, VolumeFilter};
+use orlop_api::client::{AttachAs, BlockFilter, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
     AlarmState, AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind,
     HostPut, KeytabFile, KeytabPut, MadeToken, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace,
@@ -296,6 +296,17 @@ async fn snapshot(client: &Client, command: SnapshotCommand) -> Result<Answer> {
             }
         },
         SnapshotCommand::Get { snapshot } => Answer::Snapshot(client.snapshot(&snapshot).await?),
+        SnapshotCommand::Blocks { snapshot, base, from } => {
+            let mut filter = BlockFilter { base, from: Some(from), limit: Some(10_000) };
+            let mut all = client.snapshot_blocks(&snapshot, &filter).await?;
+            while let Some(next) = all.next {
+                filter.from = Some(next);
+                let page = client.snapshot_blocks(&snapshot, &filter).await?;
+                all.items.extend(page.items);
+                all.next = page.next;
+            }
+            Answer::Blocks(all)
+        }
         SnapshotCommand::Delete { snapshot, when_unused } => {
             let gone = client.delete_snapshot(&snapshot, when(when_unused)).await?;
             Answer::Done(deleted("snapshot", &snapshot, gone))

@@ -22,8 +22,8 @@ use crate::kernel::disks::DiskInfo;
 use crate::model::{Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel};
 use crate::pool::disks::WipeError;
 use crate::pool::{
-    Capacity, Change, Features, KeyRing, Listing, Opened, Place, Pool, PoolError, Result, Snapped, Stored,
-    Stray,
+    Capacity, Change, Extents, Features, KeyRing, Listing, More, Opened, Place, Pool, PoolError, Result,
+    Snapped, Stored, Stray,
 };
 
 /// The disk under a fake pool: survives a restart of the engine.
@@ -649,6 +649,30 @@ impl Pool for FakePool {
 
     fn done_reading(&self, _: SnapshotKey, _: &Deadline) -> Result<()> {
         self.platter.state.lock().readers -= 1;
+        Ok(())
+    }
+
+    fn blocks(
+        &self,
+        key: SnapshotKey,
+        base: Option<SnapshotKey>,
+        found: &mut Extents,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let piece = |key: SnapshotKey, at: u64| {
+            let mut bytes = vec![0; 4096];
+            let _ = content(&mut self.platter.state.lock(), key).read_at(&mut bytes, at);
+            bytes
+        };
+        let mut at = found.at();
+        while at < found.end() && deadline.check().is_ok() {
+            let old = base.map_or_else(|| vec![0; 4096], |base| piece(base, at));
+            if piece(key, at) != old && found.add(at, 4096) == More::Enough {
+                return Ok(());
+            }
+            at += 4096;
+        }
+        found.finish();
         Ok(())
     }
 

@@ -34,7 +34,7 @@ use crate::engine::{Action, Outcome, Principal};
 pub const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 /// What others than administrators may read, each its own part. All else is closed to them.
-pub const SCOPED: [&str; 16] = [
+pub const SCOPED: [&str; 17] = [
     "/v1/openapi.json",
     "/v1/system",
     "/v1/pools",
@@ -46,6 +46,7 @@ pub const SCOPED: [&str; 16] = [
     "/v1/volumes/{volume}/attachments/{host}",
     "/v1/snapshots",
     "/v1/snapshots/{snapshot}",
+    "/v1/snapshots/{snapshot}/blocks",
     "/v1/snapshot-groups/{group}",
     "/v1/hosts",
     "/v1/hosts/{host}",
@@ -54,12 +55,13 @@ pub const SCOPED: [&str; 16] = [
 ];
 
 /// What takes query parameters. Each of them checks its own; all others take none.
-pub const WITH_QUERY: [(&str, &str); 9] = [
+pub const WITH_QUERY: [(&str, &str); 10] = [
     ("PUT", "/v1/system/restore"),
     ("GET", "/v1/volumes"),
     ("DELETE", "/v1/volumes/{volume}"),
     ("GET", "/v1/snapshots"),
     ("DELETE", "/v1/snapshots/{snapshot}"),
+    ("GET", "/v1/snapshots/{snapshot}/blocks"),
     ("GET", "/v1/hosts"),
     ("GET", "/v1/zones"),
     ("GET", "/v1/events"),
@@ -91,6 +93,7 @@ pub fn all() -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(volumes::key))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))
+        .routes(routes!(snapshots::blocks))
         .routes(routes!(snapshots::create_group))
         .routes(routes!(snapshots::get_group))
         .routes(routes!(orphans::list))

@@ -4,13 +4,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use orlop_api::{
-    Page, Problem, Snapshot, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate, SnapshotName, SnapshotRef,
-    VolumeRef,
+    ByteSize, Page, Problem, Snapshot, SnapshotBlocks, SnapshotCreate, SnapshotGroup, SnapshotGroupCreate,
+    SnapshotName, SnapshotRef, VolumeRef,
 };
 use serde::Deserialize;
 
 use super::{WhenQuery, deleted, limit, optional, resolve, submit};
-use crate::engine::{Action, Outcome};
+use crate::engine::{Action, BlocksOf, Outcome};
 use crate::http::Api;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Ask, At, Caller, Params};
@@ -54,6 +54,49 @@ pub async fn list(
     view.check_complete(found.is_some(), "a snapshot of that name")?;
     let found = found.filter(|s| volume.is_none_or(|v| v == s.volume) && cursor.is_none_or(|c| s.id > c));
     Ok(Json(Page { items: found.into_iter().collect(), next: None }))
+}
+
+/// Which blocks.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct BlockQuery {
+    /// An older snapshot of the same volume, by its id or name: those that are not as in that one. Without it those that have
+    /// data.
+    base: Option<String>,
+    /// From this byte on: `next` of the page before.
+    #[serde(default)]
+    from: u64,
+    /// How many ranges, 1 to 10000; 1000 unless given.
+    #[param(minimum = 1, maximum = 10000, default = 1000)]
+    limit: Option<u16>,
+}
+
+/// How many ranges a page has, unless asked for, and at most.
+const RANGES: u16 = 1000;
+const MOST_RANGES: u16 = 10_000;
+
+/// Where a snapshot has data, or where it is not as in an older one: what a backup has to read. What is listed may read the same;
+/// what is not does, for sure. No key of an encrypted volume is needed.
+#[utoipa::path(get, path = "/v1/snapshots/{snapshot}/blocks", tag = "snapshots",
+    params(("snapshot" = String, Path), BlockQuery), responses(
+    (status = 200, body = SnapshotBlocks),
+    (status = 501, body = Problem, content_type = "application/problem+json", description = "It is a ZFS file system, which has no bytes in a row"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn blocks(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    At(snapshot): At<SnapshotRef>,
+    Params(query): Params<BlockQuery>,
+) -> ApiResult<Json<SnapshotBlocks>> {
+    let most = match query.limit.unwrap_or(RANGES) {
+        n @ 1..=MOST_RANGES => n.into(),
+        _ => return Err(ApiError::invalid("limit", format!("limit must be 1 to {MOST_RANGES}"))),
+    };
+    let base: Option<SnapshotRef> = optional("base", query.base.as_ref())?;
+    let ask = BlocksOf { snapshot, base, from: ByteSize(query.from), most };
+    Ok(Json(api.engine.blocks(&who, ask, who.within).await?))
 }
 
 /// Takes a snapshot of a volume, attached or not. The same request again gives the same snapshot.

@@ -201,7 +201,7 @@ mod tests {
             delete /v1/pools/{pool}/scrub|get /v1/volumes|\
             post /v1/volumes|get /v1/volumes/{volume}|patch /v1/volumes/{volume}|\
             delete /v1/volumes/{volume}|post /v1/volumes/{volume}/unlock|get /v1/volumes/{volume}/key|get /v1/snapshots|post /v1/snapshots|\
-            get /v1/snapshots/{snapshot}|delete /v1/snapshots/{snapshot}|post /v1/snapshot-groups|\
+            get /v1/snapshots/{snapshot}|delete /v1/snapshots/{snapshot}|get /v1/snapshots/{snapshot}/blocks|post /v1/snapshot-groups|\
             get /v1/snapshot-groups/{group}|get /v1/orphans|post /v1/orphans/{orphan}/adopt|\
             delete /v1/orphans/{orphan}|get /v1/hosts|get /v1/hosts/{host}|put /v1/hosts/{host}|\
             delete /v1/hosts/{host}|get /v1/tokens|put /v1/tokens/{token}|delete /v1/tokens/{token}|put /v1/hosts/{host}/authentication|delete /v1/hosts/{host}/authentication|\
@@ -215,7 +215,7 @@ mod tests {
         // No other way in: every route is added by `routes!`.
         let source = include_str!("mod.rs");
         let added: usize = source.matches(".routes(routes!(").count();
-        assert!(added == 43 && !source.contains(".route("), "{added}");
+        assert!(added == 44 && !source.contains(".route("), "{added}");
         let read = routes::OPEN.iter().chain(&routes::SCOPED).map(|path| ("GET", *path));
         for (method, path) in routes::WITH_QUERY.into_iter().chain(read) {
             assert!(json["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");

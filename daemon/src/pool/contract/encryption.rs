@@ -13,10 +13,10 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("an encrypted file system takes its key", filesystem),
 ];
 
-const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub(super) const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 const OTHER: &str = "f00102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
-fn encrypted(l: Label) -> Label {
+pub(super) fn encrypted(l: Label) -> Label {
     let encryption = Encryption { unlock: Unlock::Manual, key_of: l.id };
     Label { encryption: Some(encryption), ..l }
 }
@@ -34,7 +34,7 @@ fn is_wrong<T: std::fmt::Debug>(what: &str, result: PoolResult<T>) -> Check {
 
 /// Whether volumes can be encrypted here: what ZFS does not do takes the device mapper and cryptsetup, which not every
 /// machine that runs these checks has.
-fn encrypts(pool: &dyn Pool) -> bool {
+pub(super) fn encrypts(pool: &dyn Pool) -> bool {
     pool.features().encryption && (pool.kind() == PoolKind::Zfs || crate::pool::mapped::lacks().is_none())
 }
 
@@ -51,7 +51,7 @@ fn refused(_: &Subject, pool: &dyn Pool) -> Check {
 }
 
 /// The pool as it is after a restart of the machine: nobody has a key in memory.
-fn again(subject: &Subject, pool: &dyn Pool, ring: &KeyRing) -> Result<Box<dyn Pool>, String> {
+pub(super) fn again(subject: &Subject, pool: &dyn Pool, ring: &KeyRing) -> Result<Box<dyn Pool>, String> {
     ok("export", pool.export(&soon()))?;
     let env = PoolEnv { keys: ring.clone(), ..subject.env.clone() };
     ok("opening the pool again", super::super::open(&subject.spec, &env, &soon()))

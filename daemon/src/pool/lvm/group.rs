@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use orlop_api::{ByteSize, Provisioning, VolumeId};
 use parking_lot::{Mutex, MutexGuard};
+use rustix::io::Errno;
 
 use super::metadata::{self, Section};
 use super::report;
 use super::tags::NEW;
 use crate::kernel::block;
+use crate::kernel::dm::ThinMessage;
 use crate::kernel::exec::{Output, Tool};
 use crate::kernel::{Deadline, disks as kernel_disks, dm};
 use crate::model::ThinPool;
@@ -48,6 +50,8 @@ pub(super) struct Group {
     lvm: Tool,
     /// With whether a command may have been stopped in the middle: see [`Group::put_right`].
     turn: Mutex<bool>,
+    /// Whose turn it is to read the thin pool's metadata: it is held for one reader.
+    reading: Mutex<()>,
     /// Its disks, where its metadata is read. Empty: not known yet.
     disks: Mutex<Vec<PathBuf>>,
 }
@@ -91,6 +95,45 @@ impl Row {
     }
 }
 
+/// A thin pool's metadata at one instant, for as long as this is there.
+#[derive(Debug)]
+pub(super) struct HeldMetadata<'g> {
+    group: &'g Group,
+    pool: String,
+    root: u64,
+    device: PathBuf,
+    is_held: bool,
+    _turn: MutexGuard<'g, ()>,
+}
+
+impl HeldMetadata<'_> {
+    /// The block in which it begins.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Lets it go.
+    pub fn release(mut self) -> Result<()> {
+        self.is_held = false;
+        self.group.release_metadata(&self.pool)
+    }
+}
+
+impl Drop for HeldMetadata<'_> {
+    fn drop(&mut self) {
+        if self.is_held
+            && let Err(error) = self.group.release_metadata(&self.pool)
+        {
+            tracing::warn!(pool = self.pool, %error, "metadata stays held, until the pool is opened anew");
+        }
+    }
+}
+
 /// Whose a volume group is.
 #[derive(Debug, PartialEq, Eq)]
 enum Owner {
@@ -104,7 +147,7 @@ impl Group {
         let lvm = Tool::locate("lvm").map_err(|e| ctx.exec(e))?;
         // What activation calls to check a thin pool: without it the pool would not come up again.
         Tool::locate("thin_check").map_err(|e| ctx.exec(e))?;
-        Ok(Self { ctx, lvm, turn: Mutex::new(true), disks: Mutex::default() })
+        Ok(Self { ctx, lvm, turn: Mutex::new(true), reading: Mutex::default(), disks: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -213,14 +256,76 @@ impl Group {
     }
 
     fn thin_status(&self) -> Result<Option<dm::ThinStatus>> {
+        Ok(self.thin_device()?.map(|(_, status)| status))
+    }
+
+    /// The device of the thin pool, with how it is. `None`: it is not active.
+    fn thin_device(&self) -> Result<Option<(String, dm::ThinStatus)>> {
         let device = format!("{}-{THIN}-tpool", escape(self.name()));
         // One in which no volume was ever made has its name without the suffix.
-        let plain = device.trim_end_matches("-tpool");
-        let ask = |name: &str| dm::thin_status(name).map_err(self.ctx.io(format!("asking {name}")));
-        match ask(&device)? {
-            None => ask(plain),
-            found => Ok(found),
+        let plain = device.trim_end_matches("-tpool").to_string();
+        for name in [device, plain] {
+            let status = dm::thin_status(&name).map_err(self.ctx.io(format!("asking {name}")))?;
+            if let Some(status) = status {
+                return Ok(Some((name, status)));
+            }
         }
+        Ok(None)
+    }
+
+    /// The number by which the thin pool knows a thin volume.
+    pub fn thin_number(&self, lv: &str, deadline: &Deadline) -> Result<u64> {
+        let metadata = self.metadata(deadline)?;
+        let volume = metadata.section("logical_volumes").and_then(|all| all.section(lv));
+        let segment =
+            volume.and_then(|lv| lv.sections().map(|(_, s)| s).find(|s| s.number("device_id").is_some()));
+        segment
+            .and_then(|s| s.number("device_id"))
+            .ok_or_else(|| self.ctx.not_found(format!("thin volume {lv}")))
+    }
+
+    /// Has the kernel hold the thin pool's metadata as it is now.
+    pub fn hold_metadata(&self, deadline: &Deadline) -> Result<HeldMetadata<'_>> {
+        let turn = self.reading.try_lock_for(deadline.remaining());
+        let turn = turn
+            .ok_or_else(|| self.ctx.late("waiting for the thin pool's metadata", crate::kernel::Overrun))?;
+        let absent = || self.ctx.not_found("an active thin pool");
+        let (pool, _) = self.thin_device()?.ok_or_else(absent)?;
+        match dm::tell_thin(&pool, ThinMessage::Hold) {
+            Ok(told) => told.ok_or_else(absent)?,
+            Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+                return Err(self.ctx.precondition(format!(
+                    "the metadata of {pool} is held for another reader: `dmsetup message {pool} 0 release_metadata_snap` \
+                     if there is none"
+                )));
+            }
+            Err(e) => return Err(self.ctx.io(format!("telling {pool} to hold its metadata"))(e)),
+        }
+        let mut held =
+            HeldMetadata { group: self, pool, root: 0, device: PathBuf::new(), is_held: true, _turn: turn };
+        let status = self.thin_device()?.and_then(|(_, status)| status.held);
+        held.root = status.ok_or_else(|| self.ctx.not_found("metadata that is held"))?;
+        let name = self.metadata(deadline)?;
+        let name = name
+            .section("logical_volumes")
+            .and_then(|all| all.section(THIN)?.section("segment1")?.text("metadata"));
+        let name = format!("{}-{}", escape(self.name()), escape(name.unwrap_or_default()));
+        let device = dm::device(&name).map_err(self.ctx.io(format!("asking {name}")))?;
+        held.device = device.ok_or_else(|| self.ctx.not_found(format!("device {name}")))?;
+        Ok(held)
+    }
+
+    /// What a daemon that was killed had held is let go of.
+    pub fn let_metadata_go(&self) -> Result<()> {
+        match self.thin_device()? {
+            Some((pool, dm::ThinStatus { held: Some(_), .. })) => self.release_metadata(&pool),
+            _ => Ok(()),
+        }
+    }
+
+    fn release_metadata(&self, pool: &str) -> Result<()> {
+        let told = dm::tell_thin(pool, ThinMessage::LetGo);
+        told.map(drop).map_err(self.ctx.io(format!("telling {pool} to hold its metadata no longer")))
     }
 
     /// The turn to run a command, with whether one may have been stopped in the middle.

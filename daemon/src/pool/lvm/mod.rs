@@ -10,12 +10,14 @@
 //! Nothing is decided by what a command says on stderr: state is read before and after.
 
 mod adopt;
+mod blocks;
 mod devices;
 mod group;
 mod metadata;
 mod report;
 mod snapshots;
 mod tags;
+mod thin;
 
 use std::fs::File;
 use std::path::Path;
@@ -31,7 +33,9 @@ use super::mapped::{Mappings, Use, backing, visible};
 use super::mounted::{self, Mounts};
 use super::rules::{check_clone_key, check_filled, check_properties, check_room, check_same, check_size};
 
-use super::{Capacity, Change, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray};
+use super::{
+    Capacity, Change, Extents, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray,
+};
 use crate::kernel::{Deadline, block, fs};
 use crate::model::{Document, Label, PoolChange, PoolSpec, SnapshotKey, SnapshotLabel, ThinPool};
 use group::{EXTENT, Group, Row, THIN, escape};
@@ -159,9 +163,10 @@ impl LvmPool {
     fn recall(&self, deadline: &Deadline) -> Result<()> {
         let mounted = self.mounts.recall();
         let origins = self.group.let_go();
+        let metadata = self.group.let_metadata_go();
         let mapped =
             self.mappings.recall(|lv| Ok(self.group.rows(deadline)?.iter().any(|r| r.lv_name == lv)));
-        mounted.and(origins).and(mapped)
+        mounted.and(origins).and(metadata).and(mapped)
     }
 
     /// More disks, or another array of them: what is in the pool stays where it is.
@@ -680,6 +685,16 @@ impl Pool for LvmPool {
             self.group.run("lvchange", &["-q", "-an", &self.group.path(&key.lv())], deadline)?;
         }
         Ok(())
+    }
+
+    fn blocks(
+        &self,
+        key: SnapshotKey,
+        base: Option<SnapshotKey>,
+        found: &mut Extents,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        self.blocks_of(key, base, found, deadline)
     }
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {

@@ -13,6 +13,7 @@
 //! starting a process costs more than the work; the commands do the same where it is absent.
 
 mod adopt;
+mod blocks;
 mod dataset;
 mod device;
 mod encryption;
@@ -38,7 +39,7 @@ use super::context::Context;
 use super::mounted::Mounts;
 use super::rules::{check_clone, check_filled, check_properties, check_room, check_same, check_size};
 use super::{
-    Capacity, Change, KeyRing, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray,
+    Capacity, Change, Extents, KeyRing, Listing, Opened, Place, Pool, PoolEnv, Result, Snapped, Stored, Stray,
 };
 use crate::kernel::exec::Tool;
 use crate::kernel::lzc::Dataset;
@@ -742,6 +743,16 @@ impl Pool for ZfsPool {
         }
         self.devices.forget(&self.dataset(key));
         Ok(())
+    }
+
+    fn blocks(
+        &self,
+        key: SnapshotKey,
+        base: Option<SnapshotKey>,
+        found: &mut Extents,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        self.blocks_of(key, base, found, deadline)
     }
 
     fn fill(&self, id: VolumeId, deadline: &Deadline) -> Result<File> {
