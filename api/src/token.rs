@@ -116,12 +116,22 @@ pub struct TokenPut {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(default = "default"))]
     pub tenant: Tenant,
-    /// In which pools; in all unless given.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// In which pools, one at least; in all unless given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "some")]
+    #[cfg_attr(feature = "openapi", schema(min_items = 1))]
     pub pools: Vec<PoolName>,
     /// What it may change there. None: it may look.
     #[serde(default)]
     pub verbs: Vec<Verb>,
+}
+
+/// None would mean all: who takes away the last one means something else.
+fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<PoolName>, D::Error> {
+    let pools = Vec::deserialize(from)?;
+    match pools.is_empty() {
+        true => Err(serde::de::Error::custom("must have one at least, or be left out for all")),
+        false => Ok(pools),
+    }
 }
 
 /// A token as it is shown: never itself.
@@ -217,9 +227,13 @@ mod tests {
     fn a_scope_says_what_it_does_not_know() {
         let all: TokenPut = serde_json::from_str("{}").unwrap();
         assert!(all.tenant == Tenant::default() && all.pools.is_empty() && all.verbs.is_empty());
-        for bad in
-            [r#"{"verb":[]}"#, r#"{"verbs":["create_pool"]}"#, r#"{"pools":["A"]}"#, r#"{"tenant":""}"#]
-        {
+        for bad in [
+            r#"{"verb":[]}"#,
+            r#"{"pools":[]}"#,
+            r#"{"verbs":["create_pool"]}"#,
+            r#"{"pools":["A"]}"#,
+            r#"{"tenant":""}"#,
+        ] {
             assert!(serde_json::from_str::<TokenPut>(bad).is_err(), "{bad}");
         }
     }

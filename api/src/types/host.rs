@@ -85,6 +85,14 @@ pub struct ZonePut {
     /// version it could use by any other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Vec<String>>,
+    /// Whose it is, for good: it uses volumes of this tenant alone.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[cfg_attr(feature = "openapi", schema(default = "default"))]
+    pub tenant: Tenant,
+}
+
+fn is_default(tenant: &Tenant) -> bool {
+    *tenant == Tenant::default()
 }
 
 /// A part of the network. It is attached to volumes like a host, and shares the names of hosts.
@@ -104,6 +112,9 @@ pub struct Zone {
     pub security: Security,
     /// The volumes that they may use.
     pub volumes: Vec<VolumeId>,
+    /// Whose it is: it uses volumes of this tenant alone.
+    #[serde(default)]
+    pub tenant: Tenant,
 }
 
 /// NFS: by what names the users of a host go.

@@ -340,6 +340,14 @@ impl Principal {
         }
     }
 
+    /// Whether it may know of all pools, also of those that are not there.
+    pub fn uses_all_pools(&self) -> bool {
+        match &self.role {
+            Role::Admin => true,
+            Role::Scoped(scope) => scope.pools.is_empty(),
+        }
+    }
+
     /// Whether it may know of what a tenant owns in a pool: of its volumes and snapshots.
     pub fn sees(&self, tenant: &Tenant, pool: &PoolName) -> bool {
         self.knows(tenant) && self.uses(pool)
@@ -351,9 +359,11 @@ impl Principal {
         match &self.role {
             Role::Admin => true,
             Role::Scoped(scope) => {
-                let given = action.given().is_some_and(|verb| scope.verbs.contains(&verb));
+                let has = |verb| scope.verbs.contains(&verb);
                 let makes_elsewhere = matches!(action, Action::CreateVolume(ask) if !self.uses(&ask.pool));
-                given && !makes_elsewhere
+                // Who takes a volume for a host alone cuts off the others.
+                let cuts_off = matches!(action, Action::Attach(_, _, how) if how.alone);
+                action.given().is_some_and(has) && !makes_elsewhere && (!cuts_off || has(Verb::Detach))
             }
         }
     }

@@ -15,7 +15,6 @@ use super::events::Subject;
 use super::intent::Intent;
 use super::locks::{Guards, Key, Mode};
 use super::view::View;
-use super::volumes::absent;
 use crate::journal::{Batch, Table};
 use crate::model::{Audience, Grant, HostRecord, ZoneRules};
 
@@ -36,7 +35,7 @@ impl Core {
         self.check_usable(id)?;
         let (pool, size, already, record) = {
             let view = self.view.read();
-            let entry = view.entry(id).ok_or_else(|| absent(&view, &volume))?;
+            let entry = view.entry(id).ok_or_else(|| view.no_volume(who, &volume))?;
             let record = view.host_record(&host).filter(|r| who.knows(&r.tenant));
             let record = record.ok_or_else(|| Error::NotFound(format!("host {host}")))?;
             if record.tenant != entry.label.tenant {
@@ -191,8 +190,9 @@ impl Core {
             (Ok(id), _) => Ok(id),
             (Err(e), VolumeRef::Id(id)) => {
                 let view = self.view.read();
-                // Whose the volume was is not known any more. It was of its host's tenant.
-                if view.is_orphaned(*id) && view.knows_host(who, host) { Ok(*id) } else { Err(e) }
+                // Whose the volume was is not known any more, nor where it was. It was of its host's tenant.
+                let may = who.uses_all_pools() && view.knows_host(who, host);
+                if may && view.is_orphaned(*id) { Ok(*id) } else { Err(e) }
             }
             (Err(e), _) => Err(e),
         }

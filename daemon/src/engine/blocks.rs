@@ -13,7 +13,6 @@ use super::action::Principal;
 use super::core::{Core, On};
 use super::error::{Error, Result};
 use super::locks::{Key, Mode};
-use super::snapshots::absent;
 use super::view::SnapshotEntry;
 use crate::pool::Extents;
 
@@ -71,7 +70,7 @@ impl Core {
 fn check(view: &View, who: &Principal, ask: &BlocksOf) -> Result<(SnapshotEntry, Option<SnapshotEntry>)> {
     let find = |snapshot: &SnapshotRef| {
         let id = view.resolve_snapshot(who, snapshot);
-        id.and_then(|id| view.snapshot_entry(id)).cloned().ok_or_else(|| absent(view, snapshot))
+        id.and_then(|id| view.snapshot_entry(id)).cloned().ok_or_else(|| view.no_snapshot(who, snapshot))
     };
     let entry = find(&ask.snapshot)?;
     let base = ask.base.as_ref().map(find).transpose()?;

@@ -14,7 +14,6 @@ use super::core::{Core, On};
 use super::error::{Error, Result};
 use super::intent::about_volume;
 use super::locks::{Key, Mode};
-use super::volumes::absent;
 use crate::journal::{Batch, Table};
 use crate::model::Label;
 
@@ -94,7 +93,7 @@ impl Core {
         let guards = self.locks.acquire(vec![(Key::Backing(id), Mode::Exclusive)], until).await?;
         let (encryption, pool) = {
             let view = self.view.read();
-            let entry = view.entry(id).ok_or_else(|| absent(&view, &volume))?;
+            let entry = view.entry(id).ok_or_else(|| view.no_volume(who, &volume))?;
             let Some(encryption) = entry.label.encryption else {
                 return Err(Error::Precondition {
                     object: format!("volume {volume}"),

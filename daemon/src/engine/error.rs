@@ -27,6 +27,15 @@ pub enum Error {
         /// What.
         verb: &'static str,
     },
+    /// The object is there, and is not one that the principal may know of. Said of what is asked for by its id, which nobody
+    /// guesses: who is told that it is gone would take it for deleted.
+    #[error("{object} is none that {principal} may use")]
+    NotTheirs {
+        /// Who.
+        principal: String,
+        /// What.
+        object: String,
+    },
     /// The object does not exist.
     #[error("{0} does not exist")]
     NotFound(String),
@@ -115,7 +124,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } => ErrorKind::Invalid,
-            Self::Forbidden { .. } => ErrorKind::Forbidden,
+            Self::Forbidden { .. } | Self::NotTheirs { .. } => ErrorKind::Forbidden,
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Busy(_) => ErrorKind::Busy,

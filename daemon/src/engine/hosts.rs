@@ -44,7 +44,7 @@ impl Core {
             *old == HostRecord { secrets, chap, tls, ..record.clone() }
         };
         if self.view.read().host_record(&name).is_some_and(same) {
-            return self.shown_host(&name, false);
+            return self.shown_host(who, &name, false);
         }
         // What it is known by too: two hosts that ask for one NQN at the same time must not both get it.
         let ids = ids_of(&record);
@@ -52,6 +52,7 @@ impl Core {
         let wants = wants.chain([(Key::Host(name.clone()), Mode::Exclusive)]).collect();
         let _guards = self.locks.acquire(wants, until).await?;
         record.tenant = self.owner(who, &name)?;
+        self.check_all_theirs(who, &name)?;
         let old = self.check_noun(&name, &record)?;
         let volumes = {
             let view = self.view.read();
@@ -95,7 +96,7 @@ impl Core {
         };
         self.check_labels(&volumes, &name, &record)?;
         if old.as_ref() == Some(&record) {
-            return self.shown_host(&name, false);
+            return self.shown_host(who, &name, false);
         }
         let mut batch = Batch::default();
         batch.put(Table::Hosts, name.as_str(), &record);
@@ -109,7 +110,7 @@ impl Core {
         self.view.write().put_host(name.clone(), record);
         volumes.into_iter().for_each(|id| self.dirty.mark(id));
         self.events.publish(EventKind::HostPut, about(&name));
-        self.shown_host(&name, old.is_none())
+        self.shown_host(who, &name, old.is_none())
     }
 
     /// Whose a host is that is put: as before, or the principal's if it is new. Names of hosts are everybody's.
@@ -126,9 +127,69 @@ impl Core {
         }
     }
 
+    /// Refuses to change who is let in to volumes that the principal may not know of.
+    fn check_all_theirs(&self, who: &Principal, name: &HostName) -> Result<()> {
+        let view = self.view.read();
+        if view.volumes_of(name).all(|id| view.is_theirs(who, id)) {
+            return Ok(());
+        }
+        Err(Error::Precondition {
+            object: format!("host {name}"),
+            reason: format!(
+                "uses volumes that are none of {}'s: who is let in to them would change too",
+                who.name
+            ),
+            dependants: Vec::new(),
+        })
+    }
+
+    /// A host or a zone that a principal may know of.
+    fn known(&self, who: &Principal, name: &HostName, noun: &str) -> Result<HostRecord> {
+        let view = self.view.read();
+        let known = view.host_record(name).filter(|r| r.noun() == noun && who.knows(&r.tenant));
+        known.cloned().ok_or_else(|| Error::NotFound(format!("{noun} {name}")))
+    }
+
+    /// Gives hosts back to the tenant that the labels of all their volumes say: an older daemon, which knows of none, leaves it
+    /// out of what it writes. Without that somebody else's token could change who is let in to these volumes.
+    pub(super) async fn settle_tenants(&self) -> Result<()> {
+        let moved: Vec<_> = {
+            let view = self.view.read();
+            let moved = view.host_records().filter_map(|(name, record)| {
+                let mut tenants =
+                    view.volumes_of(name).filter_map(|id| view.entry(id)).map(|v| &v.label.tenant);
+                let first = tenants.next()?;
+                if *first == record.tenant {
+                    return None;
+                }
+                if !tenants.all(|tenant| tenant == first) {
+                    tracing::error!(host = %name, "is attached to volumes of several tenants");
+                    return None;
+                }
+                Some((name.clone(), HostRecord { tenant: first.clone(), ..record.clone() }))
+            });
+            moved.collect()
+        };
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for (name, record) in &moved {
+            tracing::warn!(host = %name, tenant = %record.tenant, "is this tenant's, as the labels of its volumes say");
+            batch.put(Table::Hosts, name.as_str(), record);
+        }
+        self.journal.commit(batch).await?;
+        let mut view = self.view.write();
+        for (name, record) in moved {
+            view.put_host(name, record);
+        }
+        Ok(())
+    }
+
     /// Makes a zone or changes it. Where it is attached the targets follow before the answer.
     pub(super) async fn put_zone(
         self: &Arc<Self>,
+        who: &Principal,
         name: HostName,
         ask: ZonePut,
         until: Instant,
@@ -140,6 +201,14 @@ impl Core {
         // all of them.
         let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
         let old = self.check_noun(&name, &record)?;
+        if let Some(old) = old.as_ref().filter(|old| old.tenant != record.tenant) {
+            return Err(Error::Conflict {
+                object: format!("zone {name}"),
+                field: "tenant",
+                have: old.tenant.to_string(),
+                want: record.tenant.to_string(),
+            });
+        }
         // One that takes them already can be changed whatever is missing now: it lets nobody in by it.
         let had = old.as_ref().and_then(|old| old.zone).map(|zone| zone.security);
         if flavours.is_kerberos() && had != Some(flavours) {
@@ -166,7 +235,7 @@ impl Core {
             // Without the journal a label is believed: one that is older than this would let in who was just cut off.
             self.write_labels_of(volumes.iter().copied().collect()).await;
         }
-        self.shown_host(&name, old.is_none())
+        self.shown_host(who, &name, old.is_none())
     }
 
     /// Serves a volume as its zone, which was changed, says.
@@ -246,21 +315,19 @@ impl Core {
         noun: &'static str,
         until: Instant,
     ) -> Result<Outcome> {
+        // Before its lock too: who may not know of it is not to hold it up.
+        self.known(who, &name, noun)?;
         let _guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
-        let old = {
-            let view = self.view.read();
-            let old = view.host_record(&name).filter(|r| r.noun() == noun && who.knows(&r.tenant)).cloned();
-            let old = old.ok_or_else(|| Error::NotFound(format!("{noun} {name}")))?;
-            let volumes: Vec<_> = view.volumes_of(&name).map(|id| id.to_string()).collect();
-            if !volumes.is_empty() {
-                return Err(Error::Precondition {
-                    object: format!("{noun} {name}"),
-                    reason: "is attached: detach it from these volumes first".into(),
-                    dependants: volumes,
-                });
-            }
-            old
-        };
+        let old = self.known(who, &name, noun)?;
+        self.check_all_theirs(who, &name)?;
+        let dependants: Vec<_> = self.view.read().volumes_of(&name).map(|id| id.to_string()).collect();
+        if !dependants.is_empty() {
+            return Err(Error::Precondition {
+                object: format!("{noun} {name}"),
+                reason: "is attached: detach it from these volumes first".into(),
+                dependants,
+            });
+        }
         let mut batch = Batch::default();
         batch.remove(Table::Hosts, name.as_str());
         self.journal.commit(batch).await?;
@@ -276,10 +343,10 @@ impl Core {
     }
 
     /// The host or zone as it is now.
-    fn shown_host(&self, name: &HostName, made: bool) -> Result<Outcome> {
+    fn shown_host(&self, who: &Principal, name: &HostName, made: bool) -> Result<Outcome> {
         let view = self.view.read();
-        let zone = view.zone(name).map(|zone| Outcome::Zone { zone, made });
-        let host = || view.host(name).map(|host| Outcome::Host { host, made });
+        let zone = view.zone(who, name).map(|zone| Outcome::Zone { zone, made });
+        let host = || view.host(who, name).map(|host| Outcome::Host { host, made });
         zone.or_else(host).ok_or_else(|| Error::NotFound(format!("host {name}")))
     }
 }
@@ -340,13 +407,11 @@ impl Core {
         until: Instant,
     ) -> Result<Outcome> {
         // No host is attached or detached meanwhile.
+        self.known(who, &name, "host")?;
         let guards = self.locks.acquire(vec![(Key::Host(name.clone()), Mode::Exclusive)], until).await?;
-        let (old, volumes) = {
-            let view = self.view.read();
-            let old = view.host_record(&name).filter(|r| r.zone.is_none() && who.knows(&r.tenant)).cloned();
-            let old = old.ok_or_else(|| Error::NotFound(format!("host {name}")))?;
-            (old, view.volumes_of(&name).collect::<Vec<_>>())
-        };
+        let old = self.known(who, &name, "host")?;
+        self.check_all_theirs(who, &name)?;
+        let volumes: Vec<_> = self.view.read().volumes_of(&name).collect();
         let id = ids_of(&old).into_iter().map(|(_, id)| id).find(|id| id.protocol() == protocol);
         let id = id.ok_or_else(|| Error::Precondition {
             object: format!("host {name}"),
@@ -407,7 +472,7 @@ impl Core {
         if changed {
             self.events.publish(EventKind::HostPut, about(&name));
         }
-        self.shown_host(&name, false)
+        self.shown_host(who, &name, false)
     }
 
     /// Has the targets ask a host for its secrets, those that are known.

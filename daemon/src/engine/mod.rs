@@ -412,7 +412,7 @@ async fn perform(core: &Arc<Core>, who: &Principal, action: Action, until: Insta
         Action::ChapHost(name, ask) => core.set_chap(who, name, ask, until).await,
         Action::TlsHost(name, ask) => core.set_tls(who, name, ask, until).await,
         Action::DeleteHost(name) => core.forget(who, name, "host", until).await,
-        Action::PutZone(name, ask) => core.put_zone(name, ask, until).await,
+        Action::PutZone(name, ask) => core.put_zone(who, name, ask, until).await,
         Action::DeleteZone(name) => core.forget(who, name, "zone", until).await,
         Action::PutToken(name, scope) => core.put_scoped_token(name, scope, until).await,
         Action::DeleteToken(name) => core.delete_token(&name, until).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use orlop_api::{ByteSize, EventKind, HostName, PoolName, PoolState, VolumeId};
 use tokio::time::Instant;
 
-use super::action::Outcome;
+use super::action::{Outcome, Principal};
 use super::attachments::attachment_key;
 use super::core::{Core, Failure, On, OpenPool, Outcome as CoreOutcome, run};
 use super::error::{Error, Result, chain};
@@ -631,6 +631,9 @@ impl Core {
                         .await;
                     self.show_pool(open.clone(), &spec, listing);
                     self.mark_outdated_labels();
+                    if let Err(error) = self.settle_tenants().await {
+                        tracing::warn!(error = error.chain(), "whose hosts are could not be written down");
+                    }
                     drop(_guards);
                     self.restore_exports_of(&open).await;
                     self.resume_copies();
@@ -649,7 +652,10 @@ impl Core {
     }
 
     fn shown_pool(&self, view: &super::View, name: &PoolName, changed: bool) -> Result<Outcome> {
-        let pool = view.pool(name).ok_or_else(|| Error::NotFound(format!("pool {name}")))?;
+        // Pools are the administrator's to make and to change.
+        let pool = view
+            .pool(&Principal::admin("daemon"), name)
+            .ok_or_else(|| Error::NotFound(format!("pool {name}")))?;
         Ok(Outcome::Pool { pool, changed })
     }
 }

@@ -47,7 +47,7 @@ pub struct Change {
     principal: String,
 }
 
-/// Principals that are remembered before those with nothing under way are forgotten. Names are the administrator's tokens and
+/// Principals that are remembered before those with nothing under way are forgotten. Names are those of tokens and
 /// uids of the socket's group, so there are few.
 const REMEMBERED: usize = 1024;
 

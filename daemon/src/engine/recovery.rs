@@ -148,6 +148,9 @@ impl Core {
         } else {
             self.rebuild_those_back(recorded.not_rebuilt).await;
         }
+        if kept && let Err(error) = self.settle_tenants().await {
+            tracing::warn!(error = error.chain(), "whose hosts are could not be written down");
+        }
         self.note_lost_attachments();
         let settled = started.elapsed();
         failpoint::hit("recover", "settled");

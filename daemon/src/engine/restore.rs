@@ -71,7 +71,11 @@ impl Core {
         let names = hosts.iter().map(|(name, _)| (Key::Host(name.clone()), Mode::Exclusive));
         let ids = hosts.iter().flat_map(|(_, r)| ids_of(r)).map(|(_, id)| (Key::HostId(id), Mode::Exclusive));
         let new = pools.iter().map(|p| (Key::Pool(p.name.clone()), Mode::ExclusiveNow));
-        let wants: Vec<_> = names.chain(ids).chain(new).chain([(Key::FreeDisks, Mode::Shared)]).collect();
+        // Nobody makes or revokes one of that name meanwhile.
+        let known_by = tokens.iter().filter_map(|(name, _)| name.parse().ok());
+        let known_by = known_by.map(|name| (Key::Token(name), Mode::Exclusive));
+        let wants = names.chain(ids).chain(new).chain(known_by).chain([(Key::FreeDisks, Mode::Shared)]);
+        let wants: Vec<_> = wants.collect();
         let _guards = self.locks.acquire(wants, until).await?;
 
         let hosts = hosts_to_put(&self.view.read(), hosts, &mut closed);
@@ -220,7 +224,9 @@ fn hosts_to_put(
     for (name, old) in hosts {
         if let Some(now) = view.host_record(&name) {
             let mut filled = now.clone();
-            let lost = |secret: bool, same: bool| secret && same && now.zone.is_none() && old.zone.is_none();
+            let lost = |secret: bool, same: bool| {
+                secret && same && now.tenant == old.tenant && now.zone.is_none() && old.zone.is_none()
+            };
             if lost(now.secrets == Some(Secret::Lost), now.nqn == old.nqn) && old.secrets.is_some() {
                 filled.secrets.clone_from(&old.secrets);
             }

@@ -17,6 +17,7 @@ use orlop_api::{
 use tokio::time::Instant;
 
 use super::Engine;
+use super::action::Principal;
 use super::core::{Core, run};
 use super::error::{Error, Result};
 use super::lane::Lane;
@@ -69,7 +70,7 @@ impl Engine {
         self.core.add_alarms(&mut out);
         self.core.add_lanes(&mut out);
         self.core.add_targets(&mut out);
-        for pool in self.view().pools() {
+        for pool in self.view().pools(&Principal::admin("daemon")) {
             add_pool(&mut out, &pool);
         }
         out

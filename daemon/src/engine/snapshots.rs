@@ -11,13 +11,12 @@ use orlop_api::{
 };
 use tokio::time::Instant;
 
-use super::View;
 use super::action::{Outcome, Principal};
 use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::Intent;
 use super::locks::{Key, Mode};
-use super::volumes::{absent as absent_volume, verify_gone};
+use super::volumes::verify_gone;
 use crate::model::{SnapshotKey, SnapshotLabel};
 use crate::pool::Snapped;
 
@@ -35,7 +34,7 @@ impl Core {
         until: Instant,
     ) -> Result<Outcome> {
         let volume = self.find(who, &ask.volume)?;
-        let who = &who.within(&self.tenant_of(volume)?);
+        let who = &who.within(&self.tenant_of(who, volume)?);
         let made = self.take_snapshots(who, None, vec![(ask.name.clone(), volume)], until).await?;
         let view = self.view.read();
         let id = view.resolve_snapshot(who, &SnapshotRef::Name(ask.name.clone()));
@@ -62,7 +61,7 @@ impl Core {
                 reason: "leaves no room for a number".into(),
             })?;
             let id = self.find(who, volume)?;
-            if self.tenant_of(id)? != *tenant.get_or_insert(self.tenant_of(id)?) {
+            if self.tenant_of(who, id)? != *tenant.get_or_insert(self.tenant_of(who, id)?) {
                 return Err(wrong("are of several tenants".into()));
             }
             if !distinct.insert(id) {
@@ -116,7 +115,7 @@ impl Core {
         for (name, id) in &members {
             self.check_usable(*id)?;
             let view = self.view.read();
-            let entry = view.entry(*id).ok_or_else(|| absent_volume(&view, &VolumeRef::Id(*id)))?;
+            let entry = view.entry(*id).ok_or_else(|| view.no_volume(who, &VolumeRef::Id(*id)))?;
             labels.push(SnapshotLabel::new(&entry.label, SnapshotId::mint(), name.clone(), group.clone()));
         }
         self.check_space(&open, ByteSize(0), until).await?;
@@ -169,6 +168,14 @@ impl Core {
             let id = view.named_snapshot(&who.tenant, name);
             let Some(entry) = id.and_then(|id| view.snapshot_entry(id)) else { continue };
             there += 1;
+            if !who.sees(&entry.label.tenant, &entry.pool) {
+                return Err(Error::Conflict {
+                    object: format!("snapshot {name}"),
+                    field: "volume",
+                    have: format!("one that {} may not use", who.name),
+                    want: volume.to_string(),
+                });
+            }
             let differs = [
                 ("volume", entry.label.key.volume.to_string(), volume.to_string()),
                 ("group", shown(entry.label.group.as_ref()), shown(group)),
@@ -201,7 +208,8 @@ impl Core {
         let (id, name, tenant) = {
             let view = self.view.read();
             let id = view.resolve_snapshot(who, &snapshot);
-            let entry = id.and_then(|id| view.snapshot_entry(id)).ok_or_else(|| absent(&view, &snapshot))?;
+            let entry =
+                id.and_then(|id| view.snapshot_entry(id)).ok_or_else(|| view.no_snapshot(who, &snapshot))?;
             (entry.label.key.id, entry.label.name.clone(), entry.label.tenant.clone())
         };
         self.check_settled(|intent| intent.touches_snapshot(id))?;
@@ -211,7 +219,7 @@ impl Core {
         self.check_settled(|intent| intent.touches_snapshot(id))?;
         let (entry, dependants) = {
             let view = self.view.read();
-            let entry = view.snapshot_entry(id).ok_or_else(|| absent(&view, &snapshot))?.clone();
+            let entry = view.snapshot_entry(id).ok_or_else(|| view.no_snapshot(who, &snapshot))?.clone();
             let volumes = view.dependants_of(id).filter_map(|v| view.entry(v));
             (entry, volumes.map(|v| format!("volume {}", v.label.name)).collect::<Vec<_>>())
         };
@@ -282,6 +290,7 @@ impl Core {
 
     /// Removes all that can be. Whether that was all that should be.
     async fn remove_spent_once(self: &Arc<Self>) -> bool {
+        let daemon = Principal::admin("daemon");
         let mut whole = true;
         let mut tried = BTreeSet::new();
         loop {
@@ -311,7 +320,9 @@ impl Core {
             }
             for id in volumes.into_iter().filter(|id| tried.insert(id.uuid())).collect::<Vec<_>>() {
                 progress = true;
-                if let Err(error) = self.delete_stopped(&VolumeRef::Id(id), id, When::Now, until).await {
+                if let Err(error) =
+                    self.delete_stopped(&daemon, &VolumeRef::Id(id), id, When::Now, until).await
+                {
                     tracing::warn!(volume = %id, error = error.chain(), "a deleted volume is still there");
                     whole = false;
                 }
@@ -321,10 +332,6 @@ impl Core {
             }
         }
     }
-}
-
-pub(super) fn absent(view: &View, snapshot: &SnapshotRef) -> Error {
-    view.absence(format_args!("snapshot {snapshot}"))
 }
 
 fn gone(name: &SnapshotName) -> Error {

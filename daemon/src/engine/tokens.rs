@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
-use orlop_api::{MadeToken, Token, TokenName, TokenPut, TokenSecret};
+use orlop_api::{MadeToken, PoolName, Tenant, Token, TokenName, TokenPut, TokenSecret};
 use ring::digest::{SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -43,11 +43,38 @@ pub(super) struct TokenRecord {
 enum Limited {
     Scoped {
         sha256: Hash,
-        scope: TokenPut,
+        scope: ScopeRecord,
         created: Timestamp,
     },
     /// Remembered, so that a backup does not bring it back.
     Revoked,
+}
+
+/// What a token may do, as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ScopeRecord {
+    tenant: Tenant,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pools: Vec<PoolName>,
+    /// What a newer daemon has given, and this one does not know, it may not do.
+    verbs: Vec<String>,
+    /// How a newer daemon has narrowed it. This one can't, and lets nobody in by it.
+    #[serde(flatten)]
+    more: BTreeMap<String, serde_json::Value>,
+}
+
+impl From<TokenPut> for ScopeRecord {
+    fn from(scope: TokenPut) -> Self {
+        let verbs = scope.verbs.iter().map(ToString::to_string).collect();
+        Self { tenant: scope.tenant, pools: scope.pools, verbs, more: BTreeMap::new() }
+    }
+}
+
+impl ScopeRecord {
+    fn scope(&self) -> TokenPut {
+        let verbs = self.verbs.iter().filter_map(|verb| verb.parse().ok()).collect();
+        TokenPut { tenant: self.tenant.clone(), pools: self.pools.clone(), verbs }
+    }
 }
 
 /// Who is let in.
@@ -71,25 +98,27 @@ impl TokenRecord {
     fn principal(&self, name: &str) -> Option<(Hash, Principal)> {
         let name = format!("token:{name}");
         match &self.limited {
+            // What an older daemon has left of one that may do less.
+            None if self.sha256 == [0; 32] => None,
             None => Some((self.sha256, Principal::admin(name))),
-            Some(Limited::Scoped { sha256, scope, .. }) => {
-                let role = Role::Scoped(Arc::new(scope.clone()));
-                Some((*sha256, Principal { name, tenant: scope.tenant.clone(), role }))
+            Some(Limited::Scoped { sha256, scope, .. }) if scope.more.is_empty() => {
+                let (tenant, role) = (scope.tenant.clone(), Role::Scoped(Arc::new(scope.scope())));
+                Some((*sha256, Principal { name, tenant, role }))
             }
-            Some(Limited::Revoked) => None,
+            Some(Limited::Scoped { .. } | Limited::Revoked) => None,
         }
     }
 
     /// As it is shown, if it lets anybody in.
     fn shown(&self, name: &str) -> Option<Token> {
+        self.principal(name)?;
         let name = name.parse().ok()?;
-        match &self.limited {
-            None => Some(Token { name, scope: None, created: None }),
+        Some(match &self.limited {
             Some(Limited::Scoped { scope, created, .. }) => {
-                Some(Token { name, scope: Some(scope.clone()), created: Some(*created) })
+                Token { name, scope: Some(scope.scope()), created: Some(*created) }
             }
-            Some(Limited::Revoked) => None,
-        }
+            _ => Token { name, scope: None, created: None },
+        })
     }
 }
 
@@ -188,7 +217,7 @@ impl Core {
         }
         let old = self.tokens.read().records.get(name.as_str()).and_then(|record| record.limited.clone());
         let (secret, sha256, created) = match old {
-            Some(Limited::Scoped { sha256, scope: had, created }) => {
+            Some(Limited::Scoped { sha256, scope: had, created }) if had.more.is_empty() => {
                 if had.tenant != scope.tenant {
                     return Err(Error::Conflict {
                         object: format!("token {name}"),
@@ -199,13 +228,13 @@ impl Core {
                 }
                 (None, sha256, created)
             }
-            None | Some(Limited::Revoked) => {
+            _ => {
                 let secret = new_token()?;
                 let sha256 = checked(&secret)?;
                 (Some(secret), sha256, Timestamp::now())
             }
         };
-        let record = TokenRecord::limited(Limited::Scoped { sha256, scope, created });
+        let record = TokenRecord::limited(Limited::Scoped { sha256, scope: scope.into(), created });
         let token = record.shown(name.as_str()).ok_or_else(|| Error::NotFound(format!("token {name}")))?;
         self.keep_token(name.as_str(), record).await?;
         let secret = secret.map(|s| s.expose_secret().parse::<TokenSecret>());
@@ -231,7 +260,7 @@ impl Core {
 #[cfg(test)]
 pub(super) fn tests_record() -> TokenRecord {
     let scope = TokenPut { tenant: Default::default(), pools: Vec::new(), verbs: Vec::new() };
-    TokenRecord::limited(Limited::Scoped { sha256: [7; 32], scope, created: Timestamp::now() })
+    TokenRecord::limited(Limited::Scoped { sha256: [7; 32], scope: scope.into(), created: Timestamp::now() })
 }
 
 fn not_the_first(name: &TokenName) -> Result<()> {

@@ -10,7 +10,7 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
-use super::volumes::{THICK_CLONE, absent, verify};
+use super::volumes::{THICK_CLONE, verify};
 use crate::kernel::Deadline;
 use crate::model::Label;
 use crate::pool::{self, Pool};
@@ -34,7 +34,7 @@ impl Core {
         self.check_settled(|intent| intent.touches(id))?;
         let entry = {
             let view = self.view.read();
-            view.entry(id).cloned().ok_or_else(|| absent(&view, &volume))?
+            view.entry(id).cloned().ok_or_else(|| view.no_volume(who, &volume))?
         };
         self.check_usable(id)?;
         let pool = self.open_pool(&entry.pool)?;

@@ -414,12 +414,21 @@ impl View {
         let from = cursor.map_or(Unbounded, Excluded);
         let hosts = self.hosts.range::<HostName, _>((from, Unbounded));
         let hosts = hosts.filter(|(_, h)| h.zone.is_none() && who.knows(&h.tenant));
-        page(hosts.map(|(name, h)| self.show_host(name, h)), limit, |h| h.name.to_string())
+        page(hosts.map(|(name, h)| self.show_host(who, name, h)), limit, |h| h.name.to_string())
     }
 
-    /// A host as it is shown.
-    pub fn host(&self, name: &HostName) -> Option<Host> {
-        self.hosts.get(name).filter(|h| h.zone.is_none()).map(|h| self.show_host(name, h))
+    /// A host as it is shown, if the principal may know of it.
+    pub fn host(&self, who: &Principal, name: &HostName) -> Option<Host> {
+        let host = self.hosts.get(name).filter(|h| h.zone.is_none() && who.knows(&h.tenant));
+        host.map(|h| self.show_host(who, name, h))
+    }
+
+    /// Whether a principal may know of a volume by its id. Of one whose backing is gone it is not known any more where it was.
+    pub fn is_theirs(&self, who: &Principal, id: VolumeId) -> bool {
+        match self.volumes.get(&id) {
+            Some(v) => who.sees(&v.label.tenant, &v.pool),
+            None => who.uses_all_pools(),
+        }
     }
 
     /// Whether a principal may know of a host or a zone. Of one that is not there it may.
@@ -432,21 +441,27 @@ impl View {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = cursor.map_or(Unbounded, Excluded);
         let zones = self.hosts.range::<HostName, _>((from, Unbounded)).filter(|(_, z)| who.knows(&z.tenant));
-        page(zones.filter_map(|(name, z)| self.show_zone(name, z)), limit, |z| z.name.to_string())
+        page(zones.filter_map(|(name, z)| self.show_zone(who, name, z)), limit, |z| z.name.to_string())
     }
 
-    /// A zone as it is shown.
-    pub fn zone(&self, name: &HostName) -> Option<Zone> {
-        self.hosts.get(name).and_then(|z| self.show_zone(name, z))
+    /// A zone as it is shown, if the principal may know of it.
+    pub fn zone(&self, who: &Principal, name: &HostName) -> Option<Zone> {
+        let zone = self.hosts.get(name).filter(|z| who.knows(&z.tenant));
+        zone.and_then(|z| self.show_zone(who, name, z))
     }
 
-    fn show_zone(&self, name: &HostName, zone: &HostRecord) -> Option<Zone> {
+    fn show_zone(&self, who: &Principal, name: &HostName, zone: &HostRecord) -> Option<Zone> {
         let ZoneRules { read_only, squash, security } = zone.zone?;
-        let (networks, volumes) = (zone.networks.clone(), self.volumes_of(name).collect());
-        Some(Zone { name: name.clone(), networks, read_only, squash, security, volumes })
+        let (networks, tenant) = (zone.networks.clone(), zone.tenant.clone());
+        let volumes = self.shown_volumes_of(who, name);
+        Some(Zone { name: name.clone(), networks, read_only, squash, security, volumes, tenant })
     }
 
-    fn show_host(&self, name: &HostName, host: &HostRecord) -> Host {
+    fn shown_volumes_of(&self, who: &Principal, name: &HostName) -> Vec<VolumeId> {
+        self.volumes_of(name).filter(|id| self.is_theirs(who, *id)).collect()
+    }
+
+    fn show_host(&self, who: &Principal, name: &HostName, host: &HostRecord) -> Host {
         Host {
             name: name.clone(),
             nqn: host.nqn.clone(),
@@ -455,7 +470,7 @@ impl View {
             authentication: host.authentication(),
             chap: host.chap(),
             tls: host.tls(),
-            volumes: self.volumes_of(name).collect(),
+            volumes: self.shown_volumes_of(who, name),
             tenant: host.tenant.clone(),
         }
     }
@@ -470,14 +485,28 @@ impl View {
         self.hosts.iter()
     }
 
-    /// All pools.
-    pub fn pools(&self) -> Vec<Pool> {
-        self.pools.values().map(|p| self.show_pool(p)).collect()
+    /// All pools that a principal may use.
+    pub fn pools(&self, who: &Principal) -> Vec<Pool> {
+        self.pools.values().filter(|p| who.uses(&p.spec.name)).map(|p| self.shown_pool(who, p)).collect()
     }
 
-    /// A pool as it is shown.
-    pub fn pool(&self, name: &PoolName) -> Option<Pool> {
-        self.pools.get(name).map(|p| self.show_pool(p))
+    /// A pool as it is shown, if the principal may use it.
+    pub fn pool(&self, who: &Principal, name: &PoolName) -> Option<Pool> {
+        self.pools.get(name).filter(|p| who.uses(&p.spec.name)).map(|p| self.shown_pool(who, p))
+    }
+
+    /// Its disks are the administrator's, and what is in it of others is theirs.
+    fn shown_pool(&self, who: &Principal, p: &PoolEntry) -> Pool {
+        let all = self.show_pool(p);
+        if who.is_admin() {
+            return all;
+        }
+        let seen =
+            self.volumes.values().filter(|v| v.pool == p.spec.name && who.sees(&v.label.tenant, &v.pool));
+        let (volumes, provisioned) =
+            seen.fold((0, 0u64), |(n, bytes), v| (n + 1, bytes.saturating_add(v.label.size.0)));
+        let reason = all.reason.as_ref().map(|_| "the administrator is told why".to_string());
+        Pool { reason, health: None, volumes, provisioned: ByteSize(provisioned), ..all }
     }
 
     fn show_pool(&self, p: &PoolEntry) -> Pool {

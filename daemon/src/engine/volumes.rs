@@ -15,7 +15,6 @@ use super::core::{Core, On, OpenPool, Outcome as CoreOutcome};
 use super::error::{Error, Result};
 use super::intent::{Intent, about_volume};
 use super::locks::{Key, Mode};
-use super::{View, snapshots};
 use crate::journal::Batch;
 use crate::kernel::Deadline;
 use crate::model::{Label, LabelSource, SnapshotKey, SnapshotLabel};
@@ -30,6 +29,8 @@ impl Core {
     ) -> Result<Outcome> {
         self.check_size(&ask.pool, ask.size, &ask.properties)?;
         check_source(&ask)?;
+        // What is made of what a tenant has is that tenant's, with the same key perhaps.
+        let who = &self.tenant_of_source(who, &ask).map_or_else(|| who.clone(), |tenant| who.within(&tenant));
         let by_name = |intent: &Intent| match intent {
             Intent::CreateVolume { label, .. } | Intent::AdoptVolume { label, .. } => {
                 label.tenant == who.tenant && label.name == ask.name
@@ -163,7 +164,7 @@ impl Core {
             (Some(snapshot), _) => {
                 let id = view.resolve_snapshot(who, snapshot);
                 let entry = id.and_then(|id| view.snapshot_entry(id)).filter(|s| !s.label.deleted);
-                let entry = entry.ok_or_else(|| snapshots::absent(&view, snapshot))?;
+                let entry = entry.ok_or_else(|| view.no_snapshot(who, snapshot))?;
                 if let Some(reason) = &entry.stuck {
                     return Err(Error::Busy(format!("snapshot {snapshot} ({reason})")));
                 }
@@ -187,8 +188,8 @@ impl Core {
                 })
             }
             (None, Some(volume)) => {
-                let id = view.resolve(who, volume).ok_or_else(|| absent(&view, volume))?;
-                let entry = view.entry(id).ok_or_else(|| absent(&view, volume))?.clone();
+                let id = view.resolve(who, volume).ok_or_else(|| view.no_volume(who, volume))?;
+                let entry = view.entry(id).ok_or_else(|| view.no_volume(who, volume))?.clone();
                 drop(view);
                 self.check_usable(id)?;
                 Ok(Source {
@@ -303,7 +304,7 @@ impl Core {
         self.check_settled(|intent| intent.touches(id))?;
         // Before the locks: a copy needs one of them to end.
         self.stop_copy(id, until).await?;
-        let deleted = self.delete_stopped(&volume, id, when, until).await;
+        let deleted = self.delete_stopped(who, &volume, id, when, until).await;
         if deleted.is_err() {
             self.start_copy(id);
         }
@@ -313,6 +314,7 @@ impl Core {
     /// Deletes a volume that nothing is being copied into.
     pub(super) async fn delete_stopped(
         self: &Arc<Self>,
+        who: &Principal,
         volume: &VolumeRef,
         id: VolumeId,
         when: When,
@@ -320,7 +322,7 @@ impl Core {
     ) -> Result<Outcome> {
         let (tenant, name) = {
             let view = self.view.read();
-            let label = &view.entry(id).ok_or_else(|| absent(&view, volume))?.label;
+            let label = &view.entry(id).ok_or_else(|| view.no_volume(who, volume))?.label;
             (label.tenant.clone(), label.name.clone())
         };
         let wants = vec![
@@ -332,7 +334,7 @@ impl Core {
         self.check_settled(|intent| intent.touches(id))?;
         let (entry, hosts, dependants) = {
             let view = self.view.read();
-            let entry = view.entry(id).ok_or_else(|| absent(&view, volume))?.clone();
+            let entry = view.entry(id).ok_or_else(|| view.no_volume(who, volume))?.clone();
             let hosts: Vec<_> = view.hosts_of(id).map(ToString::to_string).collect();
             (entry, hosts, view.dependants_of_volume(id))
         };
@@ -388,13 +390,24 @@ impl Core {
     /// The id behind a reference, as the principal may know of it.
     pub(super) fn find(&self, who: &Principal, volume: &VolumeRef) -> Result<VolumeId> {
         let view = self.view.read();
-        view.resolve(who, volume).ok_or_else(|| absent(&view, volume))
+        view.resolve(who, volume).ok_or_else(|| view.no_volume(who, volume))
+    }
+
+    /// Whose that is from which a volume is to be made.
+    fn tenant_of_source(&self, who: &Principal, ask: &VolumeCreate) -> Option<Tenant> {
+        let view = self.view.read();
+        let source = ask.source.as_ref()?;
+        let snapshot = source.snapshot.as_ref().and_then(|s| view.resolve_snapshot(who, s));
+        let snapshot = snapshot.and_then(|id| view.snapshot_entry(id)).map(|s| s.label.tenant.clone());
+        let volume =
+            || source.volume.as_ref().and_then(|v| view.resolve(who, v)).and_then(|id| view.entry(id));
+        snapshot.or_else(|| volume().map(|v| v.label.tenant.clone()))
     }
 
     /// Whose a volume is.
-    pub(super) fn tenant_of(&self, id: VolumeId) -> Result<Tenant> {
+    pub(super) fn tenant_of(&self, who: &Principal, id: VolumeId) -> Result<Tenant> {
         let view = self.view.read();
-        let entry = view.entry(id).ok_or_else(|| absent(&view, &VolumeRef::Id(id)))?;
+        let entry = view.entry(id).ok_or_else(|| view.no_volume(who, &VolumeRef::Id(id)))?;
         Ok(entry.label.tenant.clone())
     }
 
@@ -560,11 +573,6 @@ pub(super) fn shown_origin(origin: Option<&VolumeOrigin>) -> String {
         None => "zeros".into(),
         Some(o) => format!("{} from snapshot {} of volume {}", word(&o.mode), o.snapshot, o.volume),
     }
-}
-
-/// Why a volume is not found.
-pub(super) fn absent(view: &View, volume: &VolumeRef) -> Error {
-    view.absence(format_args!("volume {volume}"))
 }
 
 /// What was read back is what was asked for.

@@ -104,7 +104,7 @@ impl HostRecord {
     /// What was asked for.
     pub fn zone(ask: ZonePut) -> Self {
         let rules = ZoneRules { read_only: ask.read_only, squash: ask.squash, security: ask.security };
-        Self { networks: ask.networks, zone: Some(rules), ..Self::default() }
+        Self { networks: ask.networks, zone: Some(rules), tenant: ask.tenant, ..Self::default() }
     }
 
     /// In the words of messages: host or zone.

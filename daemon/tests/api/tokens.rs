@@ -43,8 +43,15 @@ async fn a_tenant_sees_its_own() {
         blue.volume(&by).await.unwrap_err(),
         blue.attachments(&by).await.unwrap_err(),
         blue.attachment(&by, &"red-1".parse().unwrap()).await.unwrap_err(),
-        blue.host(&"red-1".parse().unwrap()).await.unwrap_err(),
         blue.delete_volume(&by).await.unwrap_err(),
+    ] {
+        // It has the id from somebody, and is not told that the volume is gone.
+        assert_eq!(refused.kind, ErrorKind::Forbidden, "{refused}");
+    }
+    for refused in [
+        blue.host(&"red-1".parse().unwrap()).await.unwrap_err(),
+        blue.volume(&"data".parse().unwrap()).await.unwrap_err(),
+        blue.delete_volume(&"data".parse().unwrap()).await.unwrap_err(),
     ] {
         assert_eq!(refused.kind, ErrorKind::NotFound, "{refused}");
     }
@@ -118,6 +125,7 @@ async fn bad_input_makes_no_token() {
         ("x", r#"{"verbs":"all"}"#, "invalid", Some("verbs")),
         ("x", r#"{"tenant":"a/b"}"#, "invalid", Some("tenant")),
         ("x", r#"{"pools":["nosuch"]}"#, "not_found", None),
+        ("x", r#"{"pools":[]}"#, "invalid", Some("pools")),
         ("x", r#"{"pool":["tank"]}"#, "invalid", Some("pool")),
         ("admin", "{}", "invalid", Some("token")),
         ("..", "{}", "invalid", Some("token")),

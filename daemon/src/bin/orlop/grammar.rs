@@ -627,6 +627,9 @@ pub enum ZoneCommand {
         /// first
         #[arg(long, value_name = "FLAVOURS", default_value_t)]
         security: Security,
+        /// Whose it is, for good: it uses volumes of this tenant alone
+        #[arg(long, default_value_t)]
+        tenant: Tenant,
     },
     /// Show a zone
     Get {

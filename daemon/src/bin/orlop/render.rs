@@ -467,10 +467,10 @@ fn dependants(s: &Snapshot) -> String {
     paused.into_iter().chain(volumes).collect()
 }
 
-const HOST: [&str; 4] = ["NAME", "KNOWN BY", "SECRET", "VOLUMES"];
-const ZONE: [&str; 6] = ["NAME", "NETWORKS", "ACCESS", "SQUASH", "SECURITY", "VOLUMES"];
+const HOST: [&str; 5] = ["NAME", "TENANT", "KNOWN BY", "SECRET", "VOLUMES"];
+const ZONE: [&str; 7] = ["NAME", "TENANT", "NETWORKS", "ACCESS", "SQUASH", "SECURITY", "VOLUMES"];
 
-fn host(h: &Host) -> [String; 4] {
+fn host(h: &Host) -> [String; 5] {
     // The whole names are too long for a line; they are shown with the one host.
     let by = [(h.nqn.is_some(), "nvme"), (h.iqn.is_some(), "iscsi"), (!h.addresses.is_empty(), "nfs")];
     let by: Vec<&str> = by.into_iter().filter(|(known, _)| *known).map(|(_, name)| name).collect();
@@ -490,7 +490,7 @@ fn host(h: &Host) -> [String; 4] {
     });
     let secrets: Vec<&str> = nvme.into_iter().chain(tls).chain(iscsi).collect();
     let secret = if secrets.is_empty() { "none".into() } else { secrets.join(", ") };
-    [h.name.to_string(), by.join(", "), secret, h.volumes.len().to_string()]
+    [h.name.to_string(), h.tenant.to_string(), by.join(", "), secret, h.volumes.len().to_string()]
 }
 
 fn known_by(h: &Host) -> String {
@@ -499,11 +499,19 @@ fn known_by(h: &Host) -> String {
     nqn.chain(iqn).chain(h.addresses.iter().map(|a| field("address", &a.to_string()))).collect()
 }
 
-fn zone(z: &Zone) -> [String; 6] {
+fn zone(z: &Zone) -> [String; 7] {
     let networks: Vec<String> = z.networks.iter().map(ToString::to_string).collect();
     let access = if z.read_only { "read only" } else { "read, write" };
     let (squash, volumes) = (z.squash.as_str().into(), z.volumes.len().to_string());
-    [z.name.to_string(), networks.join(", "), access.into(), squash, z.security.to_string(), volumes]
+    [
+        z.name.to_string(),
+        z.tenant.to_string(),
+        networks.join(", "),
+        access.into(),
+        squash,
+        z.security.to_string(),
+        volumes,
+    ]
 }
 
 const TOKEN: [&str; 5] = ["NAME", "TENANT", "POOLS", "MAY", "CREATED"];
@@ -755,7 +763,7 @@ mod tests {
     fn an_empty_list_is_its_header() {
         assert_eq!(
             answer(&Answer::Hosts(vec![]), Format::Table).trim_end(),
-            "NAME  KNOWN BY  SECRET  VOLUMES"
+            "NAME  TENANT  KNOWN BY  SECRET  VOLUMES"
         );
         assert_eq!(answer(&Answer::Hosts(vec![]), Format::Json), "{\n  \"items\": []\n}\n");
     }

@@ -380,8 +380,8 @@ fn credentials(user: Option<ChapUser>, file: Option<&Path>) -> Result<Option<Cha
 async fn zone(client: &Client, command: ZoneCommand) -> Result<Answer> {
     Ok(match command {
         ZoneCommand::List => Answer::Zones(client.all_zones().await?),
-        ZoneCommand::Put { zone, network: networks, read_only, squash, security } => {
-            let ask = ZonePut { networks, read_only, squash, security, versions: None };
+        ZoneCommand::Put { zone, network: networks, read_only, squash, security, tenant } => {
+            let ask = ZonePut { networks, read_only, squash, security, versions: None, tenant };
             Answer::Zone(client.put_zone(&zone, &ask).await?)
         }
         ZoneCommand::Get { zone } => Answer::Zone(client.zone(&zone).await?),
@@ -397,6 +397,12 @@ async fn token(client: &Client, command: TokenCommand) -> Result<Answer> {
         TokenCommand::List => Answer::Tokens(client.tokens().await?),
         TokenCommand::Put { token, tenant, pool: pools, may, file } => {
             let verbs = may.iter().flat_map(|verbs| verbs.0).copied().collect();
+            // Before anything is changed by it.
+            if file.is_some() && client.tokens().await?.iter().any(|t| t.name == token) {
+                let why =
+                    format!("token {token} is there, and a token is shown once: delete it to have another");
+                return Err(Problem::new(ErrorKind::Conflict, why));
+            }
             let held = file.as_deref().map(Held::new).transpose()?;
             let made = client.put_token(&token, &TokenPut { tenant, pools, verbs }).await?;
             match (made.secret, held) {
@@ -404,13 +410,7 @@ async fn token(client: &Client, command: TokenCommand) -> Result<Answer> {
                     held.keep(format!("{}\n", secret.expose()).as_bytes())?;
                     Answer::Token(MadeToken { token: made.token, secret: None })
                 }
-                (None, Some(_)) => {
-                    let why = format!(
-                        "token {token} was there already, and a token is shown once: delete it to have another"
-                    );
-                    return Err(Problem::new(ErrorKind::Conflict, why));
-                }
-                (secret, None) => Answer::Token(MadeToken { token: made.token, secret }),
+                (secret, _) => Answer::Token(MadeToken { token: made.token, secret }),
             }
         }
         TokenCommand::Delete { token } => {

@@ -21,7 +21,7 @@ fn secret(key: &str, controller: Option<&str>) -> AuthenticationPut {
 
 impl Rig {
     fn authentication(&self, host: &str) -> Option<Authentication> {
-        self.engine().view().host(&host.parse().unwrap()).unwrap().authentication
+        self.engine().view().host(&who(), &host.parse().unwrap()).unwrap().authentication
     }
 
     fn asked(&self, host: &Nqn) -> Option<Proof> {
@@ -130,7 +130,7 @@ fn tls(key: &str) -> Option<TlsPut> {
 
 impl Rig {
     fn encrypted(&self, host: &str) -> Option<Tls> {
-        self.engine().view().host(&host.parse().unwrap()).unwrap().tls
+        self.engine().view().host(&who(), &host.parse().unwrap()).unwrap().tls
     }
 
     fn tls_key(&self, host: &Nqn) -> Option<String> {

@@ -26,7 +26,7 @@ impl Rig {
         self.platter.set_health(now.clone());
         self.engine().disks_changed(&[]);
         self.until("the pool's health", |rig| {
-            rig.engine().view().pool(&tank()).unwrap().health.as_ref() == Some(&now)
+            rig.engine().view().pool(&who(), &tank()).unwrap().health.as_ref() == Some(&now)
         })
         .await;
     }
@@ -103,7 +103,7 @@ async fn a_missing_pool_is_looked_for_when_a_disk_comes() {
     let mut rig = Rig::new().await;
     rig.platter.set_away(true);
     rig.restart().await;
-    let state = |rig: &Rig| rig.engine().view().pool(&tank()).unwrap().state;
+    let state = |rig: &Rig| rig.engine().view().pool(&who(), &tank()).unwrap().state;
     assert_eq!(state(&rig), PoolState::Missing);
     rig.platter.set_away(false);
     // Long before it would be tried again by itself.
@@ -321,8 +321,10 @@ async fn spares_are_minded_where_there_is_a_reason_and_nobody_else_is_at_it() {
     let taken = with(PoolHealthState::Degraded, Some("its place is taken by spare s"), "removed", "inuse");
     rig.platter.move_spare(taken.clone());
     rig.engine().disks_changed(&[]);
-    rig.until("the spare", |rig| rig.engine().view().pool(&tank()).unwrap().health.as_ref() == Some(&taken))
-        .await;
+    rig.until("the spare", |rig| {
+        rig.engine().view().pool(&who(), &tank()).unwrap().health.as_ref() == Some(&taken)
+    })
+    .await;
     assert!(rig.health_alarm().unwrap().contains("taken by spare s"));
     // The disk is back: all is well, and the spare steps back all the same.
     let free = with(PoolHealthState::Ok, None, "online", "avail");
@@ -330,7 +332,7 @@ async fn spares_are_minded_where_there_is_a_reason_and_nobody_else_is_at_it() {
     rig.platter.set_health(with(PoolHealthState::Ok, None, "online", "inuse"));
     rig.engine().disks_changed(&[]);
     rig.until("it to step back", |rig| {
-        rig.engine().view().pool(&tank()).unwrap().health.as_ref() == Some(&free)
+        rig.engine().view().pool(&who(), &tank()).unwrap().health.as_ref() == Some(&free)
     })
     .await;
     assert_eq!(rig.health_alarm(), None);

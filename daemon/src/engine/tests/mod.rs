@@ -474,7 +474,7 @@ async fn a_label_that_is_out_of_date_when_its_pool_comes_back_is_written() {
     rig.ok(Action::Detach(VolumeRef::Id(id), "one".parse().unwrap())).await;
     rig.engine().core.write_labels().await;
     rig.platter.set_away(false);
-    rig.until("the pool", |r| r.engine().view().pools()[0].state == PoolState::Online).await;
+    rig.until("the pool", |r| r.engine().view().pools(&who())[0].state == PoolState::Online).await;
     rig.until("the label", |r| r.engine().view().entry(id).is_some_and(|v| v.label.hosts.is_empty())).await;
 }
 
@@ -565,7 +565,7 @@ async fn a_missing_pool_is_an_alarm_and_comes_back() {
     rig.platter.set_away(true);
     rig.target.power_cycle();
     rig.restart().await;
-    assert_eq!(rig.engine().view().pools()[0].state, PoolState::Missing);
+    assert_eq!(rig.engine().view().pools(&who())[0].state, PoolState::Missing);
     assert!(rig.engine().view().alarms().iter().any(|a| a.subject == "pool/tank"));
     assert_eq!(rig.fails(Action::CreateVolume(ask("x"))).await.kind, ErrorKind::Unavailable);
     assert_eq!(rig.target.exports(), 0);
@@ -588,7 +588,7 @@ async fn a_missing_pool_is_an_alarm_and_comes_back() {
     rig.platter.set_away(false);
     rig.until("it to be served", |r| r.target.exports() == 1 && r.engine().view().alarms().is_empty()).await;
     assert_eq!(rig.target.exports(), 1);
-    assert_eq!(rig.engine().view().pools()[0].state, PoolState::Online);
+    assert_eq!(rig.engine().view().pools(&who())[0].state, PoolState::Online);
     assert!(rig.engine().view().alarms().is_empty(), "{:?}", rig.engine().view().alarms());
     assert_eq!(rig.fails(Action::DeleteSnapshot(snapshot, When::Now)).await.kind, ErrorKind::NotFound);
     let none = Action::DeleteVolume(VolumeRef::Id(VolumeId::mint()), When::Now);
@@ -606,7 +606,7 @@ async fn a_restart_without_the_pool_leaves_connected_hosts_alone() {
     rig.restart().await;
     assert_eq!(rig.target.hosts(id), [one.clone()].into(), "the export was taken down");
     rig.platter.set_away(false);
-    rig.until("the pool", |r| r.engine().view().pools()[0].state == PoolState::Online).await;
+    rig.until("the pool", |r| r.engine().view().pools(&who())[0].state == PoolState::Online).await;
     assert_eq!((rig.target.hosts(id), rig.target.changes()), ([one].into(), changes));
 }
 

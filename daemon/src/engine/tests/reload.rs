@@ -70,7 +70,7 @@ async fn other_limits_count_for_pools_and_principals_at_once() {
     rig.create("data").await;
     rig.fills_to(70, PoolFill::Ok).await;
     let fill_is = |percent: u8, fill: PoolFill| {
-        let shown = rig.engine().view().pools().remove(0);
+        let shown = rig.engine().view().pools(&who()).remove(0);
         assert_eq!((shown.warn_percent, shown.stop_percent, shown.fill), (percent, percent, fill));
         let alarms = rig.engine().system().alarms;
         assert_eq!(alarms.iter().any(|a| a.subject == "pool/tank/space"), fill != PoolFill::Ok);

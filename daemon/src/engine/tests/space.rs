@@ -15,7 +15,7 @@ fn thick(name: &str, size: ByteSize) -> VolumeCreate {
 
 impl Rig {
     fn tank(&self) -> Pool {
-        self.engine().view().pool(&"tank".parse().unwrap()).unwrap()
+        self.engine().view().pool(&who(), &"tank".parse().unwrap()).unwrap()
     }
 
     fn space_alarm(&self) -> Option<Alarm> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::action::{Principal, Role};
+use crate::model::HostRecord;
 
 impl Rig {
     /// A principal as it comes by a token that is made for it.
@@ -48,10 +49,8 @@ fn each(volume: VolumeId, snapshot: SnapshotId) -> Vec<Action> {
         directory: Some("/other".into()),
         ..PoolCreate::new("other".parse().unwrap(), PoolKind::Sim)
     });
-    let key = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f".parse::<EncryptionKey>();
     let orphan = || OrphanId::new(7, None);
-    let secret = "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:".parse::<DhchapKey>();
-    let mut all = vec![
+    vec![
         Action::CreatePool(spec.unwrap()),
         Action::ExportPool("tank".parse().unwrap()),
         Action::DeletePool("tank".parse().unwrap()),
@@ -59,7 +58,7 @@ fn each(volume: VolumeId, snapshot: SnapshotId) -> Vec<Action> {
         Action::WipeDisk("sda".parse().unwrap(), DiskWipe::default()),
         Action::CreateVolume(ask("new")),
         Action::UpdateVolume(by(volume), VolumeUpdate::to_size(ByteSize(2 << 20))),
-        Action::UnlockVolume(by(volume), key.unwrap()),
+        Action::UnlockVolume(by(volume), KEY.parse().unwrap()),
         Action::ShowKey(by(volume)),
         Action::Backup,
         Action::Restore(crate::journal::backup::Text(Vec::new()), false),
@@ -81,18 +80,17 @@ fn each(volume: VolumeId, snapshot: SnapshotId) -> Vec<Action> {
         detach(volume, "h"),
         Action::DeleteHost(host("h")),
         Action::DeleteVolume(by(volume), When::Now),
+        Action::AuthenticateHost(host("h"), dhchap()),
         Action::AcknowledgeAlarm("pool/tank".parse().unwrap()),
-    ];
-    if let Ok(key) = secret {
-        let put = AuthenticationPut {
-            key,
-            controller_key: None,
-            hash: Default::default(),
-            dh_group: Default::default(),
-        };
-        all.push(Action::AuthenticateHost(host("h"), put));
-    }
-    all
+    ]
+}
+
+const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+fn dhchap() -> AuthenticationPut {
+    let key = "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:";
+    let (hash, dh_group) = Default::default();
+    AuthenticationPut { key: key.parse().unwrap(), controller_key: None, hash, dh_group }
 }
 
 fn scope_of(tenant: &str, pools: &[&str], verbs: &[Verb]) -> TokenPut {
@@ -178,13 +176,26 @@ async fn what_is_another_tenants_does_not_exist() {
             }),
             ..ask("clone")
         }),
+        Action::CreateSnapshotGroup(SnapshotGroupCreate {
+            name: "g".parse().unwrap(),
+            volumes: vec![by(theirs)],
+        }),
+        Action::UnlockVolume(by(theirs), KEY.parse().unwrap()),
         attach(theirs, "blue-1"),
-        attach(ours, "red-1"),
         detach(theirs, "red-1"),
+    ] {
+        // Not "not found": who deletes by id would take that for done.
+        let verb = action.verb();
+        assert_eq!(kind(rig.by(&blue, action).await), ErrorKind::Forbidden, "{verb}");
+    }
+    for action in [
+        attach(ours, "red-1"),
+        Action::AuthenticateHost(host("red-1"), dhchap()),
         Action::TrustHost(host("red-1")),
         Action::ChapHost(host("red-1"), None),
         Action::TlsHost(host("red-1"), None),
         Action::DeleteHost(host("red-1")),
+        Action::DeleteVolume("nosuch".parse().unwrap(), When::Now),
     ] {
         let verb = action.verb();
         assert_eq!(kind(rig.by(&blue, action).await), ErrorKind::NotFound, "{verb}");
@@ -207,6 +218,14 @@ async fn what_is_another_tenants_does_not_exist() {
         panic!()
     };
     assert_eq!(snapshot.tenant.as_str(), "red");
+    let source =
+        VolumeSource { snapshot: Some(SnapshotRef::Id(snapshot.id)), volume: None, mode: SourceMode::Linked };
+    let Outcome::Volume { volume: clone, .. } =
+        rig.ok(Action::CreateVolume(VolumeCreate { source: Some(source), ..ask("clone") })).await
+    else {
+        panic!()
+    };
+    assert_eq!(clone.tenant.as_str(), "red");
 }
 
 #[tokio::test]
@@ -222,7 +241,7 @@ async fn a_token_for_one_pool_uses_no_other() {
     assert_eq!(kind(rig.by(&one, Action::CreateVolume(ask("new"))).await), ErrorKind::Forbidden);
     let in_other = |name: &str| VolumeCreate { pool: "other".parse().unwrap(), ..ask(name) };
     rig.by(&one, Action::CreateVolume(in_other("mine"))).await.unwrap();
-    assert_eq!(kind(rig.by(&one, Action::DeleteVolume(by(in_tank), When::Now)).await), ErrorKind::NotFound);
+    assert_eq!(kind(rig.by(&one, Action::DeleteVolume(by(in_tank), When::Now)).await), ErrorKind::Forbidden);
     // A name is one volume's, also where it can't be seen.
     let p = rig.by(&one, Action::CreateVolume(in_other("data"))).await.unwrap_err().to_problem();
     assert_eq!((p.kind, p.field.as_deref()), (ErrorKind::Conflict, Some("pool")));
@@ -231,7 +250,41 @@ async fn a_token_for_one_pool_uses_no_other() {
         source: Some(VolumeSource { snapshot: None, volume: Some(by(in_tank)), mode: SourceMode::Copied }),
         ..in_other("copy")
     };
-    assert_eq!(kind(rig.by(&one, Action::CreateVolume(copy)).await), ErrorKind::NotFound);
+    assert_eq!(kind(rig.by(&one, Action::CreateVolume(copy)).await), ErrorKind::Forbidden);
+    // Of a host that is let in to what it may not know of it changes nothing: neither by what that is known, nor what it proves.
+    rig.ok(Action::PutHost(host("both"), nqn("both"))).await;
+    rig.ok(attach(in_tank, "both")).await;
+    rig.by(&one, Action::PutHost(host("both"), nqn("both"))).await.unwrap();
+    for action in [
+        Action::PutHost(
+            host("both"),
+            HostPut { iqn: "iqn.2026-01.com.example:x".parse().ok(), ..nqn("both") },
+        ),
+        Action::AuthenticateHost(host("both"), dhchap()),
+        Action::TrustHost(host("both")),
+        Action::ChapHost(host("both"), None),
+        Action::TlsHost(host("both"), None),
+        Action::DeleteHost(host("both")),
+    ] {
+        let verb = action.verb();
+        assert_eq!(kind(rig.by(&one, action).await), ErrorKind::Precondition, "{verb}");
+    }
+    {
+        let view = rig.engine().view();
+        assert!(view.host(&one, &host("both")).unwrap().volumes.is_empty());
+        assert_eq!(view.pools(&one).len(), 1);
+        let pool = view.pool(&one, &"other".parse().unwrap()).unwrap();
+        assert_eq!((pool.volumes, pool.health), (1, None));
+        assert!(view.pool(&one, &"tank".parse().unwrap()).is_none());
+    }
+    // Who may let in and not cut off takes no volume for a host alone.
+    let lets_in = rig.token("lets-in", "default", &[], &[Verb::Attach]).await;
+    let alone = |action| match action {
+        Action::Attach(volume, host, how) => Action::Attach(volume, host, Attach { alone: true, ..how }),
+        other => other,
+    };
+    assert_eq!(kind(rig.by(&lets_in, alone(attach(in_tank, "both"))).await), ErrorKind::Forbidden);
+    rig.by(&lets_in, attach(in_tank, "both")).await.unwrap();
     let scope = scope_of("default", &["nosuch"], &[]);
     assert_eq!(rig.fails(Action::PutToken("x".parse().unwrap(), scope)).await.kind, ErrorKind::NotFound);
 }
@@ -286,7 +339,51 @@ async fn tokens_are_kept_changed_and_revoked() {
 fn an_older_daemon_lets_nobody_in_by_a_token_that_may_do_less() {
     let record = crate::engine::tokens::tests_record();
     let json = serde_json::to_value(record).unwrap();
-    assert_eq!(json["sha256"].as_array().unwrap(), &vec![serde_json::json!(0); 32]);
+    // As an older one declares it.
+    #[derive(serde::Deserialize)]
+    struct Old {
+        v: u32,
+        sha256: [u8; 32],
+    }
+    let old: Old = serde_json::from_value(json).unwrap();
+    assert_eq!((old.v, old.sha256), (2, [0; 32]));
+}
+
+/// What comes of an older daemon that has written a host anew.
+#[tokio::test]
+async fn a_host_that_lost_its_tenant_gets_it_back_from_labels() {
+    let mut rig = Rig::new().await;
+    let red = rig.token("red", "red", &[], Verb::ALL).await;
+    let id = rig.made_by(&red, "data").await;
+    rig.by(&red, Action::PutHost(host("red-1"), nqn("red-1"))).await.unwrap();
+    rig.by(&red, attach(id, "red-1")).await.unwrap();
+    let record = rig.engine().view().host_record(&host("red-1")).cloned().unwrap();
+    let mut batch = crate::journal::Batch::default();
+    batch.put(crate::journal::Table::Hosts, "red-1", &HostRecord { tenant: Default::default(), ..record });
+    rig.engine().core.journal.commit(batch).await.unwrap();
+    rig.restart().await;
+    assert_eq!(rig.engine().view().host_record(&host("red-1")).unwrap().tenant.as_str(), "red");
+    let default = rig.token("default", "default", &[], Verb::ALL).await;
+    assert_eq!(kind(rig.by(&default, Action::TrustHost(host("red-1"))).await), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_zone_is_a_tenants() {
+    let rig = Rig::new().await;
+    let red = rig.token("red", "red", &[], Verb::ALL).await;
+    let zone = |tenant: &str| ZonePut {
+        networks: vec!["10.1.0.0/16".parse().unwrap()],
+        tenant: tenant.parse().unwrap(),
+        ..ZonePut::default()
+    };
+    rig.ok(Action::PutZone(host("lan"), zone("red"))).await;
+    rig.ok(Action::PutZone(host("other"), zone("default"))).await;
+    assert_eq!(rig.fails(Action::PutZone(host("lan"), zone("blue"))).await.field.as_deref(), Some("tenant"));
+    let view = rig.engine().view();
+    let seen: Vec<_> =
+        view.zones_page(&red, None, 10).items.into_iter().map(|z| z.name.to_string()).collect();
+    assert_eq!(seen, ["lan"]);
+    assert!(view.zone(&red, &host("other")).is_none());
 }
 
 #[tokio::test]

@@ -58,8 +58,8 @@ async fn hosts_and_zones_use_a_file_system_as_they_may() {
     rig.nfs.power_cycle();
     rig.start().await;
     assert_eq!(rig.nfs.rights(id), all);
-    assert!(rig.engine().view().zone(&"all".parse().unwrap()).is_some_and(|z| z.read_only));
-    assert!(rig.engine().view().host(&"all".parse().unwrap()).is_none());
+    assert!(rig.engine().view().zone(&who(), &"all".parse().unwrap()).is_some_and(|z| z.read_only));
+    assert!(rig.engine().view().host(&who(), &"all".parse().unwrap()).is_none());
     rig.ok(Action::Detach(by(id), "lan".parse().unwrap())).await;
     assert_eq!(rig.nfs.rights(id).len(), 3);
     let p = rig.fails(delete(id)).await;
@@ -177,7 +177,7 @@ async fn a_zone_proves_itself_by_kerberos_or_is_not_made() {
     let p = rig.fails(secured("lan", "10.1.0.0/16", "krb5p")).await;
     assert_eq!(p.kind, ErrorKind::Unsupported);
     assert!(p.detail.contains("no keytab"), "{p}");
-    assert!(rig.engine().view().zone(&"lan".parse().unwrap()).is_none());
+    assert!(rig.engine().view().zone(&who(), &"lan".parse().unwrap()).is_none());
     let versions = Some(vec!["4.2".to_string()]);
     let ask = ZonePut { networks: vec!["10.1.0.0/16".parse().unwrap()], versions, ..ZonePut::default() };
     let p = rig.fails(Action::PutZone("lan".parse().unwrap(), ask)).await;

@@ -36,7 +36,7 @@ pub async fn get(
     Caller(who): Caller,
     At(name): At<HostName>,
 ) -> ApiResult<Json<Host>> {
-    let found = api.engine.view().host(&name).filter(|host| who.knows(&host.tenant));
+    let found = api.engine.view().host(&who, &name);
     found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("host {name}")))
 }
 

@@ -171,7 +171,7 @@ fn deleted(outcome: Outcome) -> ApiResult<StatusCode> {
 fn resolve(api: &Api, who: &Principal, volume: &VolumeRef) -> ApiResult<orlop_api::VolumeId> {
     // One look: between two of them its pool could come back.
     let view = api.engine.view();
-    view.resolve(who, volume).ok_or_else(|| view.absence(format_args!("volume {volume}")).into())
+    view.resolve(who, volume).ok_or_else(|| view.no_volume(who, volume).into())
 }
 
 /// Through the one door.

@@ -21,9 +21,7 @@ const FRESH: Duration = Duration::from_secs(5);
 #[utoipa::path(get, path = "/v1/pools", tag = "pools", responses((status = 200, body = Page<Pool>)))]
 pub async fn list(State(api): State<Api>, Caller(who): Caller) -> Json<Page<Pool>> {
     api.engine.refresh_capacities(FRESH);
-    let mut items = api.engine.view().pools();
-    items.retain(|pool| who.uses(&pool.name));
-    Json(Page { items, next: None })
+    Json(Page { items: api.engine.view().pools(&who), next: None })
 }
 
 /// Makes a pool, or takes in one that exists.
@@ -58,7 +56,7 @@ pub async fn get(
     At(name): At<PoolName>,
 ) -> ApiResult<Json<Pool>> {
     api.engine.refresh_capacities(FRESH);
-    let found = api.engine.view().pool(&name).filter(|pool| who.uses(&pool.name));
+    let found = api.engine.view().pool(&who, &name);
     found.map(Json).ok_or_else(|| ApiError::not_found(format_args!("pool {name}")))
 }
 

@@ -51,7 +51,7 @@ pub async fn list(
         return Ok(Json(view.snapshots_page(&who, volume, cursor, limit)));
     };
     let found = view.resolve_snapshot(&who, &SnapshotRef::Name(name)).and_then(|id| view.snapshot(id));
-    view.check_complete(found.is_some(), "a snapshot of that name")?;
+    view.check_complete(&who, found.is_some(), "a snapshot of that name")?;
     let found = found.filter(|s| volume.is_none_or(|v| v == s.volume) && cursor.is_none_or(|c| s.id > c));
     Ok(Json(Page { items: found.into_iter().collect(), next: None }))
 }
@@ -131,7 +131,7 @@ pub async fn get(
 ) -> ApiResult<Json<Snapshot>> {
     let view = api.engine.view();
     let found = view.resolve_snapshot(&who, &snapshot).and_then(|id| view.snapshot(id));
-    found.map(Json).ok_or_else(|| view.absence(format_args!("snapshot {snapshot}")).into())
+    found.map(Json).ok_or_else(|| view.no_snapshot(&who, &snapshot).into())
 }
 
 /// Deletes a snapshot.
@@ -188,5 +188,5 @@ pub async fn get_group(
 ) -> ApiResult<Json<SnapshotGroup>> {
     let view = api.engine.view();
     let found = view.group(&who, &group);
-    found.map(Json).ok_or_else(|| view.absence(format_args!("snapshot group {group}")).into())
+    found.map(Json).ok_or_else(|| view.absence(&who, format_args!("snapshot group {group}")).into())
 }

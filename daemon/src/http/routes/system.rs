@@ -118,6 +118,10 @@ pub async fn restore(
     Params(query): Params<RestoreQuery>,
     body: Body,
 ) -> ApiResult<Json<Restored>> {
+    // Who may not do it holds up nobody who may, and has nothing of his read.
+    if !who.is_admin() {
+        return Err(crate::engine::Error::Forbidden { principal: who.name.clone(), verb: "restore" }.into());
+    }
     // Only one that is as large is held in memory.
     let _turn = turn(&api.restores, "restores").await?;
     let text = axum::body::to_bytes(body, LARGEST_BACKUP).await;

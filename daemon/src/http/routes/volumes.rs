@@ -49,7 +49,7 @@ pub async fn list(
         return Ok(Json(view.volumes_page(&who, pool.as_ref(), cursor, limit)));
     };
     let found = view.resolve(&who, &VolumeRef::Name(name)).and_then(|id| view.volume(id));
-    view.check_complete(found.is_some(), "a volume of that name")?;
+    view.check_complete(&who, found.is_some(), "a volume of that name")?;
     let found = found.filter(|v| pool.is_none_or(|p| p == v.pool) && cursor.is_none_or(|c| v.id > c));
     Ok(Json(Page { items: found.into_iter().collect(), next: None }))
 }
@@ -86,7 +86,7 @@ pub async fn get(
     // One look at the view: between two of them the volume could go.
     let view = api.engine.view();
     let found = view.resolve(&who, &volume).and_then(|id| view.volume(id));
-    found.map(Json).ok_or_else(|| view.absence(format_args!("volume {volume}")).into())
+    found.map(Json).ok_or_else(|| view.no_volume(&who, &volume).into())
 }
 
 /// Makes a volume larger, or gives it other properties, attached or not. What is given is changed.
