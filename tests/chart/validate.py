@@ -9,7 +9,11 @@ import kubernetes_validate
 import yaml
 
 # Kinds that are not Kubernetes' own, of definitions that a cluster gets by itself.
-OTHERS = {"VolumeSnapshotClass": "snapshot.storage.k8s.io/v1", "ServiceMonitor": "monitoring.coreos.com/v1"}
+OTHERS = {
+    "VolumeSnapshotClass": "snapshot.storage.k8s.io/v1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "SnapshotMetadataService": "cbt.storage.k8s.io/v1alpha1",
+}
 
 
 def merged(below, above):
