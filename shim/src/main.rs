@@ -116,6 +116,7 @@ async fn run(cli: Cli) -> Result<()> {
         };
         let this = Node::new(config).map_err(anyhow::Error::msg)?;
         tracing::info!(id = %this.id(), "this node");
+        tokio::spawn(this.clone().delete_later());
         node = Some(this);
     }
     let identity = Identity { controller: controller.is_some(), topology };

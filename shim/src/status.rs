@@ -28,6 +28,14 @@ pub fn of(problem: Problem) -> Status {
     Status::new(code, text)
 }
 
+/// Fine if it is gone.
+pub fn gone<T: Default>(answer: std::result::Result<T, Problem>) -> Result<T> {
+    match answer {
+        Err(p) if p.kind == ErrorKind::NotFound => Ok(T::default()),
+        answer => answer.map_err(of),
+    }
+}
+
 /// What this machine's kernel refused.
 pub fn of_io(e: &std::io::Error) -> Status {
     Status::internal(e.to_string())

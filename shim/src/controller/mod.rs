@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use capability::mode;
 pub use publish::ATTACHMENT;
 
-use orlop_api::{Problem, Volume as ApiVolume, VolumeId, VolumeRef, VolumeState};
+use orlop_api::{Volume as ApiVolume, VolumeId, VolumeRef, VolumeState};
 use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
@@ -98,14 +98,6 @@ async fn volume(appliance: &Appliance, id: VolumeId, deadline: Deadline) -> Resu
         return Err(Status::not_found(format!("volume {id} is deleted")));
     }
     Ok(found)
-}
-
-/// Fine if it is gone.
-fn gone<T: Default>(answer: std::result::Result<T, Problem>) -> Result<T> {
-    match answer {
-        Err(p) if p.kind == orlop_api::ErrorKind::NotFound => Ok(T::default()),
-        answer => answer.map_err(status::of),
-    }
 }
 
 /// Whether a volume is as its user expects, in words.

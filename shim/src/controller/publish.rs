@@ -6,7 +6,7 @@ use orlop_api::client::AttachAs;
 use orlop_api::{Attachment, ErrorKind, HostName, Problem, Protocol, VolumeRef};
 use tonic::{Code, Status};
 
-use super::{Controller, capability, gone, volume};
+use super::{Controller, capability, volume};
 use crate::appliances::Appliance;
 use crate::csi::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
@@ -138,7 +138,7 @@ impl Controller {
         let by = &VolumeRef::Id(handle.id);
         for host in &hosts {
             let detached = appliance.call(deadline, |client| async move { client.detach(by, host).await });
-            gone(detached.await)?;
+            status::gone(detached.await)?;
         }
         Ok(done)
     }

@@ -8,7 +8,7 @@ use orlop_api::{
 use tonic::{Code, Status};
 
 use super::list::stale;
-use super::{Controller, bytes, gone};
+use super::{Controller, bytes};
 use crate::appliances::Appliance;
 use crate::csi::{
     CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse,
@@ -163,7 +163,7 @@ pub(super) async fn delete(appliance: &Appliance, handle: &SnapshotHandle, deadl
     let by = &SnapshotRef::Id(handle.id);
     let deleted =
         appliance.call(deadline, |client| async move { client.delete_snapshot(by, When::Unused).await });
-    gone(deleted.await).map(drop)
+    status::gone(deleted.await).map(drop)
 }
 
 /// One that is there: one that was deleted, and goes later, is gone to its user.

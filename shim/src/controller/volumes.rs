@@ -4,7 +4,7 @@ use orlop_api::{HostName, Protocol, VolumeRef, VolumeUpdate, When};
 use tonic::{Code, Status};
 
 use super::create::{Range, differs};
-use super::{Controller, bytes, capability, condition, gone, volume};
+use super::{Controller, bytes, capability, condition, volume};
 use crate::appliances::Appliance;
 use crate::csi::validate_volume_capabilities_response::Confirmed;
 use crate::csi::{
@@ -47,7 +47,7 @@ impl Controller {
             }
             deleted => deleted,
         };
-        gone(deleted)?;
+        status::gone(deleted)?;
         Ok(DeleteVolumeResponse {})
     }
 
@@ -71,7 +71,7 @@ impl Controller {
         let by = &VolumeRef::Id(handle.id);
         for zone in &attached {
             let detached = appliance.call(deadline, |client| async move { client.detach(by, zone).await });
-            gone(detached.await)?;
+            status::gone(detached.await)?;
         }
         Ok(true)
     }

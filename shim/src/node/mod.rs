@@ -1,11 +1,13 @@
 //! The node's part: volumes that are attached to this machine are connected, mounted where Kubernetes wants them, and let go
-//! again. It knows no credential of any appliance: what it must know comes with each call.
+//! again. It knows no credential of any appliance: what it must know comes with each call. But for inline volumes, which no
+//! controller is asked for: a pod that has one brings its own.
 //!
 //! What is connected, mounted or in use is asked of the kernel each time, never remembered.
 
 pub mod blank;
 pub mod connect;
 pub mod filesystem;
+mod inline;
 pub mod iscsi;
 pub mod mounts;
 pub mod nvme;
@@ -25,6 +27,7 @@ use crate::locks::Locks;
 use crate::node_id::{LONGEST, NodeId};
 
 use connect::Connector;
+use inline::Inline;
 use nvme::{Sysfs, Times};
 use state::State;
 use tools::Tools;
@@ -51,6 +54,7 @@ pub struct Node {
     segments: BTreeMap<String, String>,
     tools: Tools,
     state: State,
+    inline: Inline,
     connector: Connector,
     locks: Locks,
 }
@@ -90,8 +94,9 @@ impl Node {
                     .to_string()
             }),
         };
-        let (segments, state) = (config.segments, State::at(config.state));
-        Ok(Self { id, segments, tools, state, connector, locks: Locks::default() })
+        let (segments, inline) = (config.segments, Inline::at(&config.state));
+        let state = State::at(config.state);
+        Ok(Self { id, segments, tools, state, inline, connector, locks: Locks::default() })
     }
 
     /// What Kubernetes calls it.

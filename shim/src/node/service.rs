@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::Node;
 use super::connect::{Credentials, size_of};
+use super::inline::{is_inline, name_of};
 use super::mounts;
 use super::staging::Use;
 use super::state;
@@ -96,7 +97,15 @@ impl node_server::Node for Node {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Answer<NodePublishVolumeResponse> {
-        let ask = request.into_inner();
+        let (ask, deadline) = open(request);
+        if let Some(name) = name_of(&ask.volume_id).filter(|_| is_inline(&ask.volume_context)) {
+            let target = path(&ask.target_path, "target_path")?;
+            let how = how(ask.volume_capability.as_ref())?;
+            let _lock = self.locks.take(format!("volume {name}"))?;
+            let with = (ask.volume_context, ask.secrets);
+            self.publish_inline(&name, &target, how, ask.readonly, with, deadline).await?;
+            return Ok(Response::new(NodePublishVolumeResponse {}));
+        }
         let of = handle(&ask.volume_id)?;
         let target = path(&ask.target_path, "target_path")?;
         let staging = path(&ask.staging_target_path, "staging_target_path")?;
@@ -112,6 +121,12 @@ impl node_server::Node for Node {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Answer<NodeUnpublishVolumeResponse> {
         let (ask, deadline) = open(request);
+        if let Some(name) = name_of(&ask.volume_id) {
+            let target = path(&ask.target_path, "target_path")?;
+            let _lock = self.locks.take(format!("volume {name}"))?;
+            self.unpublish_inline(&name, &target, deadline).await?;
+            return Ok(Response::new(NodeUnpublishVolumeResponse {}));
+        }
         let of = handle(&ask.volume_id)?;
         let target = path(&ask.target_path, "target_path")?;
         let _lock = self.locks.take(format!("volume {of}"))?;
@@ -124,7 +139,9 @@ impl node_server::Node for Node {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Answer<NodeGetVolumeStatsResponse> {
         let ask = request.into_inner();
-        handle(&ask.volume_id)?;
+        if !name_of(&ask.volume_id).is_some_and(|name| self.has_inline(&name)) {
+            handle(&ask.volume_id)?;
+        }
         let at = path(&ask.volume_path, "volume_path")?;
         // A disk that does not answer keeps this call waiting, and no other.
         let usage = tokio::task::spawn_blocking(move || usage(&at))

@@ -445,14 +445,17 @@ impl Node {
             return Err(invalid("target_path: it is not absolute"));
         }
         self.unmount(volume, target, deadline).await?;
-        let removed = match std::fs::symlink_metadata(target) {
-            // What is in it is somebody's.
-            Ok(m) if m.is_dir() => std::fs::remove_dir(target),
-            Ok(_) => std::fs::remove_file(target),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-        };
-        removed.map_err(failed(format!("removing {}", target.display())))
+        remove_place(target)
+    }
+
+    /// The same where it is not known which volume it was.
+    pub(super) async fn free(&self, target: &Path, deadline: Deadline) -> Result<()> {
+        if !target.is_absolute() {
+            return Err(invalid("target_path: it is not absolute"));
+        }
+        let unmounted = self.try_unmount(target, deadline).await?;
+        unmounted.map_err(failed(format!("unmounting {}", target.display())))?;
+        remove_place(target)
     }
 
     /// Makes a file system as large as its disk, which has grown. The size that it has then.
@@ -490,6 +493,17 @@ impl Node {
         }
         Ok(size)
     }
+}
+
+fn remove_place(target: &Path) -> Result<()> {
+    let removed = match std::fs::symlink_metadata(target) {
+        // What is in it is somebody's.
+        Ok(m) if m.is_dir() => std::fs::remove_dir(target),
+        Ok(_) => std::fs::remove_file(target),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    };
+    removed.map_err(failed(format!("removing {}", target.display())))
 }
 
 fn taken(at: &Path, by: &Mount) -> Status {

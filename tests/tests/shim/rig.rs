@@ -37,7 +37,8 @@ impl Appliance {
         let ask = PoolCreate { directory: Some(directory.display().to_string()), ..plain };
         appliance.api().create_pool(&ask).await.unwrap();
         // What the driver may do is what its documents say that it needs, and no more.
-        let scope = TokenPut { tenant: "kubernetes".parse().unwrap(), pools: Vec::new(), verbs: Verb::CSI.to_vec() };
+        let scope =
+            TokenPut { tenant: "kubernetes".parse().unwrap(), pools: Vec::new(), verbs: Verb::CSI.to_vec() };
         let made = appliance.api().put_token(&"kubernetes".parse().unwrap(), &scope).await.unwrap();
         std::fs::write(appliance.token(), made.secret.unwrap().expose()).unwrap();
         appliance

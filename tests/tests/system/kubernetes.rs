@@ -1,6 +1,7 @@
 //! Claims of Kubernetes, from the provisioner to a pod's directory and back: the driver's controller against the appliance, and
 //! its node's part as a service of the initiators, both over real gRPC.
 
+pub mod inline;
 pub mod secrets;
 
 use std::collections::HashMap;
@@ -50,12 +51,15 @@ fn initiator(w: &mut World, n: usize) -> Result<&mut Initiator> {
     }
 }
 
+/// What the appliance's clients are told by.
+fn environment(w: &World, key: &str) -> Result<String> {
+    let found = w.lab.environment().into_iter().find(|(k, _)| *k == key);
+    found.map(|(_, value)| value).with_context(|| key.to_string())
+}
+
 /// The driver's controller, in front of the appliance.
 fn driver(w: &World) -> Result<Driver> {
-    let of = |key: &str| {
-        let found = w.lab.environment().into_iter().find(|(k, _)| *k == key);
-        found.map(|(_, value)| value).with_context(|| key.to_string())
-    };
+    let of = |key: &str| environment(w, key);
     let appliance = ApplianceConfig {
         name: "a".parse().map_err(anyhow::Error::msg)?,
         url: of("ORLOP_URL")?,

@@ -59,6 +59,7 @@ const SCENARIOS: &[Scenario] = &[
     ("who_comes_by_kerberos_proves_it", kerberos::who_comes_by_kerberos),
     ("claims_of_kubernetes_reach_a_pod", kubernetes::claims_reach_a_pod),
     ("claims_of_kubernetes_prove_secrets", kubernetes::secrets::claims_prove_secrets),
+    ("inline_volumes_of_kubernetes", kubernetes::inline::inline_volumes),
     ("a_claim_moves_to_another_node", kubernetes::a_claim_moves),
     ("a_claim_survives_kills_and_power_cuts", kubernetes::a_claim_survives),
     ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
