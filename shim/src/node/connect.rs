@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use orlop_api::{Access, Attachment, IscsiAccess, NvmeAccess, Portal, VolumeId};
 
+use super::attempts::Attempts;
 use super::iscsi;
 use super::nvme::{self, Brings, Sysfs, Times};
 use super::tools::{ToolError, Tools};
@@ -31,6 +32,9 @@ pub enum ConnectError {
         /// What it should have at least.
         want: u64,
     },
+    /// The kernel has not yet ended an attempt to connect it.
+    #[error("it is still being connected")]
+    UnderWay,
     /// Something must be there first.
     #[error("{0}")]
     Lacks(String),
@@ -76,6 +80,8 @@ pub struct Connector {
     pub times: Times,
     /// The identifier of this host.
     pub host_id: String,
+    /// What the kernel is at.
+    pub(super) attempts: Attempts,
 }
 
 async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -91,7 +97,7 @@ impl Connector {
         deadline: Deadline,
     ) -> Result<PathBuf> {
         let device = match &attachment.access {
-            Access::Nvme(access) => self.connect_nvme(access, with, deadline).await?,
+            Access::Nvme(access) => self.connect_nvme(attachment.volume, access, with, deadline).await?,
             Access::Iscsi(access) => self.log_in(access, with, deadline).await?,
             Access::Nfs(_) => return Err(ConnectError::Lacks("a file system has no disk".into())),
         };
@@ -106,6 +112,7 @@ impl Connector {
 
     async fn connect_nvme(
         &self,
+        volume: VolumeId,
         access: &NvmeAccess,
         with: &Credentials,
         deadline: Deadline,
@@ -130,7 +137,13 @@ impl Connector {
                 return Ok(());
             }
             let options = nvme::options(access, portal, &brings, self.times);
-            match blocking(move || nvme::connect(&options)).await {
+            let attempt = self.attempts.begin(volume);
+            let connecting = blocking(move || {
+                let done = nvme::connect(&options);
+                drop(attempt);
+                done
+            });
+            match connecting.await {
                 Ok(done) => done.map_err(|e| e.to_string()),
                 Err(e) => Err(e.to_string()),
             }
@@ -248,6 +261,9 @@ impl Connector {
     /// Ends all connections to a volume, whatever is known of how they came to be. The caller has made sure that nothing
     /// uses its disk.
     pub async fn disconnect(&self, volume: VolumeId, deadline: Deadline) -> Result<()> {
+        if !self.attempts.end(volume, deadline).await {
+            return Err(ConnectError::UnderWay);
+        }
         let sysfs = self.sysfs.clone();
         let ended = blocking(move || {
             let mut sessions = Vec::new();

@@ -4,6 +4,7 @@
 //!
 //! What is connected, mounted or in use is asked of the kernel each time, never remembered.
 
+mod attempts;
 pub mod blank;
 pub mod connect;
 pub mod filesystem;
@@ -26,6 +27,7 @@ use orlop_api::{HostName, HostPut};
 use crate::locks::Locks;
 use crate::node_id::{LONGEST, NodeId};
 
+use attempts::Attempts;
 use connect::Connector;
 use inline::Inline;
 use nvme::{Sysfs, Times};
@@ -93,6 +95,7 @@ impl Node {
                     .hyphenated()
                     .to_string()
             }),
+            attempts: Attempts::default(),
         };
         let (segments, inline) = (config.segments, Inline::at(&config.state));
         let state = State::at(config.state);

@@ -60,7 +60,9 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Status {
 fn of_connect(e: ConnectError) -> Status {
     match e {
         ConnectError::Lacks(_) => Status::failed_precondition(e.to_string()),
-        ConnectError::NoPath(_) | ConnectError::NoDisk(_) => Status::unavailable(e.to_string()),
+        ConnectError::NoPath(_) | ConnectError::NoDisk(_) | ConnectError::UnderWay => {
+            Status::unavailable(e.to_string())
+        }
         ConnectError::Tool(ToolError::Missing(_)) => Status::failed_precondition(e.to_string()),
         ConnectError::Size { .. } | ConnectError::Io(..) | ConnectError::Tool(_) => {
             Status::internal(e.to_string())
