@@ -7,11 +7,11 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-
-use rustix::io::Errno;
+use std::thread::JoinHandle;
 
 use super::ZfsPool;
-use crate::kernel::{Deadline, lzc};
+use crate::kernel::Deadline;
+use crate::kernel::lzc::{self, Lzc};
 use crate::model::SnapshotKey;
 use crate::pool::Result;
 use crate::pool::blocks::{Extents, More};
@@ -49,114 +49,208 @@ impl ZfsPool {
         if found.is_enough() {
             return Ok(());
         }
-        let raw = volume.label.encryption.is_some();
-        let (from, changes) = (found.at(), base.is_some());
-        let of = Stream { snapshot: self.dataset(key), base: base.map(|base| self.dataset(base)), raw };
-        // Where the zvol's last block ends is said once, where a stream begins: not to one that goes on.
-        let tail = match changes && from > 0 {
-            true => self.streamed(&of, 0, |stream| tail(stream))?,
-            false => None,
-        };
-        self.streamed(&of, from, |stream| tell(stream, changes, tail, found, deadline))?;
-        self.ctx.check(deadline, "telling blocks of a zvol")
-    }
-
-    /// Has ZFS send from a byte on, and what it sends read for as long as the reader wants.
-    fn streamed<T: Send>(
-        &self,
-        of: &Stream,
-        from: u64,
-        read: impl FnOnce(BufReader<File>) -> io::Result<T> + Send,
-    ) -> Result<T> {
         let lzc = lzc::get().ok_or_else(|| self.ctx.unsupported(STREAMS))?;
-        let (out, into) = io::pipe().map_err(self.ctx.io("making a pipe"))?;
-        let name = &of.snapshot;
-        let (sent, read) = std::thread::scope(|scope| {
-            let sender = std::thread::Builder::new().name("blocks".into()).spawn_scoped(scope, move || {
-                lzc.send_blocks(&of.snapshot, of.base.as_deref(), into.as_fd(), of.raw, from)
-            });
-            let out = BufReader::with_capacity(PIECE, File::from(OwnedFd::from(out)));
-            // Who reads no more ends the sender: its pipe is broken.
-            let read = sender.as_ref().is_ok().then(|| read(out));
-            (sender.map(|s| s.join()), read)
-        });
-        let sent = sent.map_err(self.ctx.io("starting a thread"))?;
-        let sent = sent.unwrap_or_else(|_| Err(io::Error::other("its thread died")));
-        let broken = |e: &io::Error| {
-            let ends = [Errno::PIPE, Errno::INTR].map(Errno::raw_os_error);
-            e.raw_os_error().is_some_and(|e| ends.contains(&e))
+        let raw = volume.label.encryption.is_some();
+        let of = |key, since: Option<SnapshotKey>| {
+            let base = since.map(|base| self.dataset(base));
+            Stream { lzc, snapshot: self.dataset(key), base, raw }
         };
-        match (sent, read) {
-            // All that was wanted was read, whatever the sender says of its pipe.
-            (_, Some(Ok(read))) => Ok(read),
-            (Err(e), Some(Err(_)) | None) if !broken(&e) => Err(self.ctx.io(format!("sending {name}"))(e)),
-            (_, Some(Err(e))) => Err(self.ctx.io(format!("reading the stream of {name}"))(e)),
-            (Err(e), None) => Err(self.ctx.io(format!("sending {name}"))(e)),
-            (Ok(()), None) => Err(self.ctx.io(format!("sending {name}"))(io::Error::other("nobody read it"))),
-        }
+        let stream = of(key, base);
+        let told = match base {
+            Some(base) => {
+                let before = of(base, None);
+                let mut had = Had::new(|from| before.send(from));
+                stream.tell(found, deadline, |start, end, found| had.within(start, end, found))
+            }
+            // What is freed has no data.
+            None => stream.tell(found, deadline, |_, end, found| Ok(found.pass(end))),
+        };
+        told.map_err(self.ctx.io(format!("reading the stream of {}", stream.snapshot)))?;
+        self.ctx.check(deadline, "telling blocks of a zvol")
     }
 }
 
 /// What is sent.
 struct Stream {
+    lzc: &'static Lzc,
     snapshot: String,
     base: Option<String>,
     /// As it is encrypted.
     raw: bool,
 }
 
+/// What records say, one after another.
+type Next = Box<dyn FnMut() -> io::Result<Said>>;
+
+impl Stream {
+    /// Has ZFS send from a byte on, for as long as somebody reads.
+    fn send(&self, from: u64) -> io::Result<Next> {
+        let (out, into) = io::pipe()?;
+        let (lzc, snapshot, base, raw) = (self.lzc, self.snapshot.clone(), self.base.clone(), self.raw);
+        let sender = std::thread::Builder::new()
+            .name("blocks".into())
+            .spawn(move || lzc.send_blocks(&snapshot, base.as_deref(), into.as_fd(), raw, from))?;
+        let out = BufReader::with_capacity(PIECE, File::from(OwnedFd::from(out)));
+        let mut sending = Sending { records: Some(Records::of(out)), sender: Some(sender) };
+        Ok(Box::new(move || sending.next()))
+    }
+
+    /// Finds blocks from where is looked next. `freed` adds what is of interest of a range without data.
+    fn tell(
+        &self,
+        found: &mut Extents,
+        deadline: &Deadline,
+        freed: impl FnMut(u64, u64, &mut Extents) -> io::Result<More>,
+    ) -> io::Result<()> {
+        // Where the zvol's last block ends is said once, where a stream begins: not to one that goes on.
+        let tail = match self.base.is_some() && found.at() > 0 {
+            true => tail(self.send(0)?)?,
+            false => None,
+        };
+        tell(self.send(found.at())?, tail, found, deadline, freed)
+    }
+}
+
+/// A stream that is being sent. It ends when nobody reads it any more.
+struct Sending {
+    records: Option<Records<BufReader<File>>>,
+    sender: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Sending {
+    fn next(&mut self) -> io::Result<Said> {
+        let Some(records) = &mut self.records else { return Ok(Said::End) };
+        match records.next() {
+            // Why it was cut short is what the sender says.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(self.end().err().unwrap_or(e)),
+            said => said,
+        }
+    }
+
+    /// Nothing holds the snapshot afterwards.
+    fn end(&mut self) -> io::Result<()> {
+        self.records = None;
+        let Some(sender) = self.sender.take() else { return Ok(()) };
+        sender.join().unwrap_or_else(|_| Err(io::Error::other("its thread died")))
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        // Its pipe is broken: what it says of that is not an error.
+        let _ = self.end();
+    }
+}
+
+/// How much of the older snapshot is read to come to what is wanted next, before it is sent anew from there.
+const NEAR: u64 = 16 << 20;
+
+/// What an older snapshot has. A stream since then frees all holes, also those that were there before: who reads only that
+/// takes a volume that is mostly empty for changed.
+struct Had<F> {
+    from: F,
+    /// The stream that is read, and what it said last: from where to where.
+    now: Option<(Next, (u64, u64))>,
+}
+
+impl<F: FnMut(u64) -> io::Result<Next>> Had<F> {
+    fn new(from: F) -> Self {
+        Self { from, now: None }
+    }
+
+    /// Adds what it has of a range. Ranges come in order.
+    fn within(&mut self, start: u64, end: u64, found: &mut Extents) -> io::Result<More> {
+        let (start, end) = (start.max(found.at()), end.min(found.end()));
+        if start >= end {
+            return Ok(found.pass(end));
+        }
+        let near = self.now.take().filter(|(_, (at, _))| at.saturating_add(NEAR) >= start);
+        let (mut next, mut last) = match near {
+            Some(now) => now,
+            None => ((self.from)(start)?, (start, start)),
+        };
+        while last.0 < end {
+            let length = last.1.min(end).saturating_sub(start.max(last.0));
+            if found.add(start.max(last.0), length) == More::Enough {
+                return Ok(More::Enough);
+            }
+            if last.1 >= end {
+                break;
+            }
+            let before = last.0;
+            last = loop {
+                match next()? {
+                    Said::Written(offset, length) => break (offset, offset.saturating_add(length)),
+                    Said::Freed(..) | Said::Nothing => {}
+                    Said::End => break (u64::MAX, u64::MAX),
+                }
+            };
+            in_order(before, last.0)?;
+        }
+        self.now = Some((next, last));
+        Ok(found.pass(end))
+    }
+}
+
+/// What lies before the last one would be taken for told.
+fn in_order(last: u64, offset: u64) -> io::Result<()> {
+    match offset < last {
+        true => Err(io::Error::new(io::ErrorKind::InvalidData, "its blocks are not in order")),
+        false => Ok(()),
+    }
+}
+
 /// From where on a zvol has nothing at all, as its stream says before its blocks.
-fn tail(mut stream: impl Read) -> io::Result<Option<u64>> {
-    let mut records = Records::default();
+fn tail(mut next: Next) -> io::Result<Option<u64>> {
     loop {
-        match records.next(&mut stream)? {
+        match next()? {
             Said::Freed(offset, u64::MAX) => return Ok(Some(offset)),
             Said::Written(..) | Said::Freed(..) | Said::End => return Ok(None),
             Said::Nothing => {}
         }
-        records.skip(&mut stream)?;
     }
 }
 
-/// Reads records until it is enough. `changes`: what was freed counts, because it was something else before.
+/// Reads records until it is enough.
 fn tell(
-    mut stream: impl Read,
-    changes: bool,
+    mut next: Next,
     mut tail: Option<u64>,
     found: &mut Extents,
     deadline: &Deadline,
+    mut freed: impl FnMut(u64, u64, &mut Extents) -> io::Result<More>,
 ) -> io::Result<()> {
-    let mut records = Records::default();
     let mut last = 0;
     while deadline.check().is_ok() {
-        let told = match records.next(&mut stream)? {
+        let (offset, more) = match next()? {
             // The one record that is out of order: it comes before the blocks, and is behind all of them.
             Said::Freed(offset, u64::MAX) => {
                 tail = Some(offset);
-                None
+                continue;
             }
-            Said::Freed(offset, length) => changes.then_some((offset, length)),
-            Said::Written(offset, length) => Some((offset, length)),
-            Said::Nothing => None,
+            Said::Nothing => continue,
+            Said::Freed(offset, length) => {
+                in_order(last, offset)?;
+                (offset, freed(offset, offset.saturating_add(length), found)?)
+            }
+            Said::Written(offset, length) => {
+                in_order(last, offset)?;
+                (offset, found.add(offset, length))
+            }
             Said::End => {
-                if let Some(offset) = tail.filter(|_| changes) {
-                    let _ = found.add(offset, u64::MAX);
+                let more = match tail {
+                    Some(offset) => freed(offset, u64::MAX, found)?,
+                    None => More::Wanted,
+                };
+                if more == More::Wanted {
+                    found.finish();
                 }
-                found.finish();
                 return Ok(());
             }
         };
-        if let Some((offset, length)) = told {
-            // What lies before the last one would be taken for told.
-            if offset < last {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "its blocks are not in order"));
-            }
-            last = offset;
-            if found.add(offset, length) == More::Enough {
-                return Ok(());
-            }
+        if more == More::Enough {
+            return Ok(());
         }
-        records.skip(&mut stream)?;
+        last = offset;
     }
     Ok(())
 }
@@ -171,19 +265,23 @@ enum Said {
 }
 
 /// The records of a stream, one after another.
-#[derive(Default)]
-struct Records {
+struct Records<R> {
+    stream: R,
     begun: bool,
     /// What the last one carries.
     carries: u64,
 }
 
-impl Records {
-    /// The next one. What the one before carries has been skipped.
-    fn next(&mut self, stream: &mut impl Read) -> io::Result<Said> {
+impl<R: Read> Records<R> {
+    fn of(stream: R) -> Self {
+        Self { stream, begun: false, carries: 0 }
+    }
+
+    fn next(&mut self) -> io::Result<Said> {
         let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        self.skip()?;
         let mut record = [0u8; RECORD];
-        stream.read_exact(&mut record)?;
+        self.stream.read_exact(&mut record)?;
         let r = Record(&record);
         if !self.begun && (r.kind() != 0 || r.long(0) != MAGIC) {
             return Err(bad("it does not begin as a stream does".into()));
@@ -209,9 +307,10 @@ impl Records {
         Ok(if of_bytes { said } else { Said::Nothing })
     }
 
-    fn skip(&mut self, stream: &mut impl Read) -> io::Result<()> {
-        match io::copy(&mut stream.take(self.carries), &mut io::sink())? {
-            n if n == self.carries => Ok(()),
+    fn skip(&mut self) -> io::Result<()> {
+        let carries = std::mem::take(&mut self.carries);
+        match io::copy(&mut (&mut self.stream).take(carries), &mut io::sink())? {
+            n if n == carries => Ok(()),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
@@ -304,11 +403,31 @@ mod tests {
         .concat()
     }
 
-    fn told(stream: &[u8], changes: bool, most: usize) -> (io::Result<()>, Vec<(u64, u64)>, Option<u64>) {
-        let mut found = Extents::new(0, 2 << 20, most, Duration::from_secs(60));
-        let result = tell(stream, changes, None, &mut found, &Deadline::after(Duration::from_secs(60)));
+    fn next(stream: Vec<u8>) -> Next {
+        let mut records = Records::of(io::Cursor::new(stream));
+        Box::new(move || records.next())
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(60))
+    }
+
+    type Told = (io::Result<()>, Vec<(u64, u64)>, Option<u64>);
+
+    fn pairs(result: io::Result<()>, found: Extents) -> Told {
         let (found, next) = found.into_parts();
         (result, found.into_iter().map(|e| (e.offset, e.length)).collect(), next)
+    }
+
+    /// `had`: whether what is freed was something before.
+    fn told(stream: &[u8], had: bool, most: usize) -> Told {
+        let mut found = Extents::new(0, 2 << 20, most, Duration::from_secs(60));
+        let freed = |start: u64, end, found: &mut Extents| match had {
+            true => Ok(found.add(start, end - start)),
+            false => Ok(found.pass(end)),
+        };
+        let result = tell(next(stream.to_vec()), None, &mut found, &soon(), freed);
+        pairs(result, found)
     }
 
     #[test]
@@ -317,22 +436,115 @@ mod tests {
         result.unwrap();
         assert_eq!(found, [(0, 16384), (65536, 8192), (131_072, 8192), (1 << 20, 1 << 20)]);
         assert_eq!(next, None);
-        // What is freed has no data.
-        assert_eq!(told(&stream(), false, 100).1, [(0, 16384), (131_072, 8192)]);
+        let (result, found, next) = told(&stream(), false, 100);
+        result.unwrap();
+        assert_eq!((found, next), (vec![(0, 16384), (131_072, 8192)], None));
+    }
+
+    fn written(blocks: &[u64]) -> Vec<u8> {
+        let block = |at: &u64| record(3, &[(0, 1), (16, *at), (24, 8192)], &[], &[], 8192);
+        let blocks = blocks.iter().flat_map(block).collect();
+        [begin(0), blocks, record(5, &[], &[], &[], 0)].concat()
+    }
+
+    #[test]
+    fn of_what_is_freed_only_what_was_there_is_told() {
+        let far = 40 << 20;
+        let free = |at: u64, length: u64| record(4, &[(0, 1), (8, at), (16, length)], &[], &[], 0);
+        let since = [
+            begin(0),
+            free(far + (1 << 20), u64::MAX),
+            free(0, 8192),
+            free(16384, 65536),
+            record(3, &[(0, 1), (16, 131_072), (24, 8192)], &[], &[], 8192),
+            free(262_144, 8192),
+            free(far, 8192),
+            record(5, &[], &[], &[], 0),
+        ]
+        .concat();
+        // In a hole, across the end of one, where it is written now, in none, and behind the last of the new one.
+        let all = [8192, 24576, 32768, 81920, 131_072, 196_608, far + 4096, far + (1 << 20), far + (3 << 20)];
+        let (mut found, mut asked) = (Extents::new(0, 64 << 20, 100, Duration::from_secs(60)), Vec::new());
+        let mut had = Had::new(|from| {
+            asked.push(from);
+            let rest: Vec<u64> = all.iter().copied().filter(|at| at + 8192 > from).collect();
+            Ok(next(written(&rest)))
+        });
+        let result = tell(next(since.clone()), None, &mut found, &soon(), |a, b, f| had.within(a, b, f));
+        let (result, found, after) = pairs(result, found);
+        result.unwrap();
+        let want = [
+            (24576, 16384),
+            (131_072, 8192),
+            (far + 4096, 4096),
+            (far + (1 << 20), 8192),
+            (far + (3 << 20), 8192),
+        ];
+        assert_eq!((&found[..], after), (&want[..], None));
+        // What is far is not read up to: but what was said last lies there already.
+        assert_eq!(asked, [0]);
+
+        // In pages, each of which begins new streams.
+        for most in [1, 2, 3] {
+            let (mut at, mut pages) = (Some(0), Vec::new());
+            while let Some(from) = at {
+                let mut found = Extents::new(from, 64 << 20, most, Duration::from_secs(60));
+                let mut had = Had::new(|from| {
+                    Ok(next(written(&all.iter().copied().filter(|at| at + 8192 > from).collect::<Vec<_>>())))
+                });
+                let tail = tail(next(since.clone())).unwrap();
+                tell(next(since.clone()), tail, &mut found, &soon(), |a, b, f| had.within(a, b, f)).unwrap();
+                let (_, page, after) = pairs(Ok(()), found);
+                pages.extend(page);
+                at = after;
+            }
+            assert_eq!(pages, want, "{most}");
+        }
+    }
+
+    #[test]
+    fn an_older_snapshot_is_read_from_near_or_anew() {
+        let mut asked = Vec::new();
+        let mut had = Had::new(|from| {
+            asked.push(from);
+            let every = (0..).map(|n| n << 20).skip_while(|at| *at < from).take_while(|at| *at < 100 << 20);
+            Ok(next(written(&every.collect::<Vec<_>>())))
+        });
+        let mut found = Extents::new(0, 100 << 20, 100, Duration::from_secs(60));
+        for at in [0, 3 << 20, 10 << 20, 60 << 20, 61 << 20] {
+            assert_eq!(had.within(at, at + 16384, &mut found).unwrap(), More::Wanted);
+        }
+        let found = pairs(Ok(()), found).1;
+        assert_eq!(found, [0, 3, 10, 60, 61].map(|mib| (mib << 20, 8192)));
+        assert_eq!(asked, [0, 60 << 20]);
+    }
+
+    #[test]
+    fn an_older_snapshot_that_can_not_be_read_is_an_error() {
+        let mut found = Extents::new(0, 2 << 20, 100, Duration::from_secs(60));
+        let mut had = Had::new(|_| Err(io::ErrorKind::NotFound.into()));
+        had.within(0, 8192, &mut found).unwrap_err();
+        let cut = written(&[0, 8192]);
+        let mut had = Had::new(|_| Ok(next(cut[..cut.len() - RECORD].to_vec())));
+        had.within(0, 1 << 20, &mut found).unwrap_err();
+        let mut had = Had::new(|_| Ok(next(written(&[65536, 0]))));
+        had.within(32768, 1 << 20, &mut found).unwrap_err();
+        // What could not be told is looked at again.
+        assert_eq!(pairs(Ok(()), found).2, Some(73728));
     }
 
     #[test]
     fn where_a_zvol_ends_is_known_to_who_goes_on() {
-        assert_eq!(tail(&stream()[..]).unwrap(), Some(1 << 20));
+        assert_eq!(tail(next(stream())).unwrap(), Some(1 << 20));
         let rest = [begin(0), record(3, &[(0, 1), (16, 131_072), (24, 8192)], &[], &[], 8192)].concat();
-        assert_eq!(tail(&rest[..]).unwrap(), None);
+        assert_eq!(tail(next(rest.clone())).unwrap(), None);
         let whole = [rest, record(5, &[], &[], &[], 0)].concat();
         let mut found = Extents::new(65536, 2 << 20, 100, Duration::from_secs(60));
-        let soon = Deadline::after(Duration::from_secs(60));
-        tell(&whole[..], true, Some(1 << 20), &mut found, &soon).unwrap();
-        let (found, next) = found.into_parts();
-        assert_eq!(found.iter().map(|e| e.offset).collect::<Vec<_>>(), [131_072, 1 << 20]);
-        assert_eq!(next, None);
+        let freed = |start: u64, end, found: &mut Extents| Ok(found.add(start, end - start));
+        let result = tell(next(whole), Some(1 << 20), &mut found, &soon(), freed);
+        let (result, found, next) = pairs(result, found);
+        result.unwrap();
+        assert_eq!((found, next), (vec![(131_072, 8192), (1 << 20, 1 << 20)], None));
     }
 
     #[test]
