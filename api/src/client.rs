@@ -19,6 +19,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use verify::Identity;
+
 use crate::{
     Alarm, AlarmAcknowledge, AlarmSubject, Attachment, AuthenticationPut, ByteSize, ChapPut, Disk, DiskName,
     DiskWipe, ErrorKind, Event, Host, HostName, HostPut, Keytab, KeytabPut, MadeToken, OrphanAdopt, OrphanId,
@@ -131,7 +133,7 @@ impl Client {
     pub fn unix(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         // No TLS is spoken here, but reqwest sets it up in any case and must not look for a provider.
-        let tls = verify::config(None)?;
+        let tls = verify::config(None, None)?;
         let builder = || base(tls.clone()).unix_socket(path.clone());
         Self::build(builder, "http://orlopd/", None)
     }
@@ -140,21 +142,40 @@ impl Client {
     /// then pinned whatever name or address it is reached by, or an authority's. Without it the
     /// machine's authorities count.
     pub fn tls(url: &str, token: SecretString, ca: Option<&[u8]>) -> Result<Self> {
+        Self::network(url, Some(token), None, ca)
+    }
+
+    /// The same with a client certificate and its key, both PEM, in the place of a token.
+    pub fn mutual_tls(url: &str, certificate: &[u8], key: &[u8], ca: Option<&[u8]>) -> Result<Self> {
+        Self::network(url, None, Some(Identity { certificate, key }), ca)
+    }
+
+    fn network(
+        url: &str,
+        token: Option<SecretString>,
+        own: Option<Identity<'_>>,
+        ca: Option<&[u8]>,
+    ) -> Result<Self> {
         if !url.starts_with("https://") {
             return Err(Problem::new(ErrorKind::Invalid, "the URL must start with https://"));
         }
         let url = if url.ends_with('/') { url.to_owned() } else { format!("{url}/") };
-        match ca {
-            Some(pem) => {
-                let tls = verify::config(Some(pem))?;
-                Self::build(|| base(tls.clone()).https_only(true), &url, Some(token))
-            }
-            None => {
-                // Fails if the program has chosen another provider already, which is as good.
-                let _ = rustls::crypto::ring::default_provider().install_default();
-                Self::build(|| common().https_only(true), &url, Some(token))
-            }
+        if let Some(pem) = ca {
+            let tls = verify::config(Some(pem), own)?;
+            return Self::build(|| base(tls.clone()).https_only(true), &url, token);
         }
+        // A pair that does not belong together is told as such, and not when nobody can be reached by it.
+        verify::config(None, own)?;
+        // Fails if the program has chosen another provider already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let own = own.map(|own| reqwest::Identity::from_pem(&[own.key, b"\n", own.certificate].concat()));
+        let wrong = |_| Problem::new(ErrorKind::Invalid, "the client's certificate and key can't be used");
+        let own = own.transpose().map_err(wrong)?;
+        let builder = || {
+            let plain = common().https_only(true);
+            own.clone().into_iter().fold(plain, |builder, own| builder.identity(own))
+        };
+        Self::build(builder, &url, token)
     }
 
     fn build(

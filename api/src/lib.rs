@@ -33,5 +33,5 @@ pub use properties::{BlockSize, Checksum, Compression, Dedup, Logbias, Propertie
 pub use security::{Flavour, Keytab, KeytabFile, KeytabPut, Security};
 pub use size::ByteSize;
 pub use tls::{Tls, TlsKey, TlsPut};
-pub use token::{MadeToken, Token, TokenName, TokenPut, TokenSecret, Verb};
+pub use token::{ClientCertificate, MadeToken, Token, TokenName, TokenPut, TokenSecret, Verb};
 pub use types::*;

@@ -123,6 +123,55 @@ pub struct TokenPut {
     /// What it may change there. None: it may look.
     #[serde(default)]
     pub verbs: Vec<Verb>,
+    /// Who comes by it shows no secret but has the key of this certificate (mutual TLS). Not shown again: its fingerprint is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A client's certificate, in PEM. It is believed because it is known, whoever made it and until whenever: its issuer and its end
+/// do not count.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
+pub struct ClientCertificate(String);
+
+impl ClientCertificate {
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ClientCertificate {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let text = text.trim();
+        let has_one = text.starts_with("-----BEGIN CERTIFICATE-----")
+            && text.ends_with("-----END CERTIFICATE-----")
+            && text.matches("-----BEGIN ").count() == 1;
+        match has_one && text.len() <= 16 << 10 {
+            true => Ok(Self(text.to_owned())),
+            // A file with a key in it would be shown here.
+            false => Err(ParseError::new(
+                "certificate",
+                "(not shown)",
+                "must be one certificate in PEM, and nothing else",
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for ClientCertificate {
+    type Error = ParseError;
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        text.parse()
+    }
+}
+
+impl From<ClientCertificate> for String {
+    fn from(certificate: ClientCertificate) -> Self {
+        certificate.0
+    }
 }
 
 /// None would mean all: who takes away the last one means something else.
@@ -143,6 +192,9 @@ pub struct Token {
     /// What it may do. None: everything, as the administrator's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<TokenPut>,
+    /// Of the certificate that it is, if it is no secret: SHA-256, as `openssl x509 -fingerprint -sha256` shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     /// When it was made. None: before this was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
@@ -155,7 +207,7 @@ pub struct Token {
 pub struct MadeToken {
     /// As it is shown from now on.
     pub token: Token,
-    /// Itself, this once: the appliance keeps a hash of it. Nothing if the token was there already.
+    /// Itself, this once: the appliance keeps a hash of it. Nothing if the token was there already, or is a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<TokenSecret>,
 }
@@ -239,10 +291,21 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_one_and_has_no_key_with_it() {
+        let one = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+        assert_eq!(one.parse::<ClientCertificate>().unwrap().as_str(), one.trim());
+        let key = "-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n";
+        for bad in ["", "x", &format!("{one}{one}"), &format!("{one}{key}{one}"), &format!("{key}{one}")] {
+            let error = bad.parse::<ClientCertificate>().unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_secret_is_shown_to_nobody() {
         let text = "0123456789abcdefghijklmnopqrstuvwxyz";
         let made = MadeToken {
-            token: Token { name: "x".parse().unwrap(), scope: None, created: None },
+            token: Token { name: "x".parse().unwrap(), scope: None, fingerprint: None, created: None },
             secret: Some(text.parse().unwrap()),
         };
         assert!(!format!("{made:?}").contains("0123"));

@@ -5,6 +5,7 @@
 pub mod config;
 pub mod engine;
 pub mod failpoint;
+pub mod fingerprint;
 pub mod http;
 pub mod journal;
 pub mod kernel;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,8 @@ impl Appliance {
     /// The client, made anew if its files are others than before.
     #[allow(clippy::result_large_err)]
     fn client(&self) -> Answer<Client> {
-        let files = [Some(&self.config.token_file), self.config.ca_file.as_ref()];
+        let c = &self.config;
+        let files = [&c.token_file, &c.certificate_file, &c.key_file, &c.ca_file].map(Option::as_ref);
         let unread = |file: &Path, e: std::io::Error| {
             Problem::new(
                 ErrorKind::Unavailable,
@@ -83,15 +84,21 @@ impl Appliance {
         if let Some(connected) = connected.as_ref().filter(|c| c.of == of) {
             return Ok(connected.client.clone());
         }
-        let token = std::fs::read_to_string(&self.config.token_file)
-            .map_err(|e| unread(&self.config.token_file, e))?;
-        let ca = self
-            .config
-            .ca_file
-            .as_ref()
-            .map(|file| std::fs::read(file).map_err(|e| unread(file, e)))
-            .transpose()?;
-        let client = Client::tls(&self.config.url, token.trim().into(), ca.as_deref())?;
+        let read = |file: &PathBuf| std::fs::read(file).map_err(|e| unread(file, e));
+        let ca = c.ca_file.as_ref().map(read).transpose()?;
+        let client = match (&c.token_file, &c.certificate_file, &c.key_file) {
+            (Some(token), ..) => {
+                let token = String::from_utf8_lossy(&read(token)?).into_owned();
+                Client::tls(&c.url, token.trim().into(), ca.as_deref())
+            }
+            (None, Some(certificate), Some(key)) => {
+                Client::mutual_tls(&c.url, &read(certificate)?, &read(key)?, ca.as_deref())
+            }
+            // Refused when the configuration is read.
+            _ => Err(Problem::new(ErrorKind::Unauthenticated, "there is neither a token nor a certificate")),
+        };
+        // No fault of the call, whatever is wrong with a file: a certificate may be there before its key is.
+        let client = client.map_err(|p| self.named(Problem { kind: ErrorKind::Unavailable, ..p }))?;
         *connected = Some(Connected { client: client.clone(), of });
         Ok(client)
     }
@@ -219,7 +226,9 @@ mod tests {
         let one = |name: &str, zone: &str| ApplianceConfig {
             name: name.parse().unwrap(),
             url: "https://127.0.0.1:1".into(),
-            token_file: "/nonexistent".into(),
+            token_file: Some("/nonexistent".into()),
+            certificate_file: None,
+            key_file: None,
             ca_file: None,
             segments: [("zone".to_string(), zone.to_string())].into(),
         };

@@ -23,8 +23,15 @@ pub struct ApplianceConfig {
     pub name: ApplianceName,
     /// `https://<address>:8443`.
     pub url: String,
-    /// The file that holds its token. It is read again when it changes.
-    pub token_file: PathBuf,
+    /// The file that holds its token. It is read again when it changes, as are the others.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// In its place: a client certificate that is a token there, in PEM.
+    #[serde(default)]
+    pub certificate_file: Option<PathBuf>,
+    /// The certificate's key.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
     /// Its certificate, or that of an authority, in PEM. Unless given, the machine's authorities count. Read again when it
     /// changes.
     #[serde(default)]
@@ -51,6 +58,13 @@ impl Config {
         for a in &config.appliances {
             if !names.insert(&a.name) {
                 return Err(format!("appliances: {} is there twice", a.name));
+            }
+            let given = (a.token_file.is_some(), a.certificate_file.is_some(), a.key_file.is_some());
+            if !matches!(given, (true, false, false) | (false, true, true)) {
+                return Err(format!(
+                    "appliances: {}: either token_file, or certificate_file and key_file",
+                    a.name
+                ));
             }
             if !a.url.starts_with("https://") {
                 return Err(format!("appliances: {}: url must start with https://", a.name));
@@ -89,6 +103,9 @@ mod tests {
             (ONE.replace("https", "http"), "https://"),
             (ONE.replace("attic", "Attic"), "no appliance's name"),
             (format!("{ONE}token = \"x\"\n"), "token"),
+            (ONE.replace("token_file = \"/t\"", ""), "either token_file"),
+            (ONE.replace("token_file", "certificate_file"), "either token_file"),
+            (format!("{ONE}key_file = \"/k\"\n"), "either token_file"),
             (format!("{ONE}segments = {{ zone = \"a\" }}\n{}", ONE.replace("attic", "cellar")), "same keys"),
         ] {
             let error = Config::parse(&bad).unwrap_err();

@@ -5,25 +5,34 @@
 
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::Result;
 use crate::{ErrorKind, Problem};
 
-/// TLS that believes the certificates in `pem`, or none at all.
-pub fn config(pem: Option<&[u8]>) -> Result<rustls::ClientConfig> {
+/// A client's certificate and its key, both in PEM.
+#[derive(Clone, Copy)]
+pub struct Identity<'p> {
+    /// The certificate.
+    pub certificate: &'p [u8],
+    /// Its key.
+    pub key: &'p [u8],
+}
+
+/// TLS that believes the certificates in `pem`, or none at all, and shows a certificate of its own if there is one.
+pub fn config(pem: Option<&[u8]>, own: Option<Identity<'_>>) -> Result<rustls::ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let wrong = |detail: String| Problem::new(ErrorKind::Invalid, detail);
     let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|e| wrong(format!("TLS: {e}")))?;
     let Some(pem) = pem else {
-        return Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth());
+        return shows(builder.with_root_certificates(RootCertStore::empty()), own);
     };
     let pinned: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem)
         .collect::<std::result::Result<_, _>>()
@@ -36,7 +45,23 @@ pub fn config(pem: Option<&[u8]>) -> Result<rustls::ClientConfig> {
         .build()
         .map_err(|e| wrong(format!("the file has no certificate that can be used: {e}")))?;
     let verifier = Arc::new(Pinned { pinned, authority, provider });
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    shows(builder.dangerous().with_custom_certificate_verifier(verifier), own)
+}
+
+fn shows(
+    builder: rustls::ConfigBuilder<rustls::ClientConfig, WantsClientCert>,
+    own: Option<Identity<'_>>,
+) -> Result<rustls::ClientConfig> {
+    let Some(own) = own else { return Ok(builder.with_no_client_auth()) };
+    let wrong = |detail: String| Problem::new(ErrorKind::Invalid, detail);
+    // What is wrong with a key is not told in its own words.
+    let bad = |what: &str| wrong(format!("the client's {what} is not PEM with what it should hold"));
+    let chain = CertificateDer::pem_slice_iter(own.certificate).collect::<std::result::Result<Vec<_>, _>>();
+    let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(|| bad("certificate"))?;
+    let key = PrivateKeyDer::from_pem_slice(own.key).map_err(|_| bad("key"))?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|e| wrong(format!("the client's certificate and key: {e}")))
 }
 
 /// Believes a certificate that is one of the pinned ones byte by byte, whatever name the daemon is

@@ -44,6 +44,8 @@ pub enum Key {
     Snapshot(SnapshotId),
     /// A token that is being made, changed or deleted.
     Token(TokenName),
+    /// Whose client certificates are whose, while one is given to a token.
+    Certificates,
 }
 
 impl std::fmt::Display for Key {
@@ -58,6 +60,7 @@ impl std::fmt::Display for Key {
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
             Self::Host(name) => write!(f, "host {name}"),
             Self::Token(name) => write!(f, "token {name}"),
+            Self::Certificates => f.write_str("the certificates of tokens"),
             Self::HostId(id) => id.fmt(f),
             Self::Volume(id) | Self::Backing(id) => write!(f, "volume {id}"),
         }

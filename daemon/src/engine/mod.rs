@@ -81,6 +81,7 @@ pub use view::View;
 use self::core::Core;
 use self::lane::Lane;
 use self::recovery::Recorded;
+use crate::fingerprint::Fingerprint;
 use crate::journal::Journal;
 use crate::kernel::uevent::DiskEvent;
 use crate::telemetry::spans;
@@ -328,6 +329,11 @@ impl Engine {
         for name in names {
             self.core.capacity_changed(&name);
         }
+    }
+
+    /// Who a client's certificate belongs to.
+    pub fn authenticate_certificate(&self, certificate: Fingerprint) -> Option<Principal> {
+        self.core.authenticate_certificate(certificate)
     }
 
     /// Who a token belongs to.

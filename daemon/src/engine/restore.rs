@@ -74,7 +74,8 @@ impl Core {
         // Nobody makes or revokes one of that name meanwhile.
         let known_by = tokens.iter().filter_map(|(name, _)| name.parse().ok());
         let known_by = known_by.map(|name| (Key::Token(name), Mode::Exclusive));
-        let wants = names.chain(ids).chain(new).chain(known_by).chain([(Key::FreeDisks, Mode::Shared)]);
+        let rare = [(Key::FreeDisks, Mode::Shared), (Key::Certificates, Mode::Exclusive)];
+        let wants = names.chain(ids).chain(new).chain(known_by).chain(rare);
         let wants: Vec<_> = wants.collect();
         let _guards = self.locks.acquire(wants, until).await?;
 
@@ -105,6 +106,14 @@ impl Core {
             let labels = labels.flat_map(|(_, listing)| listing.volumes.iter().map(|v| &v.label));
             agreed(labels, &known, record, &mut closed)
         };
+
+        for (name, record) in &tokens {
+            if let Some(other) = self.shares_certificate(name, record) {
+                closed.push(format!(
+                    "tokens {name} and {other}: they have the same certificate; nobody comes in by it until one of them is deleted"
+                ));
+            }
+        }
 
         let mut batch = Batch::default();
         for (name, record) in &hosts {

@@ -1,6 +1,7 @@
 //! Who asks. Over the unix socket: the peer's uid as the kernel tells it, and whoever the socket's mode
-//! let in is an administrator. Over TLS: the bearer token of the `Authorization` header, and nothing
-//! else: a token in a URL would end up in logs and histories, so it isn't looked for there.
+//! let in is an administrator. Over TLS: the bearer token of the `Authorization` header, or where there is none the
+//! certificate of which the client has shown that it has the key. A token in a URL would end up in logs and histories, so it
+//! isn't looked for there.
 //!
 //! Called by [`super::door`].
 
@@ -14,6 +15,7 @@ use super::Api;
 use super::error::{ApiError, ApiResult};
 use super::gate::Ticket;
 use crate::engine::Principal;
+use crate::fingerprint::Fingerprint;
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub enum Peer {
 pub struct Connection {
     /// Who is at the other end.
     pub peer: Peer,
+    /// The certificate that it has shown.
+    pub certificate: Option<Fingerprint>,
     /// Its place in the gate.
     pub ticket: Arc<Ticket>,
 }
@@ -40,9 +44,17 @@ pub struct Connection {
 pub fn principal(api: &Api, connection: &Connection, headers: &HeaderMap) -> ApiResult<Principal> {
     match connection.peer {
         Peer::Process { uid } => Ok(Principal::admin(format!("uid:{uid}"))),
-        Peer::Network(_) => bearer(headers)
-            .and_then(|token| api.engine.authenticate(token))
-            .ok_or_else(|| ApiError::new(ErrorKind::Unauthenticated, "a valid bearer token is needed")),
+        Peer::Network(_) => {
+            // Who says that he comes by a token does not come by anything else.
+            let known = match headers.contains_key(header::AUTHORIZATION) {
+                true => bearer(headers).and_then(|token| api.engine.authenticate(token)),
+                false => connection.certificate.and_then(|c| api.engine.authenticate_certificate(c)),
+            };
+            known.ok_or_else(|| {
+                let text = "a valid bearer token is needed, or a client certificate that is known here";
+                ApiError::new(ErrorKind::Unauthenticated, text)
+            })
+        }
     }
 }
 

@@ -223,7 +223,7 @@ fn start_unix(tasks: &mut JoinSet<()>, stream: UnixStream, gate: &Arc<Gate>, ser
     let peer = Peer::Process { uid: credentials.uid() };
     let Some(ticket) = gate.admit(peer) else { return };
     let number = ticket.number();
-    let connection = Connection { peer, ticket: Arc::new(ticket) };
+    let connection = Connection { peer, certificate: None, ticket: Arc::new(ticket) };
     let task = tasks.spawn(serve::plain(stream, connection, server.clone()));
     gate.served_by(number, task);
 }
@@ -242,7 +242,7 @@ fn start_tls(
         tracing::debug!(error = %e, "a connection goes on without keep-alive");
     }
     let number = ticket.number();
-    let connection = Connection { peer, ticket: Arc::new(ticket) };
+    let connection = Connection { peer, certificate: None, ticket: Arc::new(ticket) };
     let task = tasks.spawn(serve::tls(stream, acceptor.clone(), connection, server.clone()));
     gate.served_by(number, task);
 }

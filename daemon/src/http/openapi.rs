@@ -12,21 +12,24 @@ use utoipa::{Modify, OpenApi};
     info(
         title = "Orlop",
         description = "Disks on a storage appliance: pools, volumes, hosts and attachments.\n\n\
-            Over the unix socket the caller is known by its uid; over TLS by a bearer token. \
+            Over the unix socket the caller is known by its uid; over TLS by a bearer token, or by a client certificate that is a token. \
             Every error is `application/problem+json` with a `kind`; `retryable` says whether the same \
             request may succeed later. Unknown fields and query parameters are refused."
     ),
-    modifiers(&Bearer),
-    security(("token" = [])),
+    modifiers(&Proofs),
+    security(("token" = []), ("certificate" = [])),
     components(schemas(orlop_api::Problem, orlop_api::Event, orlop_api::When))
 )]
 pub struct Document;
 
-struct Bearer;
+struct Proofs;
 
-impl Modify for Bearer {
+impl Modify for Proofs {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+        let token = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        let certificate = SecurityScheme::MutualTls { description: None, deprecated: None, extensions: None };
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", token);
+        components.add_security_scheme("certificate", certificate);
     }
 }

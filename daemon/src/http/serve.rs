@@ -19,6 +19,7 @@ use tower::Service;
 
 use super::auth::Connection;
 use super::{Server, stopped};
+use crate::fingerprint::Fingerprint;
 
 /// From the accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -36,14 +37,18 @@ pub async fn plain(stream: UnixStream, connection: Connection, server: Server) {
 }
 
 /// A connection of a network.
-pub async fn tls(stream: TcpStream, acceptor: TlsAcceptor, connection: Connection, server: Server) {
+pub async fn tls(stream: TcpStream, acceptor: TlsAcceptor, mut connection: Connection, server: Server) {
     let mut stop = server.api.stop.clone();
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
         () = stopped(&mut stop) => return,
     };
     match shaken {
-        Ok(Ok(stream)) => http(stream, connection, server).await,
+        Ok(Ok(stream)) => {
+            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            connection.certificate = shown.map(Fingerprint::of);
+            http(stream, connection, server).await;
+        }
         Ok(Err(e)) => tracing::debug!(peer = ?connection.peer, error = %e, "TLS handshake failed"),
         Err(_) => tracing::debug!(peer = ?connection.peer, "TLS handshake took too long"),
     }

@@ -76,7 +76,7 @@ mod exported {
             let Some(collector) = settings.collector else { return Ok(None) };
             let wrong = |e: &dyn std::fmt::Display| TelemetryError::Traces(e.to_string());
             // No TLS is spoken here, but it is set up in any case and must not look for a provider.
-            let tls = orlop_api::client::tls_config(None).map_err(|p| wrong(&p.detail))?;
+            let tls = orlop_api::client::tls_config(None, None).map_err(|p| wrong(&p.detail))?;
             let client =
                 reqwest::blocking::Client::builder().tls_backend_preconfigured(tls).timeout(PATIENCE);
             let exporter = opentelemetry_otlp::SpanExporter::builder()

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orlop_api::client::Client;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ConfigBuilder, HandshakeKind, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -17,23 +20,39 @@ use super::raw::Reply;
 
 /// A request line with further headers, over a TLS connection of its own.
 pub async fn tls_request(d: &Daemon, head: &str) -> Reply {
+    let config = tls_client(d, &[&TLS12, &TLS13]).with_no_client_auth();
+    tls_request_as(d, &Arc::new(config), head).await.unwrap().0
+}
+
+/// A client that believes the daemon by name and authority, unlike the typed one, which pins: so the certificate's names are
+/// right.
+pub fn tls_client(
+    d: &Daemon,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(&d.ca()).unwrap()).unwrap();
-    let config =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+}
+
+/// What is answered to such a client, and whether it came by a session that it had before. None: it was not let in so far.
+pub async fn tls_request_as(
+    d: &Daemon,
+    config: &Arc<ClientConfig>,
+    head: &str,
+) -> Option<(Reply, HandshakeKind)> {
     let stream = TcpStream::connect(d.address.unwrap()).await.unwrap();
-    // By name and authority, unlike the typed client, which pins: so the certificate's names are right.
     let name = ServerName::try_from("localhost").unwrap();
-    let mut tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let mut tls = TlsConnector::from(config.clone()).connect(name, stream).await.ok()?;
     let request = format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n");
-    tls.write_all(request.as_bytes()).await.unwrap();
+    tls.write_all(request.as_bytes()).await.ok()?;
     let mut bytes = Vec::new();
     let _ = tls.read_to_end(&mut bytes).await;
-    Reply::parse(&bytes).unwrap()
+    let kind = tls.get_ref().1.handshake_kind()?;
+    (!bytes.is_empty()).then(|| (Reply::parse(&bytes).unwrap(), kind))
 }
 
 #[tokio::test]

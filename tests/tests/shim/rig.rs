@@ -1,7 +1,7 @@
 //! Appliances that are simulated, the controller in front of them, and a client as the sidecars have one.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -27,9 +27,14 @@ pub struct Appliance {
 
 impl Appliance {
     pub async fn start() -> Self {
+        Self::start_in(&std::env::temp_dir()).await
+    }
+
+    /// With what it has on the file system of that directory.
+    pub async fn start_in(parent: &Path) -> Self {
         // Free a moment ago; nothing else on this machine asks for numbers in between.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut appliance = Self { dir: tempfile::tempdir().unwrap(), address, child: None };
+        let mut appliance = Self { dir: tempfile::tempdir_in(parent).unwrap(), address, child: None };
         appliance.again().await;
         let directory = appliance.dir.path().join("pool");
         std::fs::create_dir_all(&directory).unwrap();
@@ -37,8 +42,12 @@ impl Appliance {
         let ask = PoolCreate { directory: Some(directory.display().to_string()), ..plain };
         appliance.api().create_pool(&ask).await.unwrap();
         // What the driver may do is what its documents say that it needs, and no more.
-        let scope =
-            TokenPut { tenant: "kubernetes".parse().unwrap(), pools: Vec::new(), verbs: Verb::CSI.to_vec() };
+        let scope = TokenPut {
+            tenant: "kubernetes".parse().unwrap(),
+            pools: Vec::new(),
+            verbs: Verb::CSI.to_vec(),
+            certificate: None,
+        };
         let made = appliance.api().put_token(&"kubernetes".parse().unwrap(), &scope).await.unwrap();
         std::fs::write(appliance.token(), made.secret.unwrap().expose()).unwrap();
         appliance
@@ -89,11 +98,13 @@ impl Appliance {
         Client::unix(self.dir.path().join("orlopd.sock")).unwrap().with_timeout(Duration::from_secs(30))
     }
 
-    fn config(&self, name: &str, zone: Option<&str>) -> ApplianceConfig {
+    pub fn config(&self, name: &str, zone: Option<&str>) -> ApplianceConfig {
         ApplianceConfig {
             name: name.parse().unwrap(),
             url: format!("https://{}", self.address),
-            token_file: self.token(),
+            token_file: Some(self.token()),
+            certificate_file: None,
+            key_file: None,
             ca_file: Some(self.state().join("tls/cert.pem")),
             segments: zone.map(|zone| ("zone".to_string(), zone.to_string())).into_iter().collect(),
         }
@@ -137,6 +148,11 @@ impl Rig {
         for _ in all {
             appliances.push(Appliance::start().await);
         }
+        Self::of(appliances, all).await
+    }
+
+    /// These that run.
+    pub async fn of(appliances: Vec<Appliance>, all: &[(&str, Option<&str>)]) -> Self {
         let configs = appliances.iter().zip(all).map(|(a, (name, zone))| a.config(name, *zone)).collect();
         let driver = Driver::start(Config { appliances: configs }).await.unwrap();
         Self { appliances, driver }

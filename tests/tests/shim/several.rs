@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use orlop_api::{TokenPut, Verb};
+use orlop_csi::config::{ApplianceConfig, Config};
 use orlop_csi::csi::*;
+use orlop_tests::csi::Driver;
 use tonic::{Code, Request};
 
 use crate::rig::*;
@@ -127,4 +130,45 @@ async fn another_token_counts_without_a_restart() {
     refused(rig.create(claim("v")).await, Code::Unavailable);
     std::fs::write(&token, good).unwrap();
     rig.create(claim("v")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_takes_the_place_of_a_token() {
+    let rig = Rig::new().await;
+    let appliance = &rig.appliances[0];
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let made = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
+    let (cert, key) = (appliance.dir.path().join("csi.crt"), appliance.dir.path().join("csi.key"));
+    std::fs::write(&cert, made.pem()).unwrap();
+    std::fs::write(&key, pair.serialize_pem()).unwrap();
+    let config = ApplianceConfig {
+        token_file: None,
+        certificate_file: Some(cert.clone()),
+        key_file: Some(key.clone()),
+        ..appliance.config("a", None)
+    };
+    let mut driver = Driver::start(Config { appliances: vec![config] }).await.unwrap();
+    // A credential that is not taken is no fault of the call.
+    refused(driver.controller.create_volume(claim("v")).await, Code::Unavailable);
+    let scope = TokenPut {
+        tenant: "kubernetes".parse().unwrap(),
+        pools: Vec::new(),
+        verbs: Verb::CSI.to_vec(),
+        certificate: made.pem().parse().ok(),
+    };
+    let name = "certificate".parse().unwrap();
+    appliance.api().put_token(&name, &scope).await.unwrap();
+    driver.controller.create_volume(claim("v")).await.unwrap();
+    // Another one, file by file: until its key is there too it is none, and that is no fault of the call either.
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let made = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
+    appliance
+        .api()
+        .put_token(&name, &TokenPut { certificate: made.pem().parse().ok(), ..scope })
+        .await
+        .unwrap();
+    std::fs::write(&cert, made.pem()).unwrap();
+    refused(driver.controller.create_volume(claim("w")).await, Code::Unavailable);
+    std::fs::write(&key, pair.serialize_pem()).unwrap();
+    driver.controller.create_volume(claim("w")).await.unwrap();
 }

@@ -63,7 +63,9 @@ fn driver(w: &World) -> Result<Driver> {
     let appliance = ApplianceConfig {
         name: "a".parse().map_err(anyhow::Error::msg)?,
         url: of("ORLOP_URL")?,
-        token_file: of("ORLOP_TOKEN_FILE")?.into(),
+        token_file: Some(of("ORLOP_TOKEN_FILE")?.into()),
+        certificate_file: None,
+        key_file: None,
         ca_file: Some(of("ORLOP_CA")?.into()),
         segments: Default::default(),
     };

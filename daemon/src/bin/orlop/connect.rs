@@ -26,6 +26,12 @@ pub struct Options {
     /// With --url: the file that holds the token
     #[arg(long, global = true, env = "ORLOP_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// With --url: the client certificate that is a token. It counts before --token-file
+    #[arg(long, global = true, env = "ORLOP_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// With --cert: the file that holds its key
+    #[arg(long, global = true, env = "ORLOP_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
     /// With --url: the appliance's certificate (tls/cert.pem of its state directory) or an authority's
     #[arg(long, global = true, env = "ORLOP_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -35,13 +41,26 @@ pub struct Options {
 #[allow(clippy::result_large_err)]
 pub fn client(options: &Options) -> Result<Client> {
     let Some(url) = &options.url else { return Client::unix(&options.socket) };
+    let read = |file: &PathBuf| {
+        let unread = |e| Problem::new(ErrorKind::Invalid, format!("{}: {e}", file.display()));
+        std::fs::read(file).map_err(unread)
+    };
+    let ca = options.ca.as_ref().map(read).transpose()?;
+    match (&options.cert, &options.key) {
+        (Some(cert), Some(key)) => {
+            return Client::mutual_tls(url, &read(cert)?, &read(key)?, ca.as_deref());
+        }
+        (None, None) => {}
+        _ => {
+            return Err(Problem::new(ErrorKind::Invalid, "--cert and --key belong together: one is missing"));
+        }
+    }
     let Some(file) = &options.token_file else {
-        return Err(Problem::new(ErrorKind::Unauthenticated, "--url needs --token-file"));
+        return Err(Problem::new(
+            ErrorKind::Unauthenticated,
+            "--url needs --token-file, or --cert and --key",
+        ));
     };
-    let unread = |file: &PathBuf, e: std::io::Error| {
-        Problem::new(ErrorKind::Invalid, format!("{}: {e}", file.display()))
-    };
-    let token = std::fs::read_to_string(file).map_err(|e| unread(file, e))?;
-    let ca = options.ca.as_ref().map(|f| std::fs::read(f).map_err(|e| unread(f, e))).transpose()?;
+    let token = String::from_utf8_lossy(&read(file)?).into_owned();
     Client::tls(url, token.trim().into(), ca.as_deref())
 }

@@ -663,8 +663,11 @@ pub enum TokenCommand {
         #[arg(long, value_name = "VERBS", value_delimiter = ',', value_parser = verbs)]
         may: Vec<Verbs>,
         /// Write it to this file, which must not be there yet, instead of showing it
-        #[arg(long)]
+        #[arg(long, conflicts_with = "certificate")]
         file: Option<PathBuf>,
+        /// No secret: who has the key of the certificate in this file comes in by it
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
     },
     /// Let nobody in by a token any more
     Delete {

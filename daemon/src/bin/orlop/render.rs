@@ -514,11 +514,14 @@ fn zone(z: &Zone) -> [String; 7] {
     ]
 }
 
-const TOKEN: [&str; 5] = ["NAME", "TENANT", "POOLS", "MAY", "CREATED"];
+const TOKEN: [&str; 6] = ["NAME", "TENANT", "POOLS", "MAY", "CREATED", "BY"];
 
-fn token(t: &Token) -> [String; 5] {
+fn token(t: &Token) -> [String; 6] {
+    // Enough of it to tell it from others by eye.
+    let by = t.fingerprint.as_ref().map(|f| format!("{}…", f.get(..23).unwrap_or(f)));
+    let by = by.unwrap_or_else(|| "secret".into());
     let Some(scope) = &t.scope else {
-        return [t.name.to_string(), "all".into(), "all".into(), "everything".into(), String::new()];
+        return [t.name.to_string(), "all".into(), "all".into(), "everything".into(), String::new(), by];
     };
     let pools: Vec<_> = scope.pools.iter().map(|p| p.as_str()).collect();
     let pools = if pools.is_empty() { "all".into() } else { pools.join(", ") };
@@ -530,7 +533,7 @@ fn token(t: &Token) -> [String; 5] {
         () => scope.verbs.iter().map(|v| v.as_str()).collect::<Vec<_>>().join(", "),
     };
     let created = t.created.map(|at| format!("{at:.0}")).unwrap_or_default();
-    [t.name.to_string(), scope.tenant.to_string(), pools, may, created]
+    [t.name.to_string(), scope.tenant.to_string(), pools, may, created, by]
 }
 
 fn volumes_of(volumes: &[VolumeId]) -> String {

@@ -9,10 +9,10 @@ use std::pin::pin;
 use futures_util::StreamExt;
 use orlop_api::client::{AttachAs, BlockFilter, Client, Result, SnapshotFilter, VolumeFilter};
 use orlop_api::{
-    AlarmState, AuthenticationPut, ChapCredentials, ChapPut, ChapUser, DiskWipe, EncryptionCreate, ErrorKind,
-    HostPut, KeytabFile, KeytabPut, MadeToken, OrphanAdopt, ParseError, PoolCreate, PoolExpand, PoolReplace,
-    Problem, Provisioning, SnapshotCreate, SnapshotGroupCreate, TlsPut, TokenPut, Unlock, Volume,
-    VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
+    AlarmState, AuthenticationPut, ChapCredentials, ChapPut, ChapUser, ClientCertificate, DiskWipe,
+    EncryptionCreate, ErrorKind, HostPut, KeytabFile, KeytabPut, MadeToken, OrphanAdopt, ParseError,
+    PoolCreate, PoolExpand, PoolReplace, Problem, Provisioning, SnapshotCreate, SnapshotGroupCreate, TlsPut,
+    TokenPut, Unlock, Volume, VolumeCreate, VolumeKey, VolumeRef, VolumeUpdate, ZonePut,
 };
 
 use crate::grammar::{
@@ -395,8 +395,9 @@ async fn zone(client: &Client, command: ZoneCommand) -> Result<Answer> {
 async fn token(client: &Client, command: TokenCommand) -> Result<Answer> {
     Ok(match command {
         TokenCommand::List => Answer::Tokens(client.tokens().await?),
-        TokenCommand::Put { token, tenant, pool: pools, may, file } => {
+        TokenCommand::Put { token, tenant, pool: pools, may, file, certificate } => {
             let verbs = may.iter().flat_map(|verbs| verbs.0).copied().collect();
+            let certificate = certificate.as_deref().map(certificate_of).transpose()?;
             // Before anything is changed by it.
             if file.is_some() && client.tokens().await?.iter().any(|t| t.name == token) {
                 let why =
@@ -404,7 +405,7 @@ async fn token(client: &Client, command: TokenCommand) -> Result<Answer> {
                 return Err(Problem::new(ErrorKind::Conflict, why));
             }
             let held = file.as_deref().map(Held::new).transpose()?;
-            let made = client.put_token(&token, &TokenPut { tenant, pools, verbs }).await?;
+            let made = client.put_token(&token, &TokenPut { tenant, pools, verbs, certificate }).await?;
             match (made.secret, held) {
                 (Some(secret), Some(held)) => {
                     held.keep(format!("{}\n", secret.expose()).as_bytes())?;
@@ -418,6 +419,15 @@ async fn token(client: &Client, command: TokenCommand) -> Result<Answer> {
             Answer::Done(format!("nobody comes in by token {token} any more"))
         }
     })
+}
+
+/// The certificate in a file.
+#[allow(clippy::result_large_err)]
+fn certificate_of(file: &std::path::Path) -> Result<ClientCertificate> {
+    let wrong =
+        |e: &dyn std::fmt::Display| Problem::new(ErrorKind::Invalid, format!("{}: {e}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(&e))?;
+    text.parse().map_err(|e| wrong(&e))
 }
 
 /// Prints events until the daemon says that it makes no sense to go on, or nobody reads.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::action::{Principal, Role};
+use crate::fingerprint::Fingerprint;
 use crate::model::HostRecord;
 
 impl Rig {
@@ -11,6 +12,7 @@ impl Rig {
             tenant: tenant.parse().unwrap(),
             pools: pools.iter().map(|p| p.parse().unwrap()).collect(),
             verbs: verbs.to_vec(),
+            certificate: None,
         };
         let Outcome::Token(made) = self.ok(Action::PutToken(name.parse().unwrap(), scope)).await else {
             panic!()
@@ -98,6 +100,7 @@ fn scope_of(tenant: &str, pools: &[&str], verbs: &[Verb]) -> TokenPut {
         tenant: tenant.parse().unwrap(),
         pools: pools.iter().map(|p| p.parse().unwrap()).collect(),
         verbs: verbs.to_vec(),
+        certificate: None,
     }
 }
 
@@ -399,4 +402,63 @@ async fn whose_hosts_are_is_known_again_without_the_journal() {
     assert_eq!(rig.engine().view().hosts_of(id).count(), 1);
     // Tokens are lost with it.
     assert!(rig.engine().tokens().is_empty());
+}
+
+/// A certificate, and what tells it from others.
+fn certificate() -> (String, Fingerprint) {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let made = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
+    (made.pem(), Fingerprint::of(made.der()))
+}
+
+fn by_certificate(pem: &str, tenant: &str) -> TokenPut {
+    TokenPut { certificate: Some(pem.parse().unwrap()), ..scope_of(tenant, &[], &[]) }
+}
+
+#[tokio::test]
+async fn a_certificate_lets_in_over_restarts_until_it_is_taken_back() {
+    let mut rig = Rig::new().await;
+    let ((pem, fingerprint), (other, _)) = (certificate(), certificate());
+    let who = |rig: &Rig| rig.engine().authenticate_certificate(fingerprint).map(|who| who.name);
+    rig.ok(Action::PutToken("red".parse().unwrap(), by_certificate(&pem, "red"))).await;
+    assert_eq!(who(&rig).as_deref(), Some("token:red"));
+    rig.restart().await;
+    assert_eq!(who(&rig).as_deref(), Some("token:red"));
+    rig.ok(Action::PutToken("red".parse().unwrap(), by_certificate(&other, "red"))).await;
+    assert_eq!(who(&rig), None);
+    rig.restart().await;
+    assert_eq!(who(&rig), None);
+    // It is free for another one now.
+    rig.ok(Action::PutToken("blue".parse().unwrap(), by_certificate(&pem, "blue"))).await;
+    assert_eq!(who(&rig).as_deref(), Some("token:blue"));
+    rig.ok(Action::DeleteToken("blue".parse().unwrap())).await;
+    rig.restart().await;
+    assert_eq!(who(&rig), None);
+}
+
+#[tokio::test]
+async fn one_certificate_is_one_tokens() {
+    let rig = Rig::new().await;
+    let (pem, fingerprint) = certificate();
+    let put = |name: &str| Action::PutToken(name.parse().unwrap(), by_certificate(&pem, name));
+    let names = ["a", "b", "c", "d"];
+    let all = names.map(|name| rig.engine().submit(Principal::admin("test"), put(name), LONG));
+    let all = futures_util::future::join_all(all).await;
+    let made: Vec<_> = names.iter().zip(&all).filter(|(_, r)| r.is_ok()).map(|(name, _)| *name).collect();
+    assert_eq!(made.len(), 1, "{all:?}");
+    assert!(all.into_iter().filter_map(|r| r.err()).all(|e| e.kind() == ErrorKind::Conflict));
+
+    // A restore brings it back under another name: nobody knows whose it is, so it is nobody's.
+    let Outcome::Backup(backup) = rig.ok(Action::Backup).await else { panic!() };
+    rig.ok(Action::DeleteToken(made[0].parse().unwrap())).await;
+    let mut fresh = Rig::new().await;
+    fresh.ok(Action::PutToken("mine".parse().unwrap(), by_certificate(&pem, "narrow"))).await;
+    let who = |fresh: &Rig| fresh.engine().authenticate_certificate(fingerprint).map(|who| who.name);
+    let Outcome::Restored(restored) = fresh.ok(Action::Restore(backup, true)).await else { panic!() };
+    assert!(restored.closed.iter().any(|text| text.contains("the same certificate")), "{restored:?}");
+    assert_eq!(who(&fresh), None);
+    fresh.restart().await;
+    assert_eq!(who(&fresh), None);
+    fresh.ok(Action::DeleteToken(made[0].parse().unwrap())).await;
+    assert_eq!(who(&fresh).as_deref(), Some("token:mine"));
 }

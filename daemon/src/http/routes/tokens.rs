@@ -17,11 +17,12 @@ pub async fn list(State(api): State<Api>) -> Json<Page<Token>> {
     Json(Page { items: api.engine.tokens(), next: None })
 }
 
-/// Makes a token, and shows it this once; or changes what one may do that is there, which stays as it is.
+/// Makes a token, and shows it this once; or changes what one may do that is there, which stays as it is. A certificate is never
+/// shown, and another one takes its place.
 #[utoipa::path(put, path = "/v1/tokens/{token}", tag = "tokens", params(("token" = String, Path)),
     request_body = TokenPut, responses(
     (status = 201, body = MadeToken, description = "Made: `secret` is the token"),
-    (status = 200, body = MadeToken, description = "Changed, or so already"),
+    (status = 200, body = MadeToken, description = "Changed, or so already; or a certificate is a token now"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn put(

@@ -56,7 +56,7 @@ impl Daemon {
     /// A connection over TLS, with a token.
     pub fn tls(&self) -> Result<Connection> {
         let state = self.dir.path().join("state");
-        let config = orlop_api::client::tls_config(Some(&std::fs::read(state.join("tls/cert.pem"))?))?;
+        let config = orlop_api::client::tls_config(Some(&std::fs::read(state.join("tls/cert.pem"))?), None)?;
         let session = rustls::ClientConnection::new(std::sync::Arc::new(config), "localhost".try_into()?)?;
         let stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_nodelay(true)?;

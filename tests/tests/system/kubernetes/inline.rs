@@ -100,7 +100,7 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     let node = Kubelet::start(w, 0)?;
     let name: TokenName = "inline".parse()?;
     let verbs = vec![Verb::CreateVolume, Verb::DeleteVolume, Verb::PutHost, Verb::Attach, Verb::Detach];
-    let scope = TokenPut { tenant: TENANT.parse()?, pools: vec![ZFS.parse()?], verbs };
+    let scope = TokenPut { tenant: TENANT.parse()?, pools: vec![ZFS.parse()?], verbs, certificate: None };
     let made = w.api(w.lab.api.put_token(&name, &scope))?;
     let token = made.secret.context("a new token")?.expose().to_string();
     let ca = std::fs::read_to_string(environment(w, "ORLOP_CA")?)?;
