@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use orlop_api::{
-    ByteSize, ErrorKind, PoolName, Problem, Properties, SnapshotRef, Volume as ApiVolume, VolumeCreate,
-    VolumeName, VolumeRef, VolumeSource, VolumeState,
+    ByteSize, ErrorKind, PoolName, Problem, Properties, Provisioning, SnapshotRef, Volume as ApiVolume,
+    VolumeCreate, VolumeName, VolumeRef, VolumeSource, VolumeState,
 };
 use tonic::{Code, Status};
 
@@ -66,6 +66,13 @@ impl Range {
     }
 }
 
+/// What an appliance must have room for.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    provisioning: Provisioning,
+    least: u64,
+}
+
 /// A new volume's content, found on the appliance that has it.
 struct Content {
     source: VolumeSource,
@@ -93,7 +100,8 @@ impl Controller {
         let properties = parameters.properties.with(changes.properties);
         capability::check(&ask.volume_capabilities, parameters.protocol())?;
         // What is wrong with it whatever there is.
-        Range::of(ask.capacity_range.as_ref(), DEFAULT_SIZE)?;
+        let least = Range::of(ask.capacity_range.as_ref(), DEFAULT_SIZE)?.least;
+        let room = Room { provisioning: changes.provisioning.unwrap_or(parameters.provisioning), least };
         let _lock = self.locks.take(format!("the volume {:?}", ask.name))?;
 
         let requirement = ask.accessibility_requirements.unwrap_or_default();
@@ -113,7 +121,7 @@ impl Controller {
                 let several = several.to_vec();
                 match self.found(&name, &several, deadline).await? {
                     Some(appliance) => appliance,
-                    None => self.best(&parameters, &requirement, several, deadline).await?,
+                    None => self.best(&parameters, &requirement, several, room, deadline).await?,
                 }
             }
         };
@@ -144,7 +152,7 @@ impl Controller {
         let wanted = VolumeCreate {
             kind: Some(parameters.protocol().kind()),
             filesystem: parameters.filesystem,
-            provisioning: changes.provisioning.unwrap_or(parameters.provisioning),
+            provisioning: room.provisioning,
             protocol: Some(parameters.protocol()),
             source: content.map(|c| c.source),
             properties,
@@ -245,12 +253,14 @@ impl Controller {
         Ok(has)
     }
 
-    /// The best of several: preferred by where its nodes are, then with the most room.
+    /// The best of several: one that can make a volume of that size now, then preferred by where its nodes are, then with the
+    /// most room.
     async fn best(
         &self,
         parameters: &Parameters,
         requirement: &TopologyRequirement,
         among: Vec<Arc<Appliance>>,
+        room: Room,
         deadline: Deadline,
     ) -> Result<Arc<Appliance>> {
         let pool = parameters.pool.clone().ok_or_else(|| missing("parameters: pool"))?;
@@ -265,8 +275,13 @@ impl Controller {
         for (appliance, answer) in asked.await {
             match answer {
                 Ok(found) => {
+                    let largest = match room.provisioning {
+                        Provisioning::Thin => found.largest_thin,
+                        Provisioning::Thick => found.largest_thick,
+                    };
+                    let is_full = largest.bytes() < room.least;
                     let rank = appliance.rank(&requirement.preferred);
-                    let key = (rank, std::cmp::Reverse(found.available.bytes()));
+                    let key = (is_full, rank, std::cmp::Reverse(found.available.bytes()));
                     if best.as_ref().is_none_or(|(than, _)| key < *than) {
                         best = Some((key, appliance));
                     }

@@ -133,6 +133,52 @@ async fn another_token_counts_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_volume_goes_where_it_can_be_made_and_where_most_room_is() {
+    // Two file systems, so that what is free in them differs. Which of them has more is the machine's affair, so both orders of
+    // names are tried: it must not be the first.
+    for swapped in [false, true] {
+        let mut appliances = Vec::new();
+        for parent in [std::env::temp_dir(), "/dev/shm".into()] {
+            appliances.push(Appliance::start_in(&parent).await);
+        }
+        if swapped {
+            appliances.reverse();
+        }
+        let mut rig = Rig::of(appliances, &[("a", Some("1")), ("b", Some("2"))]).await;
+        let mut pools = Vec::new();
+        for appliance in &rig.appliances {
+            pools.push(appliance.api().pool(&POOL.parse().unwrap()).await.unwrap());
+        }
+        let [room, thin] = [
+            [pools[0].available.bytes(), pools[1].available.bytes()],
+            [pools[0].largest_thin.bytes(), pools[1].largest_thin.bytes()],
+        ];
+        let two = 2 * GIB.unsigned_abs();
+        if room[0].abs_diff(room[1]) < two || thin[0].abs_diff(thin[1]) < two {
+            eprintln!("not tested: the file systems of this machine are too much alike: {room:?}, {thin:?}");
+            return;
+        }
+        let larger = if room[0] > room[1] { "a/" } else { "b/" };
+        for n in 0..3 {
+            let id = rig.volume(&format!("v{n}")).await;
+            assert!(id.starts_with(larger), "{id} where {larger} has most: {room:?}");
+        }
+        // Where it is preferred, if it can be made there.
+        let (small, large) = if thin[0] < thin[1] { ("1", "b/") } else { ("2", "a/") };
+        let prefers_small = |name: &str, bytes: u64| CreateVolumeRequest {
+            capacity_range: sized(bytes.try_into().unwrap(), 0),
+            accessibility_requirements: within(&["1", "2"], &[small]),
+            ..claim(name)
+        };
+        let id = rig.create(prefers_small("fits", GIB.unsigned_abs())).await.unwrap().volume_id;
+        assert!(!id.starts_with(large), "{id}");
+        let too_large = thin[0].min(thin[1]) + GIB.unsigned_abs();
+        let id = rig.create(prefers_small("is-too-large", too_large)).await.unwrap().volume_id;
+        assert!(id.starts_with(large), "{id}, with {too_large} of {thin:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_certificate_takes_the_place_of_a_token() {
     let rig = Rig::new().await;
     let appliance = &rig.appliances[0];
