@@ -40,6 +40,11 @@ impl Initiator {
         Ok(format!("nqn.2014-08.org.nvmexpress:uuid:{}", Self::host_id(host)).parse()?)
     }
 
+    /// The IQN of a host that this guest plays.
+    pub fn iqn(host: u8) -> String {
+        format!("iqn.1993-08.org.debian:01:{host:012}")
+    }
+
     fn host_id(host: u8) -> Uuid {
         Uuid::from_u128(0x0190_c0de_0000_7000_8000_0000_0000_0000 | u128::from(host))
     }

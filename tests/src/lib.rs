@@ -10,6 +10,7 @@
     reason = "the rules are for the daemon; a test may sleep and start cargo"
 )]
 
+pub mod cluster;
 pub mod conformance;
 pub mod csi;
 pub mod documented;

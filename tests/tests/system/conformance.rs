@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use orlop_api::VolumeRef;
+use orlop_tests::Initiator;
 use orlop_tests::conformance::{Verdict, Verdicts, judge, parse, record};
 
-use crate::iscsi::{attach, disk, iqn};
+use crate::iscsi::{attach, disk};
 use crate::world::{World, ZFS};
 
 /// All that does not take its time by reading and writing blocks one by one, as most of the tool's run of four minutes does.
@@ -36,8 +37,8 @@ fn run(w: &mut World, name: &str, target: &str, tests: &str, paths: usize, limit
     let command = format!(
         "stdbuf -oL timeout {limit} iscsi-test-cu --dataloss -i {} -I {} -t '{tests}' {} 2>&1; \
          echo; echo status $?",
-        iqn(HOSTS[0]),
-        iqn(HOSTS[1]),
+        Initiator::iqn(HOSTS[0]),
+        Initiator::iqn(HOSTS[1]),
         urls.join(" ")
     );
     let begin = Instant::now();
@@ -95,7 +96,7 @@ fn by_hand(w: &mut World, like: &str) -> Result<()> {
          mkdir -p {group}/lun/lun_0 && ln -s {core} {group}/lun/lun_0/hand && \
          echo 0 >{group}/attrib/authentication && mkdir {group}/np/0.0.0.0:3260 && "
     );
-    for host in HOSTS.map(iqn) {
+    for host in HOSTS.map(Initiator::iqn) {
         let acl = format!("{group}/acls/{host}/lun_0");
         script += &format!("mkdir -p {acl} && ln -s {group}/lun/lun_0 {acl}/hand && ");
     }

@@ -21,13 +21,9 @@ pub fn disk(w: &World, name: &str, pool: &str, mib: u64) -> Result<Volume> {
     Ok(w.api(w.lab.api.create_volume(&ask))?)
 }
 
-pub fn iqn(host: u8) -> String {
-    format!("iqn.1993-08.org.debian:01:{host:012}")
-}
-
 pub fn host(w: &World, number: u8) -> Result<HostName> {
     let name: HostName = format!("scsi-{number}").parse()?;
-    let ask = HostPut { iqn: Some(iqn(number).parse()?), ..HostPut::default() };
+    let ask = HostPut { iqn: Some(Initiator::iqn(number).parse()?), ..HostPut::default() };
     w.api(w.lab.api.put_host(&name, &ask))?;
     Ok(name)
 }
@@ -52,7 +48,7 @@ pub fn log_in(
     number: u8,
     brings: Brings<'_>,
 ) -> Result<()> {
-    let (target, own) = (&iscsi(a)?.iqn, iqn(number));
+    let (target, own) = (&iscsi(a)?.iqn, Initiator::iqn(number));
     let mut script = format!(
         "iscsiadm -m iface -I h{number} -o new >/dev/null 2>&1; \
          iscsiadm -m iface -I h{number} -o update -n iface.transport_name -v tcp >/dev/null; \

@@ -44,7 +44,7 @@ impl World {
         options.disks.extend((0..5).map(|n| (format!("safe{n}"), 1 << 30)));
         options.initiators = 2;
         options.config = CONFIG.into();
-        options.forward = Some(crate::kubernetes::PORT);
+        options.forward = Some(orlop_tests::cluster::PORT);
         for name in ["orlopd", "stream", "orlop-csi"] {
             options.payload.push(instrumented(name)?);
         }

@@ -32,12 +32,11 @@ pub fn run(root: &Path, results: &mut Results) -> Result<()> {
     let pool = PoolCreate { disks: vec!["/dev/disk/by-id/virtio-disk0".into()], ..plain };
     lab.wait(lab.api.create_pool(&pool))?;
     lab.wait(lab.api.put_host(&"worker-1".parse()?, &HostPut::nvme(Initiator::nqn(1)?)))?;
-    lab.on_appliance("zfs create -o volmode=dev tank/bare && mkdir /sys/kernel/config/nvmet/ports/1 && cd /sys/kernel/config/nvmet/ports/1 && \
-        echo tcp >addr_trtype && echo ipv4 >addr_adrfam && echo 10.77.1.1 >addr_traddr && echo 4500 >addr_trsvcid")?;
+    prepare_bare_loop(&mut lab)?;
 
     let (mut one, mut many, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let shell = bare_loop(&mut lab, round)?;
+        let shell = bare_loop(&mut lab, round, ROUND)?;
         let single = ours(&mut lab, &format!("s{round}"), 1)?;
         let parallel = ours(&mut lab, &format!("p{round}"), ROUND)?;
         bare.push(shell / ROUND as f64);
@@ -190,9 +189,16 @@ fn clear(lab: &mut Lab, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where [`bare_loop`] makes its volumes, and a port for them.
+pub fn prepare_bare_loop(lab: &mut Lab) -> Result<()> {
+    let port = "zfs create -o volmode=dev tank/bare && mkdir /sys/kernel/config/nvmet/ports/1 && cd /sys/kernel/config/nvmet/ports/1 && \
+        echo tcp >addr_trtype && echo ipv4 >addr_adrfam && echo 10.77.1.1 >addr_traddr && echo 4500 >addr_trsvcid";
+    lab.on_appliance(port).map(drop)
+}
+
 /// The same work typed as a shell loop: seconds for a round. Timed in the guest, so that the console's own
 /// delays don't count against it.
-fn bare_loop(lab: &mut Lab, round: usize) -> Result<f64> {
+pub fn bare_loop(lab: &mut Lab, round: usize, many: usize) -> Result<f64> {
     let script = format!(
         r#"cat >/run/bare.sh <<'END'
 set -e
@@ -200,7 +206,7 @@ cd /sys/kernel/config/nvmet
 host=nqn.2014-08.org.nvmexpress:uuid:0190c0de-0000-7000-8000-00000000ffff
 mkdir -p hosts/$host
 start=$(date +%s.%N)
-for n in $(seq {ROUND}); do
+for n in $(seq {many}); do
     id=r{round}n$n
     zfs create -s -V 1G tank/bare/$id
     until [ -e /dev/zvol/tank/bare/$id ]; do sleep 0.01; done

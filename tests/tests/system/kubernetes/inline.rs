@@ -10,11 +10,12 @@ use orlop_csi::csi::volume_capability::access_mode::Mode;
 use orlop_csi::csi::{
     NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
 };
+use orlop_tests::cluster::{KUBELET, Kubelet, STATE, environment, initiator};
 use orlop_tests::csi::{block, map, mount};
 use orlop_tests::wait_for;
 use tonic::{Code, Status};
 
-use super::{KUBELET, Kubelet, STATE, environment, initiator, refused};
+use super::refused;
 use crate::world::{World, ZFS};
 
 /// As Kubernetes makes one.
@@ -55,7 +56,7 @@ impl Pod {
 
     fn publish_once(&self, w: &mut World, node: &Kubelet) -> Result<(), Status> {
         let parent = format!("mkdir -p $(dirname {})", self.target());
-        let made = initiator(w, node.n).and_then(|on| on.run(&parent));
+        let made = initiator(&mut w.lab, node.n).and_then(|on| on.run(&parent));
         made.map_err(|e| Status::internal(format!("{e:#}")))?;
         let (mut client, ask) = (node.node.clone(), self.ask());
         w.api(async move { client.node_publish_volume(ask).await }).map(drop)
@@ -63,7 +64,7 @@ impl Pod {
 
     fn publish(&self, w: &mut World, node: &Kubelet) -> Result<(), Status> {
         let ask = self.ask();
-        node.call(w, |mut client| {
+        node.call(&w.lab, |mut client| {
             let ask = ask.clone();
             async move { client.node_publish_volume(ask).await }
         })
@@ -72,7 +73,7 @@ impl Pod {
 
     fn unpublish(&self, w: &World, node: &Kubelet) -> Result<(), Status> {
         let ask = NodeUnpublishVolumeRequest { volume_id: self.id.clone(), target_path: self.target() };
-        node.call(w, |mut client| {
+        node.call(&w.lab, |mut client| {
             let ask = ask.clone();
             async move { client.node_unpublish_volume(ask).await }
         })
@@ -88,7 +89,7 @@ fn volumes(w: &World) -> Result<Vec<u64>> {
 
 /// Nothing is mounted, connected or kept on the node.
 fn nothing_is_left(w: &mut World, node: &Kubelet) -> Result<()> {
-    let left = initiator(w, node.n)?.run(&format!(
+    let left = initiator(&mut w.lab, node.n)?.run(&format!(
         "grep -h -e {KUBELET} -e {STATE} /proc/self/mountinfo; ls -d /sys/class/nvme/nvme* 2>/dev/null; \
          ls {STATE}/inline {STATE}/*.json 2>/dev/null; true"
     ))?;
@@ -97,13 +98,13 @@ fn nothing_is_left(w: &mut World, node: &Kubelet) -> Result<()> {
 }
 
 pub fn inline_volumes(w: &mut World) -> Result<()> {
-    let node = Kubelet::start(w, 0)?;
+    let node = Kubelet::start(&mut w.lab, 0)?;
     let name: TokenName = "inline".parse()?;
     let verbs = vec![Verb::CreateVolume, Verb::DeleteVolume, Verb::PutHost, Verb::Attach, Verb::Detach];
     let scope = TokenPut { tenant: TENANT.parse()?, pools: vec![ZFS.parse()?], verbs, certificate: None };
     let made = w.api(w.lab.api.put_token(&name, &scope))?;
     let token = made.secret.context("a new token")?.expose().to_string();
-    let ca = std::fs::read_to_string(environment(w, "ORLOP_CA")?)?;
+    let ca = std::fs::read_to_string(environment(&w.lab, "ORLOP_CA")?)?;
     let mut pod = Pod {
         id: ID.into(),
         secrets: map(&[("url", URL), ("token", &token), ("ca", &ca)]),
@@ -151,14 +152,15 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     pod.publish(w, &node)?;
     ensure!(volumes(w)? == [100 << 20], "{:?}", volumes(w)?);
     let target = pod.target();
-    initiator(w, 0)?.run(&format!("mountpoint -q {target} && echo kept >{target}/file && sync"))?;
-    node.kill(w, false)?;
+    initiator(&mut w.lab, 0)?.run(&format!("mountpoint -q {target} && echo kept >{target}/file && sync"))?;
+    node.kill(&mut w.lab, false)?;
     pod.publish(w, &node)?;
-    let kept = initiator(w, 0)?.run(&format!("cat {target}/file; stat -c %a {STATE}/inline/{ID}.json"))?;
+    let kept =
+        initiator(&mut w.lab, 0)?.run(&format!("cat {target}/file; stat -c %a {STATE}/inline/{ID}.json"))?;
     ensure!(kept.split_whitespace().collect::<Vec<_>>() == ["kept", "600"], "{kept}");
     let ask =
         NodeGetVolumeStatsRequest { volume_id: ID.into(), volume_path: target.clone(), ..Default::default() };
-    let stats = node.call(w, |mut client| {
+    let stats = node.call(&w.lab, |mut client| {
         let ask = ask.clone();
         async move { client.node_get_volume_stats(ask).await }
     })?;
@@ -174,19 +176,19 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     let began = Instant::now();
     pod.unpublish(w, &node)?;
     println!("     taken away without its appliance's daemon: {:?}", began.elapsed());
-    let left =
-        initiator(w, 0)?.run(&format!("grep -c {KUBELET} /proc/self/mountinfo; ls /sys/class/nvme; true"))?;
+    let left = initiator(&mut w.lab, 0)?
+        .run(&format!("grep -c {KUBELET} /proc/self/mountinfo; ls /sys/class/nvme; true"))?;
     ensure!(left.trim() == "0", "{left}");
     // Forgetting its memory is no matter: it is on disk.
-    node.kill(w, false)?;
+    node.kill(&mut w.lab, false)?;
     w.lab.on_appliance("systemctl start orlopd")?;
     w.lab.wait_api()?;
     ensure!(volumes(w)?.len() == 1, "it was deleted while the daemon was stopped");
     wait_for("what is left to be deleted", Duration::from_secs(150), || Ok(volumes(w)?.is_empty()))?;
     nothing_is_left(w, &node)?;
-    let journal =
-        initiator(w, 0)?.run(&format!("journalctl -b --no-pager -o cat | grep -cF -e '{token}'; true"))?;
+    let journal = initiator(&mut w.lab, 0)?
+        .run(&format!("journalctl -b --no-pager -o cat | grep -cF -e '{token}'; true"))?;
     ensure!(journal.trim() == "0", "the token is in the log");
     w.api(w.lab.api.delete_token(&name))?;
-    node.stop(w)
+    node.stop(&mut w.lab)
 }
