@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use orlop_api::{Access, Attachment, IscsiAccess, NvmeAccess, Portal, VolumeId};
+use orlop_api::{Access, Attachment, IscsiAccess, NvmeAccess, Portal, Transport, VolumeId};
 
 use super::attempts::Attempts;
 use super::iscsi;
@@ -63,6 +63,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long one portal may take.
 const PORTAL: Duration = Duration::from_secs(15);
 
+/// How long one may take to be there at all. The kernel makes one connection of the machine after the other: one that nobody answers
+/// would keep all volumes waiting.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// How long the other portals may take once one is connected.
 const OTHERS: Duration = Duration::from_secs(2);
 
@@ -98,7 +102,7 @@ impl Connector {
     ) -> Result<PathBuf> {
         let device = match &attachment.access {
             Access::Nvme(access) => self.connect_nvme(attachment.volume, access, with, deadline).await?,
-            Access::Iscsi(access) => self.log_in(access, with, deadline).await?,
+            Access::Iscsi(access) => self.log_in(attachment.volume, access, with, deadline).await?,
             Access::Nfs(_) => return Err(ConnectError::Lacks("a file system has no disk".into())),
         };
         let size = size_of(&device).map_err(|e| ConnectError::Io(device.display().to_string(), e))?;
@@ -136,6 +140,9 @@ impl Connector {
             if known.iter().any(|c| c.is_at(portal)) {
                 return Ok(());
             }
+            if portal.transport == Transport::Tcp {
+                answers(portal).await?;
+            }
             let options = nvme::options(access, portal, &brings, self.times);
             let attempt = self.attempts.begin(volume);
             let connecting = blocking(move || {
@@ -163,7 +170,13 @@ impl Connector {
         }
     }
 
-    async fn log_in(&self, access: &IscsiAccess, with: &Credentials, deadline: Deadline) -> Result<PathBuf> {
+    async fn log_in(
+        &self,
+        volume: VolumeId,
+        access: &IscsiAccess,
+        with: &Credentials,
+        deadline: Deadline,
+    ) -> Result<PathBuf> {
         if access.chap.is_some() && !with.secrets.contains_key("chapSecret") {
             let text = "the appliance asks for a secret: give the StorageClass a node-stage secret with chapUser and chapSecret";
             return Err(ConnectError::Lacks(text.into()));
@@ -174,9 +187,15 @@ impl Connector {
             if known.iter().any(|(address, port)| *address == portal.address && *port == portal.port) {
                 return Ok(());
             }
-            let (target, at) = (access.iqn.as_str(), shown(portal));
-            let done = iscsi::log_in(&self.tools, target, &at, &with.secrets, self.times, PORTAL).await;
-            done.map_err(|e| e.to_string())
+            // A task of its own, which ends what it has begun also where nobody waits for it any more: iscsid would go on.
+            let (tools, secrets, times) = (self.tools.clone(), with.secrets.clone(), self.times);
+            let (target, at, attempt) = (access.iqn.clone(), shown(portal), self.attempts.begin(volume));
+            let logging_in = tokio::spawn(async move {
+                let done = iscsi::log_in(&tools, target.as_str(), &at, &secrets, times, PORTAL).await;
+                drop(attempt);
+                done.map_err(|e| e.to_string())
+            });
+            logging_in.await.unwrap_or_else(|e| Err(e.to_string()))
         });
         connected.await?;
         // Where multipathd runs it takes the paths for itself, a moment after they come.
@@ -341,6 +360,16 @@ where
         tracing::warn!(missing = refused.join("; "), "not all paths are there");
     }
     Ok(())
+}
+
+/// Whether somebody is there.
+async fn answers(portal: &Portal) -> std::result::Result<(), String> {
+    let connecting = tokio::net::TcpStream::connect((portal.address.as_str(), portal.port));
+    match tokio::time::timeout(ANSWER, connecting).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err("nobody answers".into()),
+    }
 }
 
 /// How the names end under which a volume is served: its own, and that of its readers.
