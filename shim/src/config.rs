@@ -41,33 +41,79 @@ pub struct ApplianceConfig {
     pub segments: BTreeMap<String, String>,
 }
 
-impl Config {
+/// On which appliances pods of a node may have inline volumes. A pod brings its own token: but where an appliance is must not be
+/// its word, because what a node is told to connect to it connects to.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InlineConfig {
+    /// None: there are no inline volumes on this node.
+    pub appliances: Vec<InlineAppliance>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InlineAppliance {
+    /// What pods call it.
+    pub name: ApplianceName,
+    /// See [`ApplianceConfig::url`].
+    pub url: String,
+    /// See [`ApplianceConfig::ca_file`].
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+}
+
+fn load<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+    let at = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+    let text = std::fs::read_to_string(file).map_err(|e| at(&e))?;
+    parse(&text).map_err(|e| at(&e))
+}
+
+fn told_apart<'a>(all: impl Iterator<Item = (&'a ApplianceName, &'a str)>) -> Result<(), String> {
+    let mut names = BTreeSet::new();
+    for (name, url) in all {
+        if !names.insert(name) {
+            return Err(format!("appliances: {name} is there twice"));
+        }
+        if !url.starts_with("https://") {
+            return Err(format!("appliances: {name}: url must start with https://"));
+        }
+    }
+    match names.is_empty() {
+        true => Err("appliances: there is none".into()),
+        false => Ok(()),
+    }
+}
+
+impl InlineConfig {
     /// Reads it, and says what is wrong with it.
     pub fn load(file: &Path) -> Result<Self, String> {
-        let at = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|e| at(&e))?;
-        Self::parse(&text).map_err(|e| at(&e))
+        load(file, Self::parse)
     }
 
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
-        if config.appliances.is_empty() {
-            return Err("appliances: there is none".into());
-        }
-        let mut names = BTreeSet::new();
+        told_apart(config.appliances.iter().map(|a| (&a.name, a.url.as_str())))?;
+        Ok(config)
+    }
+}
+
+impl Config {
+    /// Reads it, and says what is wrong with it.
+    pub fn load(file: &Path) -> Result<Self, String> {
+        load(file, Self::parse)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        told_apart(config.appliances.iter().map(|a| (&a.name, a.url.as_str())))?;
         for a in &config.appliances {
-            if !names.insert(&a.name) {
-                return Err(format!("appliances: {} is there twice", a.name));
-            }
             let given = (a.token_file.is_some(), a.certificate_file.is_some(), a.key_file.is_some());
             if !matches!(given, (true, false, false) | (false, true, true)) {
                 return Err(format!(
                     "appliances: {}: either token_file, or certificate_file and key_file",
                     a.name
                 ));
-            }
-            if !a.url.starts_with("https://") {
-                return Err(format!("appliances: {}: url must start with https://", a.name));
             }
         }
         // Nodes that have a label at all must tell all appliances apart by it: else one would be reached from everywhere.
@@ -109,6 +155,22 @@ mod tests {
             (format!("{ONE}segments = {{ zone = \"a\" }}\n{}", ONE.replace("attic", "cellar")), "same keys"),
         ] {
             let error = Config::parse(&bad).unwrap_err();
+            assert!(error.contains(says), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn inline_volumes_need_no_credential_here() {
+        let one = ONE.replace("token_file = \"/t\"\n", "");
+        let config = InlineConfig::parse(&format!("{one}ca_file = \"/c\"\n")).unwrap();
+        assert_eq!(config.appliances[0].name.as_str(), "attic");
+        for (bad, says) in [
+            ("appliances = []".into(), "there is none"),
+            (format!("{one}{one}"), "twice"),
+            (one.replace("https", "http"), "https://"),
+            (ONE.into(), "token_file"),
+        ] {
+            let error = InlineConfig::parse(&bad).unwrap_err();
             assert!(error.contains(says), "{bad}: {error}");
         }
     }

@@ -7,8 +7,8 @@ use orlop_api::{SnapshotId, SnapshotName, VolumeId};
 use uuid::Uuid;
 
 /// The name of an appliance, in handles and in the configuration: it is for ever. 1 to 48 of `a-z 0-9 -`, a letter first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ApplianceName(Box<str>);
 
 impl ApplianceName {
@@ -34,6 +34,12 @@ impl TryFrom<String> for ApplianceName {
     type Error = String;
     fn try_from(s: String) -> Result<Self, String> {
         s.parse()
+    }
+}
+
+impl From<ApplianceName> for String {
+    fn from(name: ApplianceName) -> Self {
+        name.0.into()
     }
 }
 

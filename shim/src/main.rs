@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use orlop_api::HostName;
 use orlop_csi::appliances::Appliances;
-use orlop_csi::config::Config;
+use orlop_csi::config::{Config, InlineConfig};
 use orlop_csi::controller::Controller;
 use orlop_csi::evictor::Evictor;
 use orlop_csi::identity::Identity;
@@ -59,6 +59,9 @@ struct Cli {
     /// Node: where it keeps what is staged
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/plugins/csi.orlop.dev/staged")]
     state: PathBuf,
+    /// Node: on which appliances pods may have ephemeral inline volumes; on none unless given
+    #[arg(long, value_name = "FILE")]
+    inline: Option<PathBuf>,
     /// Node: the host's root directory, as it is seen here
     #[arg(long, value_name = "DIR", default_value = "/host")]
     host_root: PathBuf,
@@ -112,6 +115,10 @@ async fn run(cli: Cli) -> Result<()> {
             // A node that has no such label says so by an empty value.
             segments: cli.segment.into_iter().filter(|(_, value)| !value.is_empty()).collect(),
             state: cli.state,
+            inline: match &cli.inline {
+                Some(file) => InlineConfig::load(file).map_err(anyhow::Error::msg)?,
+                None => InlineConfig::default(),
+            },
             host_root: cli.host_root,
         };
         let this = Node::new(config).map_err(anyhow::Error::msg)?;

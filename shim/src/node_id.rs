@@ -5,7 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use orlop_api::{Host, HostName, HostPut, Iqn, Nqn};
+use orlop_api::{Host, HostName, HostPut, Iqn, Nqn, Protocol};
+use tonic::Status;
+
+use crate::handle::ApplianceName;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +81,22 @@ impl FromStr for NodeId {
             }
         }
         Ok(Self { name, known_by })
+    }
+}
+
+/// Whether an appliance has a secret that a node must prove where it comes by this protocol.
+pub(crate) fn has_secret(host: &Host, protocol: Protocol, on: &ApplianceName) -> Result<(), Status> {
+    let proves = match protocol {
+        Protocol::Nvme => host.authentication.is_some(),
+        Protocol::Iscsi => host.chap.is_some(),
+        Protocol::Nfs => true,
+    };
+    match proves {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!(
+            "node {} has no secret on appliance {on}, and its volume's class asks for one",
+            host.name
+        ))),
     }
 }
 

@@ -25,6 +25,9 @@ pub const PORT: u16 = 10000;
 pub const KUBELET: &str = "/run/kubelet";
 /// Where the driver keeps what it has staged.
 pub const STATE: &str = "/run/orlop-csi/staged";
+/// Where a node's configuration is, and the appliance's API on the first storage network, for inline volumes.
+const CONFIG: &str = "/etc/orlop-csi";
+const INLINE: &str = "https://10.77.1.1:8443";
 const MIB: i64 = 1 << 20;
 /// Where the host's root is for a driver in a container.
 const HOST_ROOT: &str = "/run/host";
@@ -80,7 +83,12 @@ impl Kubelet {
                 ),
             ),
         };
+        let ca = std::fs::read_to_string(environment(lab, "ORLOP_CA")?)?;
         let on = initiator(lab, n)?;
+        on.run(&format!(
+            "mkdir -p {CONFIG}; cat >{CONFIG}/a.pem <<'END'\n{ca}\nEND\n\
+             printf '[[appliances]]\\nname = \"a\"\\nurl = \"{INLINE}\"\\nca_file = \"{CONFIG}/a.pem\"\\n' >{CONFIG}/inline.toml"
+        ))?;
         let payload = on.guest.mount_payload()?.to_string();
         // What a packaged nvme-cli and open-iscsi leave on a machine when they are installed.
         on.run(&format!(
@@ -91,7 +99,8 @@ impl Kubelet {
              systemd-run --quiet --unit=orlop-csi -p Restart=always -p RestartSec=0 -p KillMode=process -p StartLimitIntervalSec=0 \
                -p StandardError=journal -E ORLOP_CSI_LOG=debug \
                {payload}/orlop-csi --mode node --node {name} --address {address} \
-               --endpoint unix:///run/orlop-csi/csi.sock --state {STATE} --host-root {root}; \
+               --endpoint unix:///run/orlop-csi/csi.sock --state {STATE} --host-root {root} \
+               --inline {CONFIG}/inline.toml; \
              systemd-run --quiet --unit=orlop-csi-port --socket-property=ListenStream=0.0.0.0:{PORT} \
                /usr/lib/systemd/systemd-socket-proxyd /run/orlop-csi/csi.sock",
             name = named(n),

@@ -14,7 +14,7 @@ use crate::csi::{
 };
 use crate::deadline::Deadline;
 use crate::handle::VolumeHandle;
-use crate::node_id::NodeId;
+use crate::node_id::{NodeId, has_secret};
 use crate::parameters::key;
 use crate::status::{self, Result, invalid, missing};
 
@@ -88,16 +88,8 @@ impl Controller {
         let put = appliance
             .call(deadline, |client| async move { client.put_host(&node.name, &node.known_by).await });
         let host = put.await.map_err(status::of)?;
-        let proves = match must_prove {
-            Some(Protocol::Nvme) => host.authentication.is_some(),
-            Some(Protocol::Iscsi) => host.chap.is_some(),
-            Some(Protocol::Nfs) | None => true,
-        };
-        if !proves {
-            let (node, on) = (&node.name, appliance.name());
-            let text =
-                format!("node {node} has no secret on appliance {on}, and its volume's class asks for one");
-            return Err(Status::failed_precondition(text));
+        if let Some(protocol) = must_prove {
+            has_secret(&host, protocol, appliance.name())?;
         }
         self.known.lock().insert(entry);
         Ok(())

@@ -1,6 +1,9 @@
 //! Ephemeral inline volumes: made when a pod comes, deleted when it goes. No controller is asked for them, so the node's part
-//! calls an appliance itself, with what the pod brings in a secret of its own namespace: where it is, and a token of the pod's
-//! tenant. For as long as the pod is there both are kept in a file, because nothing comes with the call that takes it away.
+//! calls an appliance itself, with the token of a tenant that the pod brings in a secret of its own namespace. For as long as the
+//! pod is there it is kept in a file, because nothing comes with the call that takes the volume away.
+//!
+//! Which appliances there are is this node's own configuration, and no word of a pod: what an appliance says is attached here
+//! is connected to and mounted, and one that lies could have it be somebody else's volume.
 //!
 //! What can't be deleted because the appliance does not answer is deleted later: the pod does not wait for it.
 
@@ -8,17 +11,21 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::client::Client;
-use orlop_api::{Attachment, ByteSize, VolumeCreate, VolumeName, VolumeRef};
+use orlop_api::{Attachment, ByteSize, ErrorKind, VolumeCreate, VolumeName, VolumeRef};
 use serde::{Deserialize, Serialize};
-use tonic::Status;
+use tonic::{Code, Status};
 
-use super::Node;
 use super::connect::Credentials;
 use super::staging::Use;
+use super::{Node, mounts};
+use crate::config::{InlineAppliance, InlineConfig};
 use crate::deadline::Deadline;
+use crate::handle::ApplianceName;
+use crate::node_id::has_secret;
 use crate::parameters::Parameters;
 use crate::status::{self, Result, invalid, missing};
 
@@ -27,9 +34,7 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// How large it is: an attribute beside those of a StorageClass.
 const SIZE: &str = "size";
 /// What is in the secret.
-const URL: &str = "url";
 const TOKEN: &str = "token";
-const CA: &str = "ca";
 /// What it is called, here and there: Kubernetes calls it `csi-` and a hash.
 const LONGEST: usize = 128;
 /// How often is tried again what could not be deleted.
@@ -53,10 +58,8 @@ pub(super) fn name_of(volume_id: &str) -> Option<VolumeName> {
 /// What must be known to take it away.
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
-    url: String,
+    appliance: ApplianceName,
     token: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    ca: Option<String>,
     /// What it was attached as, once it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     attachment: Option<Attachment>,
@@ -65,51 +68,78 @@ struct Kept {
     over: bool,
 }
 
-impl Kept {
-    /// Of a secret.
-    fn of(secrets: &HashMap<String, String>) -> Result<Self> {
-        let get = |key: &str| {
-            let value = secrets.get(key).map(|value| value.trim()).filter(|value| !value.is_empty());
-            value.ok_or_else(|| missing(&format!("secrets: {key} (the pod's nodePublishSecretRef)")))
-        };
-        let (url, token) = (get(URL)?.to_string(), get(TOKEN)?.to_string());
-        Ok(Self { url, token, ca: secrets.get(CA).cloned(), attachment: None, over: false })
-    }
+/// The token in a pod's secret.
+fn token_of(secrets: &HashMap<String, String>) -> Result<String> {
+    let token = secrets.get(TOKEN).map(|token| token.trim()).filter(|token| !token.is_empty());
+    let missing = || missing(&format!("secrets: {TOKEN} (the pod's nodePublishSecretRef)"));
+    token.map(str::to_owned).ok_or_else(missing)
+}
 
-    fn client(&self, deadline: Deadline) -> Result<Client> {
-        let client = Client::tls(&self.url, self.token.clone().into(), self.ca.as_deref().map(str::as_bytes));
-        // It is the pod's, so what is wrong with it is the call's fault.
-        let client = client.map_err(|p| invalid(format!("secrets: {}", p.detail)))?;
-        Ok(client.with_timeout(deadline.left()))
+/// A client of an appliance, with a pod's token.
+fn client_of(appliance: &InlineAppliance, token: &str, deadline: Deadline) -> Result<Client> {
+    let ca = appliance.ca_file.as_ref().map(std::fs::read).transpose();
+    let ca =
+        ca.map_err(|e| Status::unavailable(format!("the certificate of appliance {}: {e}", appliance.name)))?;
+    let client = Client::tls(&appliance.url, token.into(), ca.as_deref());
+    let client =
+        client.map_err(|p| Status::unavailable(format!("appliance {}: {}", appliance.name, p.detail)))?;
+    Ok(client.with_timeout(deadline.left()))
+}
+
+/// Of a pod for which something may have been made: by any other code kubelet would take it that nothing was, and never ask for it
+/// to be taken away.
+fn not_final(status: Status) -> Status {
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::Aborted => status,
+        _ => Status::unavailable(status.message()),
     }
 }
 
-/// Where these files are: readable by nobody else, as they hold tokens.
+/// On which appliances they may be, and where these files are: readable by nobody else, as they hold tokens.
 #[derive(Debug, Clone)]
-pub(super) struct Inline(PathBuf);
+pub(super) struct Inline {
+    dir: PathBuf,
+    config: Arc<InlineConfig>,
+}
 
 impl Inline {
-    pub fn at(state: &Path) -> Self {
-        Self(state.join("inline"))
+    pub fn at(state: &Path, config: InlineConfig) -> Self {
+        Self { dir: state.join("inline"), config: Arc::new(config) }
+    }
+
+    /// The appliance of that name, or the only one.
+    fn appliance(&self, name: Option<&ApplianceName>) -> Result<&InlineAppliance> {
+        let all = &self.config.appliances;
+        match (name, &all[..]) {
+            (_, []) => {
+                Err(Status::failed_precondition("inline volumes are not enabled on this node (--inline)"))
+            }
+            (None, [only]) => Ok(only),
+            (None, _) => Err(missing("volumeAttributes: appliance")),
+            (Some(name), _) => all.iter().find(|a| a.name == *name).ok_or_else(|| {
+                Status::failed_precondition(format!("inline volumes are not on appliance {name}"))
+            }),
+        }
     }
 
     fn file(&self, name: &VolumeName) -> PathBuf {
-        self.0.join(format!("{name}.json"))
+        self.dir.join(format!("{name}.json"))
     }
 
     /// Where it is mounted for the pod's place to be bound to.
     fn staging(&self, name: &VolumeName) -> PathBuf {
-        self.0.join(format!("{name}.mount"))
+        self.dir.join(format!("{name}.mount"))
     }
 
     fn put(&self, name: &VolumeName, kept: &Kept) -> io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let partial = self.file(name).with_extension("partial");
         let _ = std::fs::remove_file(&partial);
         let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&partial)?;
         file.write_all(&serde_json::to_vec(kept)?)?;
         file.sync_all()?;
-        std::fs::rename(partial, self.file(name))
+        std::fs::rename(partial, self.file(name))?;
+        std::fs::File::open(&self.dir)?.sync_all()
     }
 
     fn get(&self, name: &VolumeName) -> io::Result<Option<Kept>> {
@@ -126,12 +156,12 @@ impl Inline {
             _ => {}
         }
         // With the last one; else it stays.
-        let _ = std::fs::remove_dir(&self.0);
+        let _ = std::fs::remove_dir(&self.dir);
         Ok(())
     }
 
     fn all(&self) -> Vec<VolumeName> {
-        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             name.strip_suffix(".json")?.parse().ok()
@@ -150,12 +180,8 @@ fn wanted(name: &VolumeName, context: &HashMap<String, String>) -> Result<(Param
     let size = attributes.remove(SIZE).ok_or_else(|| missing("volumeAttributes: size"))?;
     let size: ByteSize = size.parse().map_err(status::malformed("volumeAttributes: size"))?;
     let parameters = Parameters::parse(&attributes)?;
-    let odd = [
-        (parameters.appliance.is_some(), "appliance: the secret says where it is"),
-        (parameters.zone.is_some(), "zone: it is this node's alone"),
-    ];
-    if let Some((_, why)) = odd.iter().find(|(given, _)| *given) {
-        return Err(invalid(format!("volumeAttributes: {why}")));
+    if parameters.zone.is_some() {
+        return Err(invalid("volumeAttributes: zone: it is this node's alone"));
     }
     let pool = parameters.pool.clone().ok_or_else(|| missing("volumeAttributes: pool"))?;
     let ask = VolumeCreate {
@@ -178,6 +204,19 @@ impl Node {
         target: &Path,
         how: Use,
         read_only: bool,
+        with: (HashMap<String, String>, HashMap<String, String>),
+        deadline: Deadline,
+    ) -> Result<()> {
+        let done = self.try_inline(name, target, how, read_only, with, deadline).await;
+        done.map_err(|status| if self.has_inline(name) { not_final(status) } else { status })
+    }
+
+    async fn try_inline(
+        &self,
+        name: &VolumeName,
+        target: &Path,
+        how: Use,
+        read_only: bool,
         (context, secrets): (HashMap<String, String>, HashMap<String, String>),
         deadline: Deadline,
     ) -> Result<()> {
@@ -185,22 +224,62 @@ impl Node {
         if matches!(how, Use::Block) {
             return Err(invalid("volume_capability: an inline volume is mounted"));
         }
-        let mut kept_of = Kept::of(&secrets)?;
-        if let Some(before) = self.inline.get(name).map_err(kept)? {
-            kept_of.attachment = before.attachment;
+        let staging = self.inline.staging(name);
+        let before = self.inline.get(name).map_err(kept)?;
+        if let Some(attached) = before.as_ref().and_then(|before| before.attachment.as_ref())
+            && is_mounted(&staging)?
+            && is_mounted(target)?
+        {
+            // kubelet asks again when it is started anew: the appliance may be away then.
+            return self.publish(attached, &staging, target, &how, read_only).await;
         }
-        let client = kept_of.client(deadline)?;
-        let pool = client.pool(&ask.pool).await.map_err(status::of)?;
-        ask.size = rounded(ask.size, pool.granularity)?;
-        // Before anything is made, so that what may have been made is known; and not before the appliance has taken the token,
-        // because what can't be made need not be deleted.
-        self.inline.put(name, &kept_of).map_err(kept)?;
-        let made = client.create_volume(&ask).await.map_err(status::of)?;
-        client.put_host(&self.id.name, &self.id.known_by).await.map_err(status::of)?;
-        let attached = client.attach(&VolumeRef::Id(made.id), &self.id.name).await.map_err(status::of)?;
+        let appliance = match &before {
+            Some(before) => Some(&before.appliance),
+            None => parameters.appliance.as_ref(),
+        };
+        let appliance = self.inline.appliance(appliance)?;
+        let brought = token_of(&secrets)?;
+        let mut kept_of = before.unwrap_or_else(|| Kept {
+            appliance: appliance.name.clone(),
+            token: brought.clone(),
+            attachment: None,
+            over: false,
+        });
+        kept_of.over = false;
+        let mut client = client_of(appliance, &kept_of.token, deadline)?;
+        let mut pool = client.pool(&ask.pool).await;
+        if kept_of.token != brought && pool.as_ref().is_err_and(|p| p.kind == ErrorKind::Unauthenticated) {
+            // Its secret has another one since.
+            client = client_of(appliance, &brought, deadline)?;
+            pool = client.pool(&ask.pool).await;
+            kept_of.token = brought;
+        }
+        ask.size = rounded(ask.size, pool.map_err(status::of)?.granularity)?;
+        let volume = match &kept_of.attachment {
+            // That one and no other, whosever token it is by now.
+            Some(had) => client.volume(&VolumeRef::Id(had.volume)).await.map_err(status::of)?.id,
+            None => {
+                // Before anything is made, so that what may have been made is known; and not before the appliance has taken the
+                // token, because what can't be made need not be deleted.
+                self.inline.put(name, &kept_of).map_err(kept)?;
+                client.create_volume(&ask).await.map_err(status::of)?.id
+            }
+        };
+        let host = match client.put_host(&self.id.name, &self.id.known_by).await {
+            // It may only use a node that is known there.
+            Err(p) if p.kind == ErrorKind::Forbidden => client.host(&self.id.name).await,
+            host => host,
+        };
+        let host = host.map_err(status::of)?;
+        if parameters.authentication {
+            has_secret(&host, parameters.protocol(), &appliance.name)?;
+        }
+        let attached = client.attach(&VolumeRef::Id(volume), &self.id.name).await.map_err(status::of)?;
+        if attached.volume != volume || attached.host != self.id.name {
+            return Err(Status::internal(format!("appliance {} attached something else", appliance.name)));
+        }
         kept_of.attachment = Some(attached.clone());
         self.inline.put(name, &kept_of).map_err(kept)?;
-        let staging = self.inline.staging(name);
         std::fs::create_dir_all(&staging).map_err(kept)?;
         let with = Credentials { context: parameters.context(), secrets };
         self.stage(attached.clone(), &staging, how.clone(), with, deadline).await?;
@@ -231,16 +310,21 @@ impl Node {
         }
         kept_of.over = true;
         self.inline.put(name, &kept_of).map_err(kept)?;
-        if let Err(status) = self.delete_inline(name, &kept_of, deadline).await {
+        // The pod does not wait for an appliance that does not answer.
+        let soon = Deadline::after(ATTEMPT.min(deadline.left()));
+        if let Err(status) = self.delete_inline(name, &kept_of, soon).await {
             tracing::warn!(volume = %name, error = status.message(), "an inline volume is deleted later");
         }
         Ok(())
     }
 
     async fn delete_inline(&self, name: &VolumeName, kept_of: &Kept, deadline: Deadline) -> Result<()> {
-        let client = kept_of.client(deadline)?;
-        // By its name: it may have been made by a call whose answer was lost.
-        let by = VolumeRef::Name(name.clone());
+        let client = client_of(self.inline.appliance(Some(&kept_of.appliance))?, &kept_of.token, deadline)?;
+        // By its name where it may have been made by a call whose answer was lost.
+        let by = match &kept_of.attachment {
+            Some(attached) => VolumeRef::Id(attached.volume),
+            None => VolumeRef::Name(name.clone()),
+        };
         status::gone(client.detach(&by, &self.id.name).await)?;
         status::gone(client.delete_volume(&by).await)?;
         self.inline.remove(name).map_err(kept)
@@ -268,6 +352,10 @@ impl Node {
     pub(super) fn has_inline(&self, name: &VolumeName) -> bool {
         self.inline.get(name).is_ok_and(|kept| kept.is_some())
     }
+}
+
+fn is_mounted(at: &Path) -> Result<bool> {
+    mounts::at(at).map(|there| !there.is_empty()).map_err(kept)
 }
 
 /// Up to what the pool gives out.
@@ -311,7 +399,7 @@ mod tests {
         for (key, value) in [
             ("size", ""),
             ("size", "x"),
-            ("appliance", "a"),
+            ("appliance", "A"),
             ("zone", "z"),
             ("colour", "blue"),
             ("protocol", "smb"),
@@ -329,28 +417,62 @@ mod tests {
         rounded(ByteSize(u64::MAX), ByteSize::MIB).unwrap_err();
     }
 
+    fn appliances(names: &[&str]) -> InlineConfig {
+        let one = |name: &&str| InlineAppliance {
+            name: name.parse().unwrap(),
+            url: format!("https://{name}:8443"),
+            ca_file: None,
+        };
+        InlineConfig { appliances: names.iter().map(one).collect() }
+    }
+
+    #[test]
+    fn appliances_are_the_nodes_own() {
+        let (a, b, c) = ("a".parse().unwrap(), "b".parse().unwrap(), "c".parse().unwrap());
+        let found = |names: &[&str], name: Option<&ApplianceName>| {
+            let inline = Inline::at(Path::new("/"), appliances(names));
+            inline.appliance(name).map(|a| a.name.to_string()).map_err(|s| s.code())
+        };
+        assert_eq!(found(&[], None), Err(Code::FailedPrecondition));
+        assert_eq!(found(&[], Some(&a)), Err(Code::FailedPrecondition));
+        assert_eq!(found(&["a"], None).as_deref(), Ok("a"));
+        assert_eq!(found(&["a", "b"], None), Err(Code::InvalidArgument));
+        assert_eq!(found(&["a", "b"], Some(&b)).as_deref(), Ok("b"));
+        assert_eq!(found(&["a", "b"], Some(&c)), Err(Code::FailedPrecondition));
+        // Where an appliance is is no matter of the secret.
+        assert!(token_of(&map(&[("url", "https://evil:8443"), ("ca", "x")])).is_err());
+    }
+
+    #[test]
+    fn what_may_have_been_made_is_never_said_not_to_be() {
+        for code in [Code::Internal, Code::FailedPrecondition, Code::InvalidArgument, Code::NotFound] {
+            assert_eq!(not_final(Status::new(code, "x")).code(), Code::Unavailable);
+        }
+        for code in [Code::Aborted, Code::DeadlineExceeded, Code::Unavailable] {
+            assert_eq!(not_final(Status::new(code, "x")).code(), code);
+        }
+    }
+
     #[test]
     fn what_is_kept_is_for_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
-        let (inline, name) = (Inline::at(dir.path()), name_of(ID).unwrap());
-        let secrets = map(&[("url", "https://a:8443"), ("token", "t\n")]);
+        let (inline, name) = (Inline::at(dir.path(), appliances(&["a"])), name_of(ID).unwrap());
         assert!(inline.get(&name).unwrap().is_none() && inline.all().is_empty());
-        let mut kept_of = Kept::of(&secrets).unwrap();
+        let token = token_of(&map(&[("token", "t\n")])).unwrap();
+        let mut kept_of = Kept { appliance: "a".parse().unwrap(), token, attachment: None, over: false };
         for over in [false, true] {
             kept_of.over = over;
             inline.put(&name, &kept_of).unwrap();
             let found = inline.get(&name).unwrap().unwrap();
-            assert_eq!((found.url.as_str(), found.token.as_str(), found.over), ("https://a:8443", "t", over));
+            assert_eq!((found.appliance.as_str(), found.token.as_str(), found.over), ("a", "t", over));
         }
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&inline.0), mode(&inline.file(&name))), (0o700, 0o600));
+        assert_eq!((mode(&inline.dir), mode(&inline.file(&name))), (0o700, 0o600));
         assert_eq!(inline.all(), std::slice::from_ref(&name));
         inline.remove(&name).unwrap();
         inline.remove(&name).unwrap();
-        for missing in ["url", "token"] {
-            let mut bad = secrets.clone();
-            bad.remove(missing);
-            assert!(Kept::of(&bad).is_err_and(|s| s.message().contains(missing)));
+        for secrets in [map(&[]), map(&[("token", " \n")])] {
+            assert!(token_of(&secrets).is_err_and(|s| s.message().contains("token")));
         }
     }
 }

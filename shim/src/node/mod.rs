@@ -24,6 +24,7 @@ use std::path::PathBuf;
 
 use orlop_api::{HostName, HostPut};
 
+use crate::config::InlineConfig;
 use crate::locks::Locks;
 use crate::node_id::{LONGEST, NodeId};
 
@@ -45,6 +46,8 @@ pub struct NodeConfig {
     pub segments: BTreeMap<String, String>,
     /// Where state is kept.
     pub state: PathBuf,
+    /// On which appliances pods may have inline volumes.
+    pub inline: InlineConfig,
     /// The host's root directory, as it is seen here.
     pub host_root: PathBuf,
 }
@@ -97,7 +100,7 @@ impl Node {
             }),
             attempts: Attempts::default(),
         };
-        let (segments, inline) = (config.segments, Inline::at(&config.state));
+        let (segments, inline) = (config.segments, Inline::at(&config.state, config.inline));
         let state = State::at(config.state);
         Ok(Self { id, segments, tools, state, inline, connector, locks: Locks::default() })
     }

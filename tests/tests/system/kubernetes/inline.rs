@@ -10,7 +10,7 @@ use orlop_csi::csi::volume_capability::access_mode::Mode;
 use orlop_csi::csi::{
     NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
 };
-use orlop_tests::cluster::{KUBELET, Kubelet, STATE, environment, initiator};
+use orlop_tests::cluster::{KUBELET, Kubelet, STATE, initiator};
 use orlop_tests::csi::{block, map, mount};
 use orlop_tests::wait_for;
 use tonic::{Code, Status};
@@ -21,8 +21,6 @@ use crate::world::{World, ZFS};
 /// As Kubernetes makes one.
 const ID: &str = "csi-0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 const TENANT: &str = "pods";
-/// The appliance's API on the first storage network.
-const URL: &str = "https://10.77.1.1:8443";
 
 /// A pod with an inline volume.
 struct Pod {
@@ -104,10 +102,9 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     let scope = TokenPut { tenant: TENANT.parse()?, pools: vec![ZFS.parse()?], verbs, certificate: None };
     let made = w.api(w.lab.api.put_token(&name, &scope))?;
     let token = made.secret.context("a new token")?.expose().to_string();
-    let ca = std::fs::read_to_string(environment(&w.lab, "ORLOP_CA")?)?;
     let mut pod = Pod {
         id: ID.into(),
-        secrets: map(&[("url", URL), ("token", &token), ("ca", &ca)]),
+        secrets: map(&[("token", &token)]),
         attributes: map(&[("pool", ZFS), ("size", "100Mi")]),
         capability: mount("ext4", Mode::SingleNodeWriter),
     };
@@ -115,9 +112,7 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     // What a pod has got wrong it hears, and nothing comes of it.
     for (key, value, code) in [
         ("token", "", Code::InvalidArgument),
-        ("url", "http://10.77.1.1:8443", Code::InvalidArgument),
         ("token", "0123456789012345678901234567890123456789", Code::Unavailable),
-        ("ca", "", Code::InvalidArgument),
     ] {
         let before = pod.secrets.insert(key.into(), value.into());
         let message =
@@ -127,7 +122,7 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
         pod.unpublish(w, &node)?;
         pod.secrets.extend(before.map(|before| (key.to_string(), before)));
     }
-    for (key, value) in [("pool", "nosuch"), ("size", "much"), ("colour", "blue"), ("appliance", "a")] {
+    for (key, value) in [("pool", "nosuch"), ("size", "much"), ("colour", "blue"), ("appliance", "b")] {
         let before = pod.attributes.insert(key.into(), value.into());
         let tried = pod.publish_once(w, &node);
         ensure!(tried.is_err(), "{key} {value} was taken");
@@ -173,6 +168,7 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     // The pod goes while nobody answers: it does not wait, and what it had goes later.
     pod.publish(w, &node)?;
     w.lab.on_appliance("systemctl stop orlopd")?;
+    pod.publish_once(w, &node).context("asked again while the appliance is away")?;
     let began = Instant::now();
     pod.unpublish(w, &node)?;
     println!("     taken away without its appliance's daemon: {:?}", began.elapsed());
