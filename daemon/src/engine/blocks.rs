@@ -48,7 +48,9 @@ impl Core {
             Error::Unavailable("blocks of other snapshots are being looked for: try again later".into())
         })?;
         let keys = [Some(&entry), base.as_ref()].into_iter().flatten().map(|s| s.label.key.id);
-        let wants = keys.map(|id| (Key::Snapshot(id), Mode::Shared)).collect();
+        let mut wants: Vec<_> = keys.map(|id| (Key::Snapshot(id), Mode::Shared)).collect();
+        // An export of it would find it busy, or leave behind what is held.
+        wants.push((Key::Pool(entry.pool.clone()), Mode::Shared));
         let _guards = self.locks.acquire(wants, until).await?;
         // One may have gone meanwhile.
         let (entry, base) = check(&self.view.read(), who, &ask)?;

@@ -35,6 +35,7 @@ pub enum More {
 #[derive(Debug)]
 pub struct Extents {
     found: Vec<Extent>,
+    from: u64,
     /// All before it is told.
     at: u64,
     end: u64,
@@ -47,7 +48,8 @@ impl Extents {
     /// Of the bytes `from` to `end` of a snapshot, at most `most`.
     pub fn new(from: u64, end: u64, most: usize, within: Duration) -> Self {
         let until = Instant::now() + within;
-        Self { found: Vec::new(), at: from.min(end), end, most, until, enough: from >= end || most == 0 }
+        let from = from.min(end);
+        Self { found: Vec::new(), from, at: from, end, most, until, enough: from >= end || most == 0 }
     }
 
     /// Where to look, or to look on.
@@ -88,7 +90,8 @@ impl Extents {
     pub fn pass(&mut self, to: u64) -> More {
         if !self.enough {
             self.at = self.at.max(to.min(self.end));
-            self.enough = self.at == self.end || Instant::now() >= self.until;
+            // However slow it is, something is told: who asks for what is behind it asks for something else.
+            self.enough = self.at == self.end || self.at > self.from && Instant::now() >= self.until;
         }
         if self.enough { More::Enough } else { More::Wanted }
     }
@@ -147,6 +150,7 @@ mod tests {
         assert_eq!(e.pass(30), More::Enough);
         assert_eq!(pairs(e), (vec![], Some(30)));
         let mut e = Extents::new(0, 100, 2, Duration::ZERO);
+        assert_eq!(e.pass(0), More::Wanted, "nothing is told yet");
         assert_eq!(e.add(0, 10), More::Enough);
         assert_eq!(pairs(e), (vec![(0, 10)], Some(10)));
     }

@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use super::encryption::{KEY, again, encrypted, encrypts};
 use super::snapshots::{linked, put, shot, take};
 use super::*;
+use crate::kernel::exec::Tool;
 use crate::model::{SnapshotKey, SnapshotLabel};
 use crate::pool::{Extents, KeyRing, PoolError, copy};
 
@@ -17,6 +18,7 @@ pub(super) const ALL: &[(&str, Run)] = &[
     ("blocks are told from anywhere, so many at a time", pages),
     ("blocks of an encrypted volume are told without its key", without_key),
     ("blocks of nothing are not found", of_nothing),
+    ("what a machine without power held of a thin pool's metadata is let go of", left_held),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -198,6 +200,31 @@ fn without_key(subject: &Subject, pool: &dyn Pool) -> Check {
     expect(matches!(locked, Err(PoolError::Locked { .. })), "it is locked", &locked.is_ok())?;
     same("without the key", all(&*pool, &second, Some(&first), 0, 1000)?, changed)?;
     same("all of it", all(&*pool, &second, None, 0, 1000)?, data)
+}
+
+/// Has the kernel hold the metadata of the subject's thin pool, as a reader does. Whether it did.
+fn hold(subject: &Subject) -> Result<bool, String> {
+    let tool = ok("dmsetup", Tool::locate("dmsetup"))?;
+    let pool = format!("{}-thin-tpool", subject.spec.name.as_str().replace('-', "--"));
+    let told = ok("dmsetup", tool.run(&["message", &pool, "0", "reserve_metadata_snap"], &soon()))?;
+    Ok(told.code == Some(0))
+}
+
+fn left_held(subject: &Subject, pool: &dyn Pool) -> Check {
+    if pool.kind() != PoolKind::Lvm {
+        return Ok(());
+    }
+    let l = thin(16);
+    ok("create", pool.create(&l, &soon()))?;
+    put(pool, l.id, 3 * MIB, &pattern(1, 65536))?;
+    let s = taken(pool, &l)?;
+    // The next reader finds it, or who looks how much room there is.
+    expect(hold(subject)?, "its metadata is held", &())?;
+    expect(has(&all(pool, &s, None, 0, 10)?, 3 * MIB), "what is in it is told", &())?;
+    expect(hold(subject)?, "nobody holds it any more", &())?;
+    ok("capacity", pool.capacity(&soon()))?;
+    expect(hold(subject)?, "nor afterwards", &())?;
+    ok("capacity", pool.capacity(&soon())).map(drop)
 }
 
 fn of_nothing(_: &Subject, pool: &dyn Pool) -> Check {

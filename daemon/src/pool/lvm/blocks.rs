@@ -39,10 +39,16 @@ impl LvmPool {
     ) -> Result<()> {
         let (label, ..) = self.existing::<SnapshotLabel>(key, deadline)?;
         let number = |key: SnapshotKey| self.group.thin_number(&key.lv(), deadline);
-        let (device, base) = (number(key)?, base.map(number).transpose()?);
+        let ((device, is_external), base) = (number(key)?, base.map(number).transpose()?);
         if found.is_enough() {
             return Ok(());
         }
+        if is_external && base.is_none_or(|(_, of)| of != is_external) {
+            // What the thin pool does not have may be in the other one.
+            let _ = found.add(0, label.size.bytes());
+            return Ok(());
+        }
+        let base = base.map(|(base, _)| base);
         let held = self.group.hold_metadata(deadline)?;
         let action =
             || self.ctx.io(format!("reading the thin pool's metadata at {}", held.device().display()));

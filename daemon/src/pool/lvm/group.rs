@@ -69,6 +69,8 @@ pub(super) struct Row {
     pub writable: bool,
     /// Whether it is one half of a snapshot that is not a thin one.
     pub in_snapshot: bool,
+    /// Whether what it has not written itself is read from a volume that is not thin.
+    pub external: bool,
 }
 
 impl Row {
@@ -85,6 +87,11 @@ impl Row {
     pub fn adoptable(&self) -> std::result::Result<Provisioning, String> {
         if !self.writable {
             return Err("it is read-only".into());
+        }
+        if self.external {
+            return Err(
+                "what it has not written itself is read from another volume (an external origin)".into()
+            );
         }
         let provisioning = match (self.is_thin(), self.is_plain()) {
             (true, _) => Provisioning::Thin,
@@ -273,14 +280,14 @@ impl Group {
         Ok(None)
     }
 
-    /// The number by which the thin pool knows a thin volume.
-    pub fn thin_number(&self, lv: &str, deadline: &Deadline) -> Result<u64> {
+    /// The number by which the thin pool knows a thin volume, and whether what it does not have itself is read elsewhere.
+    pub fn thin_number(&self, lv: &str, deadline: &Deadline) -> Result<(u64, bool)> {
         let metadata = self.metadata(deadline)?;
         let volume = metadata.section("logical_volumes").and_then(|all| all.section(lv));
         let segment =
             volume.and_then(|lv| lv.sections().map(|(_, s)| s).find(|s| s.number("device_id").is_some()));
         segment
-            .and_then(|s| s.number("device_id"))
+            .and_then(|s| Some((s.number("device_id")?, is_external(s))))
             .ok_or_else(|| self.ctx.not_found(format!("thin volume {lv}")))
     }
 
@@ -290,17 +297,19 @@ impl Group {
         let turn = turn
             .ok_or_else(|| self.ctx.late("waiting for the thin pool's metadata", crate::kernel::Overrun))?;
         let absent = || self.ctx.not_found("an active thin pool");
+        self.active(deadline)?;
         let (pool, _) = self.thin_device()?.ok_or_else(absent)?;
-        match dm::tell_thin(&pool, ThinMessage::Hold) {
-            Ok(told) => told.ok_or_else(absent)?,
+        let failed = || self.ctx.io(format!("telling {pool} to hold its metadata"));
+        let told = match dm::tell_thin(&pool, ThinMessage::Hold) {
+            // The turn is ours, so it is what a daemon left behind that was killed, or whose machine lost its power.
             Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-                return Err(self.ctx.precondition(format!(
-                    "the metadata of {pool} is held for another reader: `dmsetup message {pool} 0 release_metadata_snap` \
-                     if there is none"
-                )));
+                tracing::warn!(%pool, "its metadata was still held: it is let go of");
+                self.release_metadata(&pool)?;
+                dm::tell_thin(&pool, ThinMessage::Hold)
             }
-            Err(e) => return Err(self.ctx.io(format!("telling {pool} to hold its metadata"))(e)),
-        }
+            told => told,
+        };
+        told.map_err(failed())?.ok_or_else(absent)?;
         let mut held =
             HeldMetadata { group: self, pool, root: 0, device: PathBuf::new(), is_held: true, _turn: turn };
         let status = self.thin_device()?.and_then(|(_, status)| status.held);
@@ -315,12 +324,30 @@ impl Group {
         Ok(held)
     }
 
-    /// What a daemon that was killed had held is let go of.
-    pub fn let_metadata_go(&self) -> Result<()> {
-        match self.thin_device()? {
-            Some((pool, dm::ThinStatus { held: Some(_), .. })) => self.release_metadata(&pool),
+    /// What a daemon held that was killed, or whose machine lost its power, is let go of: it is on the disks, and nothing that is
+    /// deleted would give back its space. A pool that can't do it now can be read all the same.
+    pub fn let_metadata_go(&self) {
+        // Somebody reads: it is his.
+        let Some(_turn) = self.reading.try_lock() else { return };
+        let done = self.thin_device().and_then(|found| match found {
+            Some((pool, dm::ThinStatus { held: Some(_), .. })) => {
+                tracing::warn!(%pool, "its metadata was still held: it is let go of");
+                self.release_metadata(&pool)
+            }
             _ => Ok(()),
+        });
+        if let Err(error) = done {
+            tracing::warn!(pool = self.name(), %error, "whether its metadata is held is not known");
         }
+    }
+
+    /// The thin pool, active. It is not since the machine started, as long as nothing was opened.
+    fn active(&self, deadline: &Deadline) -> Result<Option<dm::ThinStatus>> {
+        if let Some(status) = self.thin_status()? {
+            return Ok(Some(status));
+        }
+        self.must("lvchange", &["-q", "-ay", "-K", &self.path(THIN)], deadline)?;
+        self.thin_status()
     }
 
     fn release_metadata(&self, pool: &str) -> Result<()> {
@@ -408,15 +435,12 @@ impl Group {
         let thin = group.section("logical_volumes").and_then(|l| l.section(THIN));
         let chunk = thin.and_then(|t| t.section("segment1")).and_then(|s| s.number("chunk_size"));
         let Some(chunk) = chunk else { return Err(self.ctx.not_found("its thin pool")) };
-        let status = match self.thin_status()? {
-            Some(status) => Some(status),
-            // Nothing has been opened since the machine started.
-            None => {
-                self.must("lvchange", &["-q", "-ay", "-K", &self.path(THIN)], deadline)?;
-                self.thin_status()?
-            }
+        let Some(status) = self.active(deadline)? else {
+            return Err(self.ctx.not_found("the device of its thin pool"));
         };
-        let Some(status) = status else { return Err(self.ctx.not_found("the device of its thin pool")) };
+        if status.held.is_some() {
+            self.let_metadata_go();
+        }
         let bytes = |blocks: u64| blocks.saturating_mul(chunk).saturating_mul(512);
         let total = bytes(status.data.1);
         // Rounded up to whole extents, so that what is said to be available is.
@@ -704,6 +728,10 @@ fn growth(group: &Section) -> Option<Growth> {
     (more > 0).then_some(Growth { extents: more, metadata: (want_kept - kept).saturating_mul(extent) })
 }
 
+fn is_external(segment: &Section) -> bool {
+    segment.text("external_origin").is_some()
+}
+
 fn rows(group: &Section) -> Vec<Row> {
     let extent = group.number("extent_size").unwrap_or(0).saturating_mul(512);
     let volumes: Vec<(&str, &Section)> =
@@ -723,6 +751,7 @@ fn rows(group: &Section) -> Vec<Row> {
             lv_type: types.into_iter().collect::<Vec<_>>().join(","),
             writable: lv.texts("status").any(|s| s == "WRITE"),
             in_snapshot: snapshots.iter().any(halves),
+            external: segments().any(is_external),
         }
     };
     let visible = volumes.iter().filter(|(_, lv)| lv.texts("status").any(|s| s == "VISIBLE"));
@@ -795,6 +824,10 @@ mod tests {
         for types in [&["thin-pool"] as &[&str], &["raid1"], &["striped", "mirror"], &[]] {
             assert!(can(types).is_err(), "{types:?}");
         }
+        // Half of it is another one's.
+        let mixed = r#"thin" external_origin = "plain" device_id = 3 other = ""#;
+        assert!(row(4, &[mixed], RW, "").external);
+        assert!(can(&[mixed]).is_err_and(|why| why.contains("external origin")));
         // Both halves of a snapshot that is not a thin one.
         for half in ["origin", "cow_store"] {
             let other = if half == "origin" { "cow_store" } else { "origin" };

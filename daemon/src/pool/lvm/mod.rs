@@ -163,10 +163,10 @@ impl LvmPool {
     fn recall(&self, deadline: &Deadline) -> Result<()> {
         let mounted = self.mounts.recall();
         let origins = self.group.let_go();
-        let metadata = self.group.let_metadata_go();
+        self.group.let_metadata_go();
         let mapped =
             self.mappings.recall(|lv| Ok(self.group.rows(deadline)?.iter().any(|r| r.lv_name == lv)));
-        mounted.and(origins).and(metadata).and(mapped)
+        mounted.and(origins).and(mapped)
     }
 
     /// More disks, or another array of them: what is in the pool stays where it is.
