@@ -22,6 +22,9 @@ const INTERNAL: u32 = 1;
 const LEAF: u32 = 2;
 /// No tree is higher.
 const HIGHEST: usize = 16;
+/// What the checksum of each kind of block is mixed with (`SUPERBLOCK_CSUM_XOR`, `BTREE_CSUM_XOR`).
+const OF_SUPERBLOCK: u32 = 160_774;
+const OF_NODE: u32 = 121_107;
 
 /// Reads a block of metadata by its number.
 pub(super) trait Blocks {
@@ -38,6 +41,19 @@ fn word(block: &[u8], at: usize) -> u32 {
 
 fn long(block: &[u8], at: usize) -> u64 {
     block.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// The checksum of a block, which is in its first word (`dm_bm_checksum`).
+fn checksum(block: &[u8], of: u32) -> u32 {
+    !crc32c::crc32c(&block[4..]) ^ of
+}
+
+/// The kernel refuses a block whose checksum is wrong: one that is believed here could leave out what has changed.
+fn check(block: &[u8], of: u32, number: u64) -> io::Result<()> {
+    match block.len() == BLOCK && word(block, 0) == checksum(block, of) {
+        true => Ok(()),
+        false => Err(bad(format!("block {number} of its metadata is damaged"))),
+    }
 }
 
 /// Metadata that is held.
@@ -65,6 +81,7 @@ impl<'b, B: Blocks> Held<'b, B> {
         if long(&block, MAGIC_AT) != MAGIC || !VERSIONS.contains(&word(&block, VERSION_AT)) {
             return Err(bad("it is no metadata of a thin pool that is known"));
         }
+        check(&block, OF_SUPERBLOCK, superblock)?;
         let data_block = u64::from(word(&block, DATA_BLOCK_AT)) * 512;
         if data_block == 0 {
             return Err(bad("its blocks have no size"));
@@ -90,6 +107,7 @@ impl<'b, B: Blocks> Held<'b, B> {
 
     fn node(&self, number: u64) -> io::Result<Node> {
         let block = self.blocks.block(number)?;
+        check(&block, OF_NODE, number)?;
         let flags = word(&block, 4);
         let (entries, room) = (word(&block, 16) as usize, word(&block, 20) as usize);
         let fits = NODE + 16 * room <= BLOCK && entries <= room && word(&block, 24) == 8;
@@ -115,6 +133,7 @@ impl<'b, B: Blocks> Held<'b, B> {
     ) -> io::Result<()> {
         let mut new = Walk::new(self, Some(tree), from);
         let mut old = Walk::new(self, base, from);
+        let mut last = None;
         loop {
             match (new.next(), old.next()) {
                 (None, None) => return Ok(()),
@@ -145,6 +164,10 @@ impl<'b, B: Blocks> Held<'b, B> {
                         (Some(one), None) | (None, Some(one)) => one,
                         (None, None) => return Ok(()),
                     };
+                    // What lies before the last one would be taken for told.
+                    if last.replace(at).is_some_and(|last| at <= last) {
+                        return Err(bad("its blocks are not in order"));
+                    }
                     let same = first == second && a == b;
                     if first == Some(at) {
                         new.pass();
@@ -256,6 +279,11 @@ mod tests {
         }
     }
 
+    fn seal(block: &mut [u8], of: u32) {
+        let sum = checksum(block, of);
+        block[..4].copy_from_slice(&sum.to_le_bytes());
+    }
+
     /// How many entries a node has here, so that trees are high.
     const ROOM: usize = 4;
 
@@ -278,6 +306,7 @@ mod tests {
             if let Some((same, _)) = same {
                 return *same;
             }
+            seal(&mut block, OF_NODE);
             self.blocks.insert(number, block);
             number
         }
@@ -388,27 +417,43 @@ mod tests {
         superblock[MAGIC_AT..MAGIC_AT + 8].copy_from_slice(&MAGIC.to_le_bytes());
         superblock[VERSION_AT] = 2;
         superblock[DATA_BLOCK_AT..DATA_BLOCK_AT + 4].copy_from_slice(&128u32.to_le_bytes());
+        fake.blocks.insert(899, superblock.clone());
+        assert!(Held::at(&fake, 899).is_err(), "its checksum is wrong");
+        seal(&mut superblock, OF_SUPERBLOCK);
         fake.blocks.insert(900, superblock.clone());
         assert_eq!(Held::at(&fake, 900).unwrap().data_block, 65536);
         superblock[VERSION_AT] = 3;
+        seal(&mut superblock, OF_SUPERBLOCK);
         fake.blocks.insert(901, superblock);
         assert!(Held::at(&fake, 901).is_err());
         // A node that says that it is another, one with too many entries, one that is out of order.
         let good = fake.put(LEAF, &[(1, 1), (2, 2)]);
-        let spoil = |at: usize, byte: u8| {
+        let spoil = |at: usize, byte: u8, sealed: bool| {
             let mut block = fake.blocks[&good].clone();
             block[at] = byte;
+            if sealed {
+                seal(&mut block, OF_NODE);
+            }
             Fake { blocks: [(good, block)].into(), ..Fake::default() }
         };
-        for (at, byte) in [(8, 99), (16, 99), (4, 3), (24, 4), (NODE, 9)] {
-            let spoiled = spoil(at, byte);
+        // And one bit of a value, which its checksum alone tells.
+        let bit = (NODE + 8 * ROOM, 0, false);
+        for (at, byte, sealed) in
+            [(8, 99, true), (16, 99, true), (4, 3, true), (24, 4, true), (NODE, 9, true), bit]
+        {
+            let spoiled = spoil(at, byte, sealed);
             let told = spoiled.held().differing(Tree(good), None, 0, |_| false);
             assert_eq!(told.unwrap_err().kind(), io::ErrorKind::InvalidData, "{at}");
         }
+        // Children that do not follow each other.
+        let (a, b) = (fake.put(LEAF, &[(1, 1), (9, 2)]), fake.put(LEAF, &[(5, 3)]));
+        let root = fake.put(INTERNAL, &[(1, a), (5, b)]);
+        assert!(fake.held().differing(Tree(root), None, 0, |_| false).is_err());
         // One that leads to itself.
         let mut round = fake.blocks[&good].clone();
         round[4] = INTERNAL as u8;
         round[NODE + 8 * ROOM..NODE + 8 * ROOM + 8].copy_from_slice(&good.to_le_bytes());
+        seal(&mut round, OF_NODE);
         let round = Fake { blocks: [(good, round)].into(), ..Fake::default() };
         assert!(round.held().differing(Tree(good), None, 0, |_| false).is_err());
     }
