@@ -59,7 +59,14 @@ pub(super) fn name_of(volume_id: &str) -> Option<VolumeName> {
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
     appliance: ApplianceName,
+    /// Where that was by this node's own configuration, for when it is not in it any more.
+    url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
     token: String,
+    /// What is in the secret by now, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    also: Option<String>,
     /// What it was attached as, once it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     attachment: Option<Attachment>,
@@ -75,14 +82,33 @@ fn token_of(secrets: &HashMap<String, String>) -> Result<String> {
     token.map(str::to_owned).ok_or_else(missing)
 }
 
+impl Kept {
+    /// Of one that is to be made.
+    fn new(appliance: &InlineAppliance, token: String) -> Result<Self> {
+        let (name, url, ca) = (appliance.name.clone(), appliance.url.clone(), ca_of(appliance)?);
+        Ok(Self { appliance: name, url, ca, token, also: None, attachment: None, over: false })
+    }
+}
+
+fn ca_of(appliance: &InlineAppliance) -> Result<Option<String>> {
+    let ca = appliance.ca_file.as_ref().map(std::fs::read_to_string).transpose();
+    ca.map_err(|e| Status::unavailable(format!("the certificate of appliance {}: {e}", appliance.name)))
+}
+
 /// A client of an appliance, with a pod's token.
 fn client_of(appliance: &InlineAppliance, token: &str, deadline: Deadline) -> Result<Client> {
-    let ca = appliance.ca_file.as_ref().map(std::fs::read).transpose();
-    let ca =
-        ca.map_err(|e| Status::unavailable(format!("the certificate of appliance {}: {e}", appliance.name)))?;
-    let client = Client::tls(&appliance.url, token.into(), ca.as_deref());
-    let client =
-        client.map_err(|p| Status::unavailable(format!("appliance {}: {}", appliance.name, p.detail)))?;
+    let ca = ca_of(appliance)?;
+    client_at((&appliance.url, ca.as_deref()), &appliance.name, token, deadline)
+}
+
+fn client_at(
+    (url, ca): (&str, Option<&str>),
+    name: &ApplianceName,
+    token: &str,
+    deadline: Deadline,
+) -> Result<Client> {
+    let client = Client::tls(url, token.into(), ca.map(str::as_bytes));
+    let client = client.map_err(|p| Status::unavailable(format!("appliance {name}: {}", p.detail)))?;
     Ok(client.with_timeout(deadline.left()))
 }
 
@@ -226,11 +252,18 @@ impl Node {
         }
         let staging = self.inline.staging(name);
         let before = self.inline.get(name).map_err(kept)?;
-        if let Some(attached) = before.as_ref().and_then(|before| before.attachment.as_ref())
+        if let Some(before) = &before
+            && let Some(attached) = &before.attachment
             && is_mounted(&staging)?
             && is_mounted(target)?
         {
             // kubelet asks again when it is started anew: the appliance may be away then.
+            if let Ok(brought) = token_of(&secrets)
+                && brought != before.token
+                && before.also.as_ref() != Some(&brought)
+            {
+                self.inline.put(name, &Kept { also: Some(brought), ..before.clone() }).map_err(kept)?;
+            }
             return self.publish(attached, &staging, target, &how, read_only).await;
         }
         let appliance = match &before {
@@ -239,13 +272,10 @@ impl Node {
         };
         let appliance = self.inline.appliance(appliance)?;
         let brought = token_of(&secrets)?;
-        let mut kept_of = before.unwrap_or_else(|| Kept {
-            appliance: appliance.name.clone(),
-            token: brought.clone(),
-            attachment: None,
-            over: false,
-        });
-        kept_of.over = false;
+        let mut kept_of = match before {
+            Some(before) => Kept { over: false, ..before },
+            None => Kept::new(appliance, brought.clone())?,
+        };
         let mut client = client_of(appliance, &kept_of.token, deadline)?;
         let mut pool = client.pool(&ask.pool).await;
         if kept_of.token != brought && pool.as_ref().is_err_and(|p| p.kind == ErrorKind::Unauthenticated) {
@@ -319,14 +349,26 @@ impl Node {
     }
 
     async fn delete_inline(&self, name: &VolumeName, kept_of: &Kept, deadline: Deadline) -> Result<()> {
-        let client = client_of(self.inline.appliance(Some(&kept_of.appliance))?, &kept_of.token, deadline)?;
+        let client = |token: &str| match self.inline.appliance(Some(&kept_of.appliance)) {
+            Ok(appliance) => client_of(appliance, token, deadline),
+            // It is no longer for new ones.
+            Err(_) => client_at((&kept_of.url, kept_of.ca.as_deref()), &kept_of.appliance, token, deadline),
+        };
+        let mut client_of_it = client(&kept_of.token)?;
         // By its name where it may have been made by a call whose answer was lost.
         let by = match &kept_of.attachment {
             Some(attached) => VolumeRef::Id(attached.volume),
             None => VolumeRef::Name(name.clone()),
         };
-        status::gone(client.detach(&by, &self.id.name).await)?;
-        status::gone(client.delete_volume(&by).await)?;
+        let mut detached = client_of_it.detach(&by, &self.id.name).await;
+        if let (Err(p), Some(also)) = (&detached, &kept_of.also)
+            && p.kind == ErrorKind::Unauthenticated
+        {
+            client_of_it = client(also)?;
+            detached = client_of_it.detach(&by, &self.id.name).await;
+        }
+        status::gone(detached)?;
+        status::gone(client_of_it.delete_volume(&by).await)?;
         self.inline.remove(name).map_err(kept)
     }
 
@@ -336,7 +378,14 @@ impl Node {
             for name in self.inline.all() {
                 // A pod that has just come with it has its lock.
                 let Ok(_lock) = self.locks.take(format!("volume {name}")) else { continue };
-                let Ok(Some(kept_of)) = self.inline.get(&name) else { continue };
+                let kept_of = match self.inline.get(&name) {
+                    Ok(Some(kept_of)) => kept_of,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        tracing::warn!(volume = %name, %error, "what is kept of an inline volume can't be read");
+                        continue;
+                    }
+                };
                 if !kept_of.over {
                     continue;
                 }
@@ -348,9 +397,9 @@ impl Node {
         }
     }
 
-    /// Whether this node has it.
+    /// Whether this node has it, or may have it.
     pub(super) fn has_inline(&self, name: &VolumeName) -> bool {
-        self.inline.get(name).is_ok_and(|kept| kept.is_some())
+        !matches!(self.inline.get(name), Ok(None))
     }
 }
 
@@ -459,7 +508,7 @@ mod tests {
         let (inline, name) = (Inline::at(dir.path(), appliances(&["a"])), name_of(ID).unwrap());
         assert!(inline.get(&name).unwrap().is_none() && inline.all().is_empty());
         let token = token_of(&map(&[("token", "t\n")])).unwrap();
-        let mut kept_of = Kept { appliance: "a".parse().unwrap(), token, attachment: None, over: false };
+        let mut kept_of = Kept::new(inline.appliance(None).unwrap(), token).unwrap();
         for over in [false, true] {
             kept_of.over = over;
             inline.put(&name, &kept_of).unwrap();

@@ -165,6 +165,18 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     nothing_is_left(w, &node)?;
     pod.unpublish(w, &node)?;
 
+    // Its secret has another token by the time that it goes, and the first one lets nobody in any more.
+    pod.publish(w, &node)?;
+    let second: TokenName = "inline-2".parse()?;
+    let made = w.api(w.lab.api.put_token(&second, &scope))?;
+    let other = made.secret.context("a second token")?.expose().to_string();
+    pod.secrets.insert("token".into(), other.clone());
+    pod.publish(w, &node)?;
+    w.api(w.lab.api.delete_token(&name))?;
+    pod.unpublish(w, &node)?;
+    ensure!(volumes(w)?.is_empty(), "what was made by the first token is still there");
+    nothing_is_left(w, &node)?;
+
     // The pod goes while nobody answers: it does not wait, and what it had goes later.
     pod.publish(w, &node)?;
     w.lab.on_appliance("systemctl stop orlopd")?;
@@ -183,8 +195,8 @@ pub fn inline_volumes(w: &mut World) -> Result<()> {
     wait_for("what is left to be deleted", Duration::from_secs(150), || Ok(volumes(w)?.is_empty()))?;
     nothing_is_left(w, &node)?;
     let journal = initiator(&mut w.lab, 0)?
-        .run(&format!("journalctl -b --no-pager -o cat | grep -cF -e '{token}'; true"))?;
-    ensure!(journal.trim() == "0", "the token is in the log");
-    w.api(w.lab.api.delete_token(&name))?;
+        .run(&format!("journalctl -b --no-pager -o cat | grep -cF -e '{token}' -e '{other}'; true"))?;
+    ensure!(journal.trim() == "0", "a token is in the log");
+    w.api(w.lab.api.delete_token(&second))?;
     node.stop(&mut w.lab)
 }
