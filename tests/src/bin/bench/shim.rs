@@ -226,7 +226,7 @@ fn mounts(lab: &mut Lab, shim: &Shim, results: &mut Results) -> Result<()> {
         if n > 0 {
             all.push(sum);
             ratios.push(sum / bare);
-            steps.iter_mut().zip(took).for_each(|(step, took)| step.push(took / sum));
+            steps.iter_mut().zip(took).for_each(|(step, took)| step.push(100.0 * took / sum));
         }
         cluster.unmount(lab, &claim, &node)?;
         cluster.delete(lab, claim)?;
