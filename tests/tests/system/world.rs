@@ -166,6 +166,14 @@ impl World {
         if let Ok(log) = self.lab.appliance.shell(disks, Duration::from_secs(30)) {
             println!("---- appliance's disks:\n{}", log.stdout);
         }
+        // Where the kernel waits for ever: each such thread, and what it waits in.
+        let stuck = "for t in /proc/[0-9]*/task/[0-9]*; do \
+                       grep -q '^State:.D' $t/status 2>/dev/null || continue; \
+                       echo \"$(cat $t/comm): $(awk '{print $2}' $t/stack | head -n 12 | tr '\\n' ' ')\"; \
+                     done | head -n 60";
+        if let Ok(log) = self.lab.appliance.shell(stuck, Duration::from_secs(30)) {
+            println!("---- appliance's threads that can't be ended:\n{}", log.stdout);
+        }
         let node = "journalctl -u orlop-csi -n 20 --no-pager -o cat; dmesg | tail -n 15";
         for initiator in std::iter::once(&mut self.lab.initiator).chain(&mut self.lab.others) {
             if let Ok(log) = initiator.guest.shell(node, Duration::from_secs(30)) {
