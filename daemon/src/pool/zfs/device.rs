@@ -8,10 +8,6 @@
 //! whole of ZFS and, where it can't have them within a second, fails with a number that is not meant for
 //! programs (512, ERESTARTSYS). Here it is tried again; a kernel target, whose open is then not the
 //! first, never meets it.
-//!
-//! Those locks are kept while the first open waits for its zpool, and a zpool whose disks are gone lets it wait for
-//! ever: no other zpool of the machine could be changed until it is restarted. So no device of such a one is opened
-//! here. What is left is the instant between the loss of the disks and ZFS's word of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -21,7 +17,6 @@ use std::path::{Path, PathBuf};
 use orlop_api::ByteSize;
 use parking_lot::Mutex;
 
-use super::zpool;
 use crate::kernel::Deadline;
 use crate::kernel::block;
 use crate::kernel::uevent::Uevents;
@@ -58,7 +53,6 @@ impl Devices {
     /// Finds a zvol's device, waiting for it if the kernel has not made it yet, and opens it.
     pub fn open(&self, ctx: &Context, dataset: &str, deadline: &Deadline) -> Result<Opened> {
         let waiting = || format!("waiting for the device of {dataset}");
-        zpool::must_answer(ctx, "opening a device")?;
         // Before the first look, so that what comes after it is not missed.
         let mut events = Uevents::open().map_err(ctx.io("listening to kernel events"))?;
         let found = events.wait(deadline, || self.find(dataset)).map_err(ctx.io(waiting()))?;
@@ -68,9 +62,6 @@ impl Devices {
 
     /// Opens a zvol's device if it is where it is expected: no other is asked, and nothing is waited for.
     pub fn open_named(&self, dataset: &str) -> Option<Opened> {
-        if zpool::is_suspended(pool_of(dataset)) {
-            return None;
-        }
         let found = self.named(dataset).ok().flatten()?;
         Some(self.hold(dataset, found))
     }
@@ -96,9 +87,6 @@ impl Devices {
     }
 
     fn find(&self, dataset: &str) -> Option<Found> {
-        if zpool::is_suspended(pool_of(dataset)) {
-            return None;
-        }
         match self.named(dataset) {
             Ok(None) => self.scan(dataset),
             // Asking all the others now would make it busier.
@@ -135,11 +123,6 @@ impl Devices {
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok().filter(|n| n.starts_with("zd")))
             .collect();
-        let mut waiting = BTreeSet::new();
-        for zpool in zpool::suspended() {
-            linked_below(&Path::new("/dev/zvol").join(zpool), &mut waiting);
-        }
-        names.retain(|n| !waiting.contains(n));
         names.sort_by_key(|n| known.contains(n));
         for name in names {
             let Ok(Some(told)) = ask(&name) else { continue };
@@ -154,21 +137,6 @@ impl Devices {
     }
 }
 
-fn pool_of(dataset: &str) -> &str {
-    dataset.split_once('/').map_or(dataset, |(pool, _)| pool)
-}
-
-/// The names of the devices that links in a directory and below it lead to. To be had without opening any.
-fn linked_below(directory: &Path, names: &mut BTreeSet<String>) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        match std::fs::read_link(&path) {
-            Ok(to) => names.extend(to.file_name().and_then(|n| n.to_str()).map(str::to_string)),
-            Err(_) => linked_below(&path, names),
-        }
-    }
-}
-
 fn found(name: &str, told: Told) -> Found {
     Found { device: Path::new("/dev").join(name), size: told.size, file: told.file }
 }
@@ -179,24 +147,5 @@ fn ask(name: &str) -> io::Result<Option<Told>> {
     match block::zvol_name(&file)? {
         Some(dataset) => Ok(Some(Told { dataset, size: block::size(&file)?, file })),
         None => Ok(None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_say_which_devices_are_of_a_zpool() -> io::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let below = dir.path().join("orlop/volumes");
-        std::fs::create_dir_all(&below)?;
-        std::os::unix::fs::symlink("../../../../zd16", below.join("one"))?;
-        std::os::unix::fs::symlink("../../../zd0", dir.path().join("orlop/two"))?;
-        let mut names = BTreeSet::new();
-        linked_below(dir.path(), &mut names);
-        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["zd0", "zd16"]);
-        linked_below(&dir.path().join("none"), &mut BTreeSet::new());
-        Ok(())
     }
 }

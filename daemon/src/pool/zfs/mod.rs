@@ -580,7 +580,6 @@ impl Pool for ZfsPool {
     }
 
     fn open(&self, id: VolumeId, deadline: &Deadline) -> Result<Opened> {
-        zpool::must_answer(&self.ctx, "opening a volume")?;
         let stored = self.existing(id, deadline)?;
         self.ensure_unlocked(&stored.label, deadline)?;
         check_filled(&self.ctx, &stored.label)?;

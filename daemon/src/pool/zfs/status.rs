@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 
 use super::spares::{Step, Watch, stand_ins};
-use super::zpool;
 use crate::kernel::Deadline;
 use crate::kernel::disks::{self, DiskInfo};
 use crate::kernel::exec::Tool;
@@ -326,12 +325,18 @@ impl Vdevs {
         status.pools.remove(name).ok_or_else(|| self.ctx.not_found(format!("zpool {name}")))
     }
 
+    /// Its state in one word. `None`: the module does not say.
+    fn word(&self) -> Option<String> {
+        let path = Path::new("/proc/spl/kstat/zfs").join(self.ctx.pool.as_str()).join("state");
+        Some(std::fs::read_to_string(path).ok()?.trim().to_string())
+    }
+
     pub fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<PoolHealth> {
         if let Some(last) = last
             && last.state == PoolHealthState::Ok
             && last.scan.as_ref().is_none_or(|s| s.state != PoolScanState::Running)
             && self.read.lock().is_some_and(|at| at.elapsed() < DETAILS)
-            && zpool::state(self.ctx.pool.as_str()).as_deref() == Some("ONLINE")
+            && self.word().as_deref() == Some("ONLINE")
         {
             return Ok(last.clone());
         }

@@ -4,7 +4,7 @@
 //! with our pool's name: it is set by the very command that makes the zpool. A zpool of that name
 //! without it is foreign and is never changed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use orlop_api::PoolLayout;
 use serde::{Deserialize, Serialize};
@@ -144,35 +144,6 @@ impl<'a> Tools<'a> {
         let output = self.run(&self.zfs, &args, deadline)?;
         if has(deadline)? { Ok(()) } else { Err(self.ctx.exec(output.failure())) }
     }
-}
-
-/// Where the module tells of each zpool that is imported.
-const TOLD: &str = "/proc/spl/kstat/zfs";
-
-/// A zpool's state in one word, which waits for none of ZFS's locks. `None`: the module does not say.
-pub(super) fn state(name: &str) -> Option<String> {
-    let path = Path::new(TOLD).join(name).join("state");
-    Some(std::fs::read_to_string(path).ok()?.trim().to_string())
-}
-
-/// Whether a zpool waits for disks that are gone, and whoever asks it for anything with it.
-pub(super) fn is_suspended(name: &str) -> bool {
-    state(name).as_deref() == Some("SUSPENDED")
-}
-
-/// An error for one that is: said at once, where ZFS would say nothing.
-pub(super) fn must_answer(ctx: &Context, action: &str) -> Result<()> {
-    if is_suspended(ctx.pool.as_str()) {
-        let gone = std::io::Error::other("the zpool is suspended: its disks are gone");
-        return Err(ctx.io(action)(gone));
-    }
-    Ok(())
-}
-
-/// All that are.
-pub(super) fn suspended() -> Vec<String> {
-    let all = std::fs::read_dir(TOLD).into_iter().flatten().flatten();
-    all.filter_map(|e| e.file_name().into_string().ok()).filter(|name| is_suspended(name)).collect()
 }
 
 /// Opens the zpool: imports it if it is not imported.
