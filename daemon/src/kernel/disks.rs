@@ -215,3 +215,61 @@ pub fn find<'a>(disks: &'a [DiskInfo], name: &str) -> io::Result<Option<&'a Disk
     // By device number: a link, a node under another name and the kernel's name are all the same disk.
     Ok(disks.iter().find(|d| block::number(&d.path).is_ok_and(|n| n == wanted)))
 }
+
+/// A device as long as it is there: what comes under its names later is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presence {
+    /// Its directory in sysfs, without links.
+    directory: PathBuf,
+    /// The kernel's number for this appearance of the disk, where it gives one (since 5.15).
+    sequence: Option<String>,
+}
+
+impl Presence {
+    /// Of the device that a path leads to now.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let device = std::fs::canonicalize(path)?;
+        let name = device.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let directory = std::fs::canonicalize(Path::new("/sys/class/block").join(name))?;
+        Ok(Self { sequence: sequence(&directory), directory })
+    }
+
+    /// Whether it has gone.
+    pub fn is_over(&self) -> bool {
+        !self.directory.exists() || sequence(&self.directory) != self.sequence
+    }
+}
+
+/// Of a disk, or of the disk that a partition is of.
+fn sequence(directory: &Path) -> Option<String> {
+    let is_part = directory.join("partition").exists();
+    let disk = if is_part { directory.parent()? } else { directory };
+    std::fs::read_to_string(disk.join("diskseq")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_there_until_it_is_another() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (disk, part) = (dir.path().join("vdb"), dir.path().join("vdb/vdb1"));
+        std::fs::create_dir_all(&part)?;
+        std::fs::write(part.join("partition"), "1\n")?;
+        std::fs::write(disk.join("diskseq"), "7\n")?;
+        let seen = |directory: &Path| Presence { directory: directory.into(), sequence: sequence(directory) };
+        let (whole, one) = (seen(&disk), seen(&part));
+        assert_eq!((whole.sequence.as_deref(), one.sequence.as_deref()), (Some("7\n"), Some("7\n")));
+        assert!(!whole.is_over() && !one.is_over());
+        // Pulled and put back.
+        std::fs::write(disk.join("diskseq"), "8\n")?;
+        assert!(whole.is_over() && one.is_over());
+        let one = seen(&part);
+        std::fs::remove_dir_all(&part)?;
+        assert!(one.is_over());
+        // What is no device has no presence.
+        assert!(Presence::of(&dir.path().join("vdb/diskseq")).is_err());
+        Ok(())
+    }
+}

@@ -29,8 +29,11 @@ const MAX_OUTPUT: usize = 256 << 20;
 /// in the kernel does not die at all, and nobody should wait for it.
 const DEATH: Duration = Duration::from_millis(500);
 
-/// Killed, and not dead when they were last looked at.
-static UNREAPED: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+/// Killed, and not dead when they were last looked at, each with what it holds.
+static UNREAPED: Mutex<Vec<(Child, Held)>> = Mutex::new(Vec::new());
+
+/// What is let go of when a process has gone.
+type Held = Box<dyn Send>;
 
 /// Why a command did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -137,16 +140,37 @@ impl Tool {
 
     /// Runs it to its end. An exit status other than 0 is not an error here: see [`Output::success`].
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S], deadline: &Deadline) -> Result<Output, ExecError> {
-        self.run_with(args, None, deadline)
+        self.run_all(args, None, Box::new(()), deadline)
+    }
+
+    /// [`run`](Self::run), with something that is dropped when the process has gone: one that the kernel keeps outlives
+    /// the deadline, and is not gone then. That shows when a later one is started.
+    pub fn run_holding<S: AsRef<OsStr>>(
+        &self,
+        args: &[S],
+        held: impl Send + 'static,
+        deadline: &Deadline,
+    ) -> Result<Output, ExecError> {
+        self.run_all(args, None, Box::new(held), deadline)
     }
 
     /// [`run`](Self::run), with something to read that must be in no list of processes: a key. A page at most,
     /// which a pipe takes without anybody reading.
-    #[allow(clippy::disallowed_methods, reason = "the one place that starts processes")]
     pub fn run_with<S: AsRef<OsStr>>(
         &self,
         args: &[S],
         input: Option<&[u8]>,
+        deadline: &Deadline,
+    ) -> Result<Output, ExecError> {
+        self.run_all(args, input, Box::new(()), deadline)
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the one place that starts processes")]
+    fn run_all<S: AsRef<OsStr>>(
+        &self,
+        args: &[S],
+        input: Option<&[u8]>,
+        held: Held,
         deadline: &Deadline,
     ) -> Result<Output, ExecError> {
         let command = shown(self.name, args);
@@ -173,15 +197,15 @@ impl Tool {
         match watch(&mut child, self.most, deadline) {
             Ok(Watched::Ended { code, stdout, stderr }) => Ok(Output { command, code, stdout, stderr }),
             Ok(Watched::Late) => {
-                kill(child);
+                kill(child, held);
                 Err(overrun(Overrun))
             }
             Ok(Watched::TooMuch) => {
-                kill(child);
+                kill(child, held);
                 Err(ExecError::TooMuch(command))
             }
             Err(source) => {
-                kill(child);
+                kill(child, held);
                 Err(ExecError::Spawn { command, source })
             }
         }
@@ -312,7 +336,7 @@ fn watch(child: &mut Child, most: usize, deadline: &Deadline) -> io::Result<Watc
 }
 
 /// Kills a child with its group; reaps it now if it dies at once, later if not.
-fn kill(mut child: Child) {
+fn kill(mut child: Child, held: Held) {
     let pid = Pid::from_child(&child);
     // It has not been reaped, so the number is still its own. Failing means that it has just ended.
     let _ = kill_process_group(pid, Signal::KILL);
@@ -320,13 +344,15 @@ fn kill(mut child: Child) {
         let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timespec(DEATH)));
     }
     if !matches!(child.try_wait(), Ok(Some(_))) {
-        UNREAPED.lock().push(child);
+        UNREAPED.lock().push((child, held));
     }
 }
 
 /// Reaps those that have died since.
 fn reap() {
-    UNREAPED.lock().retain_mut(|c| matches!(c.try_wait(), Ok(None)));
+    // What they hold is dropped when the list is free again.
+    let _gone: Vec<_> =
+        UNREAPED.lock().extract_if(.., |(child, _)| !matches!(child.try_wait(), Ok(None))).collect();
 }
 
 /// A duration as the kernel takes it.

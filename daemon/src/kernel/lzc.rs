@@ -141,6 +141,8 @@ pub struct Lzc {
     /// `lzc_send_resume`: the same, and from which object and which of its bytes on.
     send_resume: unsafe extern "C" fn(*const c_char, *const c_char, c_int, c_int, u64, u64) -> c_int,
     receive: Receive,
+    /// `lzc_reopen`: pool, whether a scrub begins anew.
+    reopen: unsafe extern "C" fn(*const c_char, c_int) -> c_int,
     program: Program,
     program_nosync: Program,
     alloc: unsafe extern "C" fn(*mut Nvlist, c_uint, c_int) -> c_int,
@@ -213,6 +215,7 @@ impl Lzc {
             send: symbol!(core, b"lzc_send\0"),
             send_resume: symbol!(core, b"lzc_send_resume\0"),
             receive: symbol!(core, b"lzc_receive\0"),
+            reopen: symbol!(core, b"lzc_reopen\0"),
             program: symbol!(core, b"lzc_channel_program\0"),
             program_nosync: symbol!(core, b"lzc_channel_program_nosync\0"),
             get_list: symbol!(nvpair, b"nvlist_lookup_nvlist\0"),
@@ -284,6 +287,13 @@ impl Lzc {
         let name = text(dataset)?;
         // SAFETY: the name lives through the call.
         errno(unsafe { (self.destroy)(name.as_ptr()) })
+    }
+
+    /// Has ZFS open all disks of a zpool anew, which is how it learns of those that are gone.
+    pub fn reopen(&self, pool: &str) -> io::Result<()> {
+        let name = text(pool)?;
+        // SAFETY: the name lives through the call.
+        errno(unsafe { (self.reopen)(name.as_ptr(), 0) })
     }
 
     /// Writes all of a snapshot as a stream, and blocks until it is written or nobody reads it any more (`EPIPE`).
