@@ -229,6 +229,8 @@ pub(super) struct Core {
     pub(super) stale_bell: Notify,
     /// Pools whose capacity is being read.
     pub(super) reading: Mutex<std::collections::BTreeSet<PoolName>>,
+    /// Pools whose health is being read, and whether it is to be read again then.
+    pub(super) looking: Mutex<BTreeMap<PoolName, bool>>,
     /// Held while the configuration is read anew.
     pub(super) reloading: tokio::sync::Mutex<()>,
     /// What goes on behind answers: labels, capacities, settling. Ends with the engine.

@@ -2,6 +2,7 @@
 //!
 //! A pool that has lost a disk goes on working, and that is the moment to tell somebody.
 
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use orlop_api::{
@@ -66,6 +67,35 @@ fn spares_matter(health: &PoolHealth) -> bool {
 }
 
 impl Core {
+    /// Has it looked at behind the answers how a pool's disks are. Apart from how full it is: one that can't tell that any
+    /// more is the one to hear of.
+    pub(super) fn look_behind(self: &Arc<Self>, pool: Arc<OpenPool>) {
+        match self.looking.lock().entry(pool.name.clone()) {
+            Entry::Occupied(mut again) => {
+                again.insert(true);
+                return;
+            }
+            Entry::Vacant(none) => none.insert(false),
+        };
+        let core = self.clone();
+        self.background(async move {
+            loop {
+                let until = Instant::now() + core.settings.settle_deadline;
+                if let Some(late) = core.look_at_health(&pool, On::Open, until).await {
+                    let _ = late.await;
+                }
+                let mut looking = core.looking.lock();
+                match looking.get_mut(&pool.name) {
+                    Some(again) if *again => *again = false,
+                    _ => {
+                        looking.remove(&pool.name);
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
     /// Reads how a pool's disks are, if that may have changed since, and tells if it is news. The late end
     /// of a read that hangs.
     pub(super) async fn look_at_health(&self, pool: &Arc<OpenPool>, on: On, until: Instant) -> Option<Late> {

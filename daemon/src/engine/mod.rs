@@ -137,6 +137,7 @@ impl Engine {
             stale: Default::default(),
             stale_bell: Default::default(),
             reading: Default::default(),
+            looking: Default::default(),
             reloading: Default::default(),
             unread: Default::default(),
             anew: Default::default(),

@@ -215,6 +215,7 @@ impl Core {
     /// answered, or every look would cost it another thread.
     fn read_behind(self: &Arc<Self>, name: PoolName) {
         let Ok(pool) = self.open_pool(&name) else { return };
+        self.look_behind(pool.clone());
         {
             let mut reading = self.reading.lock();
             if !reading.insert(name.clone()) {
@@ -227,8 +228,6 @@ impl Core {
         self.background(async move {
             let until = Instant::now() + core.settings.settle_deadline;
             if let Some(late) = core.read_capacity(&pool, On::Open, until).await {
-                let _ = late.await;
-            } else if let Some(late) = core.look_at_health(&pool, On::Open, until).await {
                 let _ = late.await;
             }
             let mut reading = core.reading.lock();

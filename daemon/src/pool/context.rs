@@ -92,6 +92,10 @@ impl Context {
         PoolError::Precondition { pool: self.pool.clone(), detail: detail.into() }
     }
 
+    pub fn failed(&self, detail: impl Into<String>) -> PoolError {
+        PoolError::Failed { pool: self.pool.clone(), detail: detail.into() }
+    }
+
     pub fn exhausted(&self, detail: impl Into<String>) -> PoolError {
         PoolError::Exhausted { pool: self.pool.clone(), detail: detail.into() }
     }

@@ -300,6 +300,14 @@ pub enum PoolError {
         /// The volume whose key it takes.
         volume: VolumeId,
     },
+    /// Its disks are gone, or another pool's are that everything has to wait for; nothing was changed.
+    #[error("pool {pool}: {detail}")]
+    Failed {
+        /// The pool.
+        pool: PoolName,
+        /// What is gone, and what to do.
+        detail: String,
+    },
     /// A system call failed.
     #[error("pool {pool}: {action}")]
     Io {
@@ -352,6 +360,7 @@ impl PoolError {
             Self::WrongKey { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } | Self::Property { .. } => ErrorKind::Unsupported,
             Self::Io { .. } | Self::Command { .. } | Self::Stream { .. } => ErrorKind::Internal,
+            Self::Failed { .. } => ErrorKind::Unavailable,
             Self::Deadline { .. } => ErrorKind::Deadline,
         }
     }

@@ -83,6 +83,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_group_under_writes_is_of_one_instant", snapshots::group_is_of_one_instant),
     ("a_spare_steps_back", disks::spare_steps_back),
     ("pulled_disks_harm_only_their_pools", unprotected::pulled_disks_harm_only_their_pools),
+    ("an_idle_pool_waits_for_its_disk", unprotected::an_idle_pool_waits_for_its_disk),
     ("lvm_on_mirrors_survives_lost_disks", arrays::lvm_survives_lost_disks),
     ("files_on_an_array_survive_lost_disks", arrays::files_survive_lost_disks),
     ("snapshots_clones_and_copies_keep_their_bytes", snapshots::keep_their_bytes),

@@ -297,6 +297,21 @@ fn pool_disk(name: &str, part: &str, state: &str) -> PoolDisk {
 }
 
 #[tokio::test]
+async fn a_pool_that_can_not_say_how_full_it_is_still_says_why() {
+    let rig = Rig::new().await;
+    rig.becomes(health(PoolHealthState::Ok, None)).await;
+    rig.platter.faults(|f| f.hang = ["capacity".to_string()].into());
+    rig.engine().disks_changed(&[]);
+    rig.until("the question", |rig| rig.engine().core.reading.lock().contains(&tank())).await;
+    rig.becomes(health(PoolHealthState::Failed, Some("its disk is gone"))).await;
+    assert!(rig.health_alarm().unwrap().contains("its disk is gone"));
+    assert!(rig.engine().core.reading.lock().contains(&tank()), "it hangs");
+    rig.platter.faults(|f| f.hang.clear());
+    rig.becomes(health(PoolHealthState::Ok, None)).await;
+    assert_eq!(rig.health_alarm(), None);
+}
+
+#[tokio::test]
 async fn spares_are_minded_where_there_is_a_reason_and_nobody_else_is_at_it() {
     let rig = Rig::new().await;
     let start = rig.engine().events().newest();

@@ -80,7 +80,7 @@ pub struct Faults {
     pub fail_destroy: bool,
     /// Labels can't be written.
     pub fail_relabel: bool,
-    /// Creates, destroys and new labels of these names hang until let go.
+    /// Creates, destroys and new labels of these names hang until let go; `capacity` is the question for that.
     pub hang: BTreeSet<String>,
     /// The second snapshot of a request fails, with the first one taken.
     pub fail_snapshot: bool,
@@ -432,6 +432,7 @@ impl Pool for FakePool {
     }
 
     fn capacity(&self, _: &Deadline) -> Result<Capacity> {
+        self.platter.wait_while_hung("capacity");
         let much = Capacity {
             total: ByteSize(1 << 40),
             used: ByteSize(0),

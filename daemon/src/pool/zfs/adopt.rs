@@ -10,6 +10,7 @@ use orlop_api::VolumeId;
 
 use super::ZfsPool;
 use super::dataset::{self, LABEL, Row};
+use super::turns::Work;
 use crate::kernel::Deadline;
 use crate::model::Label;
 use crate::pool::rules::{IN_USE, check_same, check_size, check_stray_size};
@@ -22,7 +23,7 @@ const INHERITED: [&str; 3] = ["sync", "volmode", "snapdev"];
 impl ZfsPool {
     /// A zvol of this zpool by its whole name.
     fn stray(&self, name: &str, deadline: &Deadline) -> Result<Option<Row>> {
-        self.ctx.check(deadline, "looking at a zvol")?;
+        self.check(deadline, "looking at a zvol")?;
         if !name.starts_with(&format!("{}/", self.ctx.pool)) || name.contains('@') {
             return Ok(None);
         }
@@ -50,7 +51,8 @@ impl ZfsPool {
         self.prove_unused(stray, deadline)?;
         let moved = self
             .set_label_on(stray, label, LABEL, deadline)
-            .and_then(|()| self.zfs(&["rename", stray, &name], deadline));
+            .and_then(|()| self.turn(Work::Removal, deadline))
+            .and_then(|_turn| self.zfs(&["rename", stray, &name], deadline));
         // Whatever it said: what counts is what is there.
         if self.look(label.id, deadline)?.is_none() {
             let error = moved.err().unwrap_or_else(|| self.ctx.not_found(&name));
@@ -69,6 +71,7 @@ impl ZfsPool {
         let there = self.look(id, deadline)?.is_some();
         if there {
             self.devices.close(&name);
+            let _turn = self.turn(Work::Removal, deadline)?;
             self.zfs(&["rename", &name, stray], deadline)?;
             self.devices.forget(&name);
         }
@@ -111,7 +114,7 @@ impl ZfsPool {
                 Some(_claimed) => return Ok(()),
                 None if patience.pause(pause).is_ok() => pause = (pause * 2).min(Duration::from_secs(1)),
                 None => {
-                    self.ctx.check(deadline, "waiting for a zvol")?;
+                    self.check(deadline, "waiting for a zvol")?;
                     return Err(self.ctx.precondition(format!("{name} is in use: {}", device.display())));
                 }
             }

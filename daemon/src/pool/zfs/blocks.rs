@@ -66,7 +66,7 @@ impl ZfsPool {
             None => stream.tell(found, deadline, |_, end, found| Ok(found.pass(end))),
         };
         told.map_err(self.ctx.io(format!("reading the stream of {}", stream.snapshot)))?;
-        self.ctx.check(deadline, "telling blocks of a zvol")
+        self.check(deadline, "telling blocks of a zvol")
     }
 }
 

@@ -8,6 +8,10 @@
 //! whole of ZFS and, where it can't have them within a second, fails with a number that is not meant for
 //! programs (512, ERESTARTSYS). Here it is tried again; a kernel target, whose open is then not the
 //! first, never meets it.
+//!
+//! Those locks are kept while the first open waits for its zpool, and one whose disks are gone lets it wait for ever:
+//! no other zpool of the machine could be changed until it is restarted. So the pool asks before it has one of its own
+//! opened here, and none of another's is that can't answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,6 +21,7 @@ use std::path::{Path, PathBuf};
 use orlop_api::ByteSize;
 use parking_lot::Mutex;
 
+use super::turns::Turns;
 use crate::kernel::Deadline;
 use crate::kernel::block;
 use crate::kernel::uevent::Uevents;
@@ -81,6 +86,12 @@ impl Devices {
         self.held.lock().remove(dataset);
     }
 
+    /// Lets all devices go.
+    pub fn close_all(&self) {
+        let all = std::mem::take(&mut *self.held.lock());
+        drop(all);
+    }
+
     /// A volume has been destroyed.
     pub fn forget(&self, dataset: &str) {
         self.known.lock().remove(dataset);
@@ -123,6 +134,11 @@ impl Devices {
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok().filter(|n| n.starts_with("zd")))
             .collect();
+        let mut silent = BTreeSet::new();
+        for zpool in Turns::of_machine().failed() {
+            linked_below(&Path::new("/dev/zvol").join(zpool.as_str()), &mut silent);
+        }
+        names.retain(|n| !silent.contains(n));
         names.sort_by_key(|n| known.contains(n));
         for name in names {
             let Ok(Some(told)) = ask(&name) else { continue };
@@ -137,6 +153,17 @@ impl Devices {
     }
 }
 
+/// The names of the devices that links in a directory and below it lead to: to be had without opening any.
+fn linked_below(directory: &Path, names: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match std::fs::read_link(&path) {
+            Ok(to) => names.extend(to.file_name().and_then(|n| n.to_str()).map(str::to_string)),
+            Err(_) => linked_below(&path, names),
+        }
+    }
+}
+
 fn found(name: &str, told: Told) -> Found {
     Found { device: Path::new("/dev").join(name), size: told.size, file: told.file }
 }
@@ -147,5 +174,24 @@ fn ask(name: &str) -> io::Result<Option<Told>> {
     match block::zvol_name(&file)? {
         Some(dataset) => Ok(Some(Told { dataset, size: block::size(&file)?, file })),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_say_which_devices_are_of_a_zpool() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let below = dir.path().join("orlop/volumes");
+        std::fs::create_dir_all(&below)?;
+        std::os::unix::fs::symlink("../../../../zd16", below.join("one"))?;
+        std::os::unix::fs::symlink("../../../zd0", dir.path().join("orlop/two"))?;
+        let mut names = BTreeSet::new();
+        linked_below(dir.path(), &mut names);
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["zd0", "zd16"]);
+        linked_below(&dir.path().join("none"), &mut BTreeSet::new());
+        Ok(())
     }
 }

@@ -51,7 +51,7 @@ impl ZfsPool {
         deadline: &Deadline,
     ) -> Result<()> {
         let name = self.dataset(root);
-        self.ctx.check(deadline, "loading a key")?;
+        self.check(deadline, "loading a key")?;
         let Some(lzc) = lzc::get() else { return self.load_key_by_command(root, key, check, deadline) };
         let errno = |e: &io::Error, is: Errno| e.raw_os_error() == Some(is.raw_os_error());
         let loaded = match check {

@@ -17,21 +17,24 @@ mod blocks;
 mod dataset;
 mod device;
 mod encryption;
+mod make;
 mod remove;
 mod spares;
 mod status;
 mod stream;
+mod turns;
 mod zpool;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use orlop_api::{
-    ByteSize, EncryptionKey, FilesystemKind, PoolHealth, PoolKind, PoolName, Properties, Provisioning,
-    SourceMode, VolumeId, VolumeKind,
+    ByteSize, EncryptionKey, FilesystemKind, PoolHealth, PoolKind, PoolName, Provisioning, SourceMode,
+    VolumeId,
 };
 use parking_lot::Mutex;
 
@@ -49,6 +52,7 @@ use crate::model::{Document, Label, PoolChange, PoolMedium, PoolSpec, SnapshotKe
 use dataset::{LABEL, Row, SNAPSHOT};
 use device::Devices;
 use status::Vdevs;
+use turns::{Denied, Turn, Turns, Work};
 pub(super) use zpool::Disks;
 
 /// The block size of zvols unless another is given, and so the unit of their sizes. It is what OpenZFS
@@ -90,15 +94,19 @@ impl ZfsPool {
     }
 
     pub fn open(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
-        let ctx = Context::new(&spec.name);
-        zpool::import(&ctx, spec.guid(), false, deadline)?;
-        Self::opened(ctx, env)
+        Self::import(spec, env, false, deadline)
     }
 
     /// As `open`, from a machine that did not let go of it.
     pub fn take(spec: &PoolSpec, env: &PoolEnv, deadline: &Deadline) -> Result<Self> {
+        Self::import(spec, env, true, deadline)
+    }
+
+    fn import(spec: &PoolSpec, env: &PoolEnv, force: bool, deadline: &Deadline) -> Result<Self> {
         let ctx = Context::new(&spec.name);
-        zpool::import(&ctx, spec.guid(), true, deadline)?;
+        // Where only the daemon was started again it is here already, and may have lost its disks meanwhile.
+        Vdevs::new(&ctx, env)?.revive(deadline)?;
+        zpool::import(&ctx, spec.guid(), force, deadline)?;
         Self::opened(ctx, env)
     }
 
@@ -118,6 +126,23 @@ impl ZfsPool {
 
     fn parent(&self) -> String {
         parent(&self.ctx.pool)
+    }
+
+    /// An error once the deadline has passed, or where ZFS would not answer: asked before each thing that is asked of it.
+    fn check(&self, deadline: &Deadline, action: &str) -> Result<()> {
+        self.ctx.check(deadline, action)?;
+        self.vdevs.must_answer()
+    }
+
+    /// Waits until it may be done.
+    fn turn(&self, work: Work, deadline: &Deadline) -> Result<Turn<'static>> {
+        Turns::of_machine().take(work, &self.ctx.pool, deadline).map_err(|denied| match denied {
+            Denied::Late => self.ctx.late("waiting for other zvols", crate::kernel::Overrun),
+            Denied::HeldUpBy(other) => self.ctx.failed(format!(
+                "zpool {other} lost disks while a volume in it grew, and until that has ended ZFS can remove nothing from \
+                 any zpool: put them back, or start the machine again without them"
+            )),
+        })
     }
 
     /// The name of a volume or a snapshot.
@@ -143,7 +168,7 @@ impl ZfsPool {
         of_filesystems: &[&str],
         deadline: &Deadline,
     ) -> Result<Vec<Option<Row>>> {
-        self.ctx.check(deadline, "reading a label")?;
+        self.check(deadline, "reading a label")?;
         if let Some(lzc) = lzc::get() {
             // Where the library can't answer, the command still may.
             let words = dataset::words();
@@ -211,7 +236,8 @@ impl ZfsPool {
         Ok(text)
     }
 
-    fn zfs(&self, args: &[&str], deadline: &Deadline) -> Result<()> {
+    fn zfs<S: AsRef<OsStr>>(&self, args: &[S], deadline: &Deadline) -> Result<()> {
+        self.check(deadline, "running zfs")?;
         self.zfs.run(args, deadline).and_then(|o| o.success()).map(drop).map_err(|e| self.ctx.exec(e))
     }
 
@@ -227,7 +253,7 @@ impl ZfsPool {
         deadline: &Deadline,
     ) -> Result<()> {
         let text = self.label_text(label)?;
-        self.ctx.check(deadline, "writing a label")?;
+        self.check(deadline, "writing a label")?;
         if let Some(lzc) = lzc::get() {
             match lzc.set_text(self.ctx.pool.as_str(), name, property, &text) {
                 Ok(()) => return Ok(()),
@@ -237,153 +263,10 @@ impl ZfsPool {
         self.zfs(&["set", &format!("{property}={text}"), name], deadline)
     }
 
-    fn set_size(&self, label: &Label, deadline: &Deadline) -> Result<()> {
-        let name = self.dataset(label.id);
-        let size = match label.kind {
-            VolumeKind::Block => vec![format!("volsize={}", label.size.bytes())],
-            VolumeKind::Filesystem => sizes(label),
-        };
-        let mut args = vec!["set"];
-        args.extend(size.iter().map(String::as_str));
-        args.push(&name);
-        self.zfs(&args, deadline)
-    }
-
-    /// The creation itself, of a linked clone `from` its snapshot. What came of it is read back by the caller.
-    fn make(
-        &self,
-        label: &Label,
-        from: Option<&SnapshotLabel>,
-        text: &str,
-        deadline: &Deadline,
-    ) -> Result<()> {
-        let name = self.dataset(label.id);
-        // The kernel knows the values of these by numbers of its own, and libzfs has the table: volumes
-        // that set any take the command.
-        let mut settings: Vec<String> = dataset::settings(&label.properties).collect();
-        let filesystem = label.kind == VolumeKind::Filesystem;
-        if filesystem {
-            settings.extend(FILESYSTEM.map(String::from));
-            settings.extend(dataset::record_size(&label.properties));
-            settings.extend(sizes(label));
-        }
-        // A clone is encrypted as its origin is, and takes no key of its own.
-        let key = match label.encryption.filter(|_| from.is_none()) {
-            Some(encryption) => {
-                settings.extend(encryption::SETTINGS.map(String::from));
-                Some(self.key(encryption)?)
-            }
-            None => None,
-        };
-        let fast = if settings.is_empty() { lzc::get() } else { None };
-        let mut options = Vec::new();
-        for setting in settings.into_iter().chain([format!("{LABEL}={text}")]) {
-            options.extend(["-o".into(), setting]);
-        }
-        let run = |args: Vec<String>| {
-            let done = self.zfs.run_with(&args, key.as_ref().map(EncryptionKey::expose), deadline);
-            done.and_then(|o| o.success()).map(drop).map_err(|e| self.ctx.exec(e))
-        };
-        if let Some(from) = from {
-            let snapshot = self.dataset(from.key);
-            self.ensure_unlocked(label, deadline)?;
-            self.ctx.check(deadline, "cloning a snapshot")?;
-            match fast {
-                Some(lzc) => lzc
-                    .clone_snapshot(&snapshot, &name, &[(LABEL, text)])
-                    .map_err(self.ctx.io(format!("cloning {snapshot}")))?,
-                None => run([vec!["clone".into()], options, vec![snapshot, name]].concat())?,
-            }
-            // It has its snapshot's size at first.
-            return if from.size < label.size { self.set_size(label, deadline) } else { Ok(()) };
-        }
-        if filesystem {
-            // -u: where it is mounted, and when, the daemon decides.
-            return run([vec!["create".into(), "-u".into()], options, vec![name]].concat());
-        }
-        let thin = label.provisioning == Provisioning::Thin;
-        let block_size = label.properties.block_size.map_or(VOLBLOCKSIZE, |b| b.bytes());
-        // A reservation is computed by libzfs from the pool's layout, so thick ones take the command too.
-        if thin && let Some(lzc) = fast {
-            self.ctx.check(deadline, "creating a zvol")?;
-            let numbers = [("volsize", label.size.bytes()), ("volblocksize", block_size)];
-            return lzc
-                .create_zvol(&name, &numbers, &[(LABEL, text)])
-                .map_err(self.ctx.io(format!("creating {name}")));
-        }
-        let mut args: Vec<String> = vec!["create".into()];
-        if thin {
-            args.push("-s".into());
-        }
-        args.extend(["-b".into(), block_size.to_string()]);
-        args.extend(["-V".into(), label.size.bytes().to_string()]);
-        run([args, options, vec![name]].concat())
-    }
-
-    /// Makes a zvol what `label` says. It was read as `old`, and may have any of `local` set on it.
-    ///
-    /// All properties and the label change in one transaction group, but for two things. A reservation is
-    /// a change of its own: it comes first where it can be refused. And what goes back to the default takes
-    /// another command: it goes before the label, which says until then that it is to be done.
-    fn apply(&self, old: &Stored, local: &Properties, label: &Label, deadline: &Deadline) -> Result<()> {
-        let name = self.dataset(label.id);
-        let text = self.label_text(label)?;
-        self.ctx.check(deadline, "setting properties")?;
-        let (was, is) = (old.provisioning, label.provisioning);
-        if (was, is) == (Provisioning::Thin, Provisioning::Thick) {
-            let reserved = match label.kind {
-                VolumeKind::Block => "refreservation=auto".to_string(),
-                // All that its files may take. ZFS computes nothing more for a file system.
-                VolumeKind::Filesystem => format!("refreservation={}", label.size.bytes()),
-            };
-            self.zfs(&["set", &reserved, &name], deadline)?;
-        }
-        for property in dataset::unset(local, &label.properties) {
-            self.zfs(&["inherit", property, &name], deadline)?;
-        }
-        let mut settings: Vec<String> = dataset::settings(&label.properties).collect();
-        if (was, is) == (Provisioning::Thick, Provisioning::Thin) {
-            settings.push("refreservation=none".into());
-        }
-        settings.push(format!("{LABEL}={text}"));
-        let mut args = vec!["set"];
-        args.extend(settings.iter().map(String::as_str));
-        args.push(&name);
-        self.zfs(&args, deadline)
-    }
-
-    /// After a failed reservation: says so if space is what was missing, judged by the space there is.
-    fn blame_space(&self, error: super::PoolError, more: u64, deadline: &Deadline) -> super::PoolError {
-        let super::PoolError::Command { .. } = error else { return error };
-        match self.capacity(deadline) {
-            // A reservation is a little larger than the volume: it covers the metadata as well.
-            Ok(have) if have.available.bytes() < more.saturating_add(more / 16).saturating_add(8 << 20) => {
-                self.ctx.exhausted(format!(
-                    "{} with its metadata is needed, {} is free",
-                    ByteSize(more),
-                    have.available
-                ))
-            }
-            _ => error,
-        }
-    }
-
     /// A dataset has no bytes in a row that could be copied.
     fn no_bytes(&self, what: String) -> super::PoolError {
         self.ctx.unsupported(format!("{what} is a ZFS dataset: it is copied as a stream"))
     }
-}
-
-/// What the dataset of every file system volume says, besides what it inherits: that nobody mounts it but the
-/// daemon, and that its files can have what those of ext4 and XFS can.
-const FILESYSTEM: [&str; 6] =
-    ["mountpoint=legacy", "canmount=noauto", "devices=off", "setuid=off", "xattr=sa", "acltype=posix"];
-
-/// How large a file system volume is, and what of it is reserved.
-fn sizes(label: &Label) -> Vec<String> {
-    let size = label.size.bytes();
-    let reserved = (label.provisioning == Provisioning::Thick).then(|| format!("refreservation={size}"));
-    reserved.into_iter().chain(std::iter::once(format!("refquota={size}"))).collect()
 }
 
 /// The dataset that all volumes are below.
@@ -419,6 +302,7 @@ impl Pool for ZfsPool {
     }
 
     fn capacity(&self, deadline: &Deadline) -> Result<Capacity> {
+        self.check(deadline, "reading the capacity")?;
         let capacity = dataset::capacity(&self.ctx, &self.zfs, deadline)?;
         self.total.store(capacity.total.bytes(), Ordering::Relaxed);
         Ok(capacity)
@@ -560,6 +444,7 @@ impl Pool for ZfsPool {
     }
 
     fn list(&self, deadline: &Deadline) -> Result<Listing> {
+        self.check(deadline, "listing volumes")?;
         let mut listing = dataset::list(&self.ctx, &self.zfs, &self.parent(), deadline)?;
         if listing.volumes.iter().any(|v| v.label.encryption.is_some()) {
             listing.locked = self.without_key(None, deadline)?;
@@ -568,6 +453,7 @@ impl Pool for ZfsPool {
     }
 
     fn elsewhere(&self, deadline: &Deadline) -> Result<Vec<Stray>> {
+        self.check(deadline, "looking for volumes")?;
         dataset::elsewhere(&self.ctx, &self.zfs, &self.parent(), deadline)
     }
 
@@ -593,6 +479,7 @@ impl Pool for ZfsPool {
         if stored.label.encryption.is_some_and(|e| e.key_of != id) && !self.devices.is_there(&name) {
             self.zfs(&["set", encryption::GIVE_DEVICE, &name], deadline)?;
         }
+        self.check(deadline, "opening a device")?;
         let opened = self.devices.open(&self.ctx, &name, deadline)?;
         if opened.size != stored.size {
             return Err(self.ctx.conflict(
@@ -607,7 +494,7 @@ impl Pool for ZfsPool {
     fn open_known(&self, label: &Label, deadline: &Deadline) -> Result<Opened> {
         if label.filesystem.is_none() && label.encryption.is_none() {
             check_filled(&self.ctx, label)?;
-            self.ctx.check(deadline, "opening a device")?;
+            self.check(deadline, "opening a device")?;
             match self.devices.open_named(&self.dataset(label.id)) {
                 Some(opened) if opened.size == label.size => return Ok(opened),
                 _ => {}
@@ -624,6 +511,11 @@ impl Pool for ZfsPool {
     }
 
     fn close(&self, id: VolumeId, deadline: &Deadline) -> Result<()> {
+        if self.vdevs.must_answer().is_err() {
+            // The last close writes what there still is, and so does an unmount: neither would end. Its hosts have been
+            // cut off before. It stays open until it is served and let go of again, destroyed, or the pool exported.
+            return Ok(());
+        }
         self.mounts.unmount(id, deadline)?;
         self.devices.close(&self.dataset(id));
         Ok(())
@@ -661,7 +553,7 @@ impl Pool for ZfsPool {
         if there > 0 {
             return Err(self.ctx.conflict(labels[0].key.to_string(), "a part of its group exists already"));
         }
-        self.ctx.check(deadline, "taking snapshots")?;
+        self.check(deadline, "taking snapshots")?;
         match (lzc::get(), wanted.as_slice()) {
             (Some(lzc), _) => lzc
                 .snapshot(self.ctx.pool.as_str(), SNAPSHOT, &wanted)
@@ -739,6 +631,7 @@ impl Pool for ZfsPool {
             }
         };
         if last && self.look(key.volume, deadline)?.is_some() {
+            let _turn = self.turn(Work::Removal, deadline)?;
             self.zfs(&["inherit", "snapdev", &self.dataset(key.volume)], deadline)?;
         }
         self.devices.forget(&self.dataset(key));
@@ -796,13 +689,20 @@ impl Pool for ZfsPool {
     }
 
     fn export(&self, deadline: &Deadline) -> Result<()> {
-        // None is in use; a daemon that was killed may have left one mounted that it was looking at.
+        let _turn = self.turn(Work::Removal, deadline)?;
+        self.check(deadline, "exporting the zpool")?;
+        // None is in use; one may have been left open or mounted: by a daemon that was killed while it looked at it, or
+        // while the disks were gone.
+        self.devices.close_all();
         self.mounts.mounted()?.into_iter().try_for_each(|id| self.close(id, deadline))?;
         self.mounts.forget();
         zpool::export(&self.ctx, deadline)
     }
 
     fn remove(&self, deadline: &Deadline) -> Result<()> {
+        let _turn = self.turn(Work::Removal, deadline)?;
+        self.check(deadline, "removing the zpool")?;
+        self.devices.close_all();
         zpool::remove(&self.ctx, deadline)?;
         self.mounts.forget();
         Ok(())

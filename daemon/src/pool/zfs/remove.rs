@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::turns::Work;
 use super::{BUSY, ZfsPool, dataset};
 use crate::kernel::{Deadline, lzc};
 use crate::pool::{PoolError, Result};
@@ -12,8 +13,12 @@ impl ZfsPool {
         let patience = deadline.at_most(BUSY);
         let mut pause = Duration::from_millis(20);
         loop {
-            self.ctx.check(deadline, "destroying a zvol")?;
+            self.check(deadline, "destroying a zvol")?;
             let Err(error) = self.remove_dataset(name, deadline) else { return Ok(()) };
+            // Nobody who looks at it for a moment is in the way: trying again would be waiting for a person.
+            if matches!(error, PoolError::Failed { .. }) {
+                return Err(error);
+            }
             if self.row_of(name.to_string(), property, deadline)?.is_none() {
                 return Ok(());
             }
@@ -36,6 +41,8 @@ impl ZfsPool {
     }
 
     pub(super) fn remove_dataset(&self, name: &str, deadline: &Deadline) -> Result<()> {
+        let _turn = self.turn(Work::Removal, deadline)?;
+        self.check(deadline, "destroying a zvol")?;
         match lzc::get() {
             Some(lzc) => lzc.destroy(name).map_err(self.ctx.io(format!("destroying {name}"))),
             None => {

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn a_lost_disk_gets_a_spare_after_a_while_and_once() {
         let start = Instant::now();
-        for state in ["UNAVAIL", "REMOVED", "FAULTED"] {
+        for state in ["UNAVAIL", "CANT_OPEN", "REMOVED", "FAULTED"] {
             let mut watch = Watch::default();
             let (well, bad) = (zpool(HEALTHY), zpool(&lose(HEALTHY, 12, state)));
             assert_eq!(after(&mut watch, &well, 0, start), None);

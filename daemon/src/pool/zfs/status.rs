@@ -14,9 +14,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 
 use super::spares::{Step, Watch, stand_ins};
+use super::turns::Turns;
 use crate::kernel::Deadline;
-use crate::kernel::disks::{self, DiskInfo};
+use crate::kernel::disks::{self, DiskInfo, Presence};
 use crate::kernel::exec::Tool;
+use crate::kernel::lzc;
 use crate::model::PoolChange;
 use crate::pool::context::Context;
 use crate::pool::disks::prove_blank;
@@ -24,6 +26,15 @@ use crate::pool::{Change, PoolEnv, Result};
 
 /// How long a zpool that says it is online is believed: one with errors on a disk says so too.
 const DETAILS: Duration = Duration::from_secs(300);
+
+/// How long ZFS may take to open a zpool's disks anew.
+const REOPEN: Duration = Duration::from_secs(20);
+
+/// What ZFS says of disks that it has lost.
+const LOST: [&str; 2] = ["unavail", "removed"];
+
+/// The words for zpools that can't do anything.
+const FAILED: [&str; 4] = ["SUSPENDED", "UNAVAIL", "FAULTED", "REMOVED"];
 
 /// What `zpool status -j --json-int` says, as far as it is asked.
 #[derive(Debug, Deserialize)]
@@ -66,6 +77,7 @@ struct Scan {
 pub(super) struct Vdev {
     name: String,
     pub(super) vdev_type: String,
+    #[serde(deserialize_with = "word")]
     pub(super) state: String,
     #[serde(default)]
     path: Option<String>,
@@ -79,6 +91,12 @@ pub(super) struct Vdev {
     checksum_errors: u64,
     #[serde(default)]
     pub(super) vdevs: HashMap<String, Vdev>,
+}
+
+/// The state of a part, in the word that people are told: for programs ZFS names the same by what led to it.
+fn word<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<String, D::Error> {
+    let state = String::deserialize(from)?;
+    Ok(if state == "CANT_OPEN" { "UNAVAIL".into() } else { state })
 }
 
 /// A number, or a text that is one: it depends on the version which of them is said.
@@ -150,7 +168,7 @@ impl Vdev {
         let path = self.path.clone().unwrap_or_else(|| self.name.clone());
         let state = self.state.to_lowercase();
         // A path that was another disk's once says nothing of what is there now.
-        let there = !["unavail", "removed", "faulted", "cant_open"].contains(&state.as_str());
+        let there = !["unavail", "removed", "faulted"].contains(&state.as_str());
         let disk = disk_of(&path, all).filter(|_| there);
         let name = match disk {
             Some(d) => d.lasting_path(),
@@ -195,6 +213,13 @@ impl Zpool {
         }
         found.extend(self.spares().into_iter().map(|s| s.leaf(Some("spares"), all)));
         found
+    }
+
+    /// The paths of its disks that nothing stands in for.
+    fn alone(&self) -> Vec<String> {
+        let here =
+            |l: &Leaf| l.shown.part.is_none() && ["online", "degraded"].contains(&l.shown.state.as_str());
+        self.leaves(&[]).into_iter().filter(here).map(|l| l.path).collect()
     }
 
     /// What it is made of, ordered by name.
@@ -296,6 +321,9 @@ pub(super) struct Vdevs {
     read: Mutex<Option<Instant>>,
     /// Which disks are lost, and since when.
     watch: Mutex<Watch>,
+    /// The disks that it has not lost and can't do without, as ZFS has said last, by their paths: `None` until there is
+    /// something at the path, because udev makes links in its own time.
+    alone: Mutex<HashMap<String, Option<Presence>>>,
 }
 
 impl Vdevs {
@@ -307,6 +335,7 @@ impl Vdevs {
             zpool,
             read: Mutex::default(),
             watch: Mutex::default(),
+            alone: Mutex::default(),
         })
     }
 
@@ -322,13 +351,74 @@ impl Vdevs {
         let text = output.text().map_err(|e| self.ctx.exec(e))?;
         let mut status: Status =
             serde_json::from_str(text).map_err(|e| self.ctx.exec(output.unparsed(&e)))?;
-        status.pools.remove(name).ok_or_else(|| self.ctx.not_found(format!("zpool {name}")))
+        let zpool = status.pools.remove(name);
+        let zpool = zpool.ok_or_else(|| self.ctx.not_found(format!("zpool {name}")))?;
+        let mut alone = self.alone.lock();
+        // One that is known already stays what it was: if its path leads elsewhere now, that is to be noticed.
+        let known = std::mem::take(&mut *alone);
+        let seen = |path: String| (known.get(&path).cloned().flatten(), path);
+        *alone = zpool.alone().into_iter().map(seen).map(|(disk, path)| (path, disk)).collect();
+        drop(alone);
+        Ok(zpool)
     }
 
     /// Its state in one word. `None`: the module does not say.
     fn word(&self) -> Option<String> {
         let path = Path::new("/proc/spl/kstat/zfs").join(self.ctx.pool.as_str()).join("state");
         Some(std::fs::read_to_string(path).ok()?.trim().to_string())
+    }
+
+    /// Whether a disk is gone that it can't do without, and ZFS has not said so yet.
+    fn has_lost(&self) -> bool {
+        self.alone.lock().iter_mut().any(|(path, disk)| {
+            if disk.is_none() {
+                *disk = Presence::of(Path::new(path)).ok();
+            }
+            disk.as_ref().is_some_and(Presence::is_over)
+        })
+    }
+
+    /// Tells ZFS of disks that are gone and that nothing stands in for. By itself it learns of it when it writes to one,
+    /// and then tries for ever to write what it has begun: it suspends the zpool only when it is told. Where others
+    /// stand in it goes on by itself, and opening them all anew would hold it up.
+    pub fn notice_losses(&self) {
+        // One that is suspended knows, and can't be told.
+        if !self.has_lost() || self.note_word().is_some() {
+            return;
+        }
+        let pool = &self.ctx.pool;
+        let told = match lzc::get() {
+            Some(lzc) => lzc.reopen(pool.as_str()).map_err(|e| e.to_string()),
+            None => {
+                let deadline = Deadline::after(REOPEN);
+                self.run(&["reopen", "-n", pool.as_str()], &deadline).map_err(|e| e.to_string())
+            }
+        };
+        match told {
+            // Once for each loss: those that are left are asked for by the next status.
+            Ok(()) => self.alone.lock().retain(|_, disk| !disk.as_ref().is_some_and(Presence::is_over)),
+            Err(error) => tracing::warn!(%pool, error, "ZFS could not be told that a disk is gone"),
+        }
+        self.note_word();
+    }
+
+    /// Whether it can do anything at present: with its word for why not.
+    fn note_word(&self) -> Option<String> {
+        let failed = self.word().filter(|word| FAILED.contains(&word.as_str()));
+        Turns::of_machine().set_failed(&self.ctx.pool, failed.is_some());
+        failed
+    }
+
+    /// An error if it can't do anything at present: what is asked of ZFS then does not end, and may keep what all
+    /// other zpools wait for. Costs a look at two files.
+    pub fn must_answer(&self) -> Result<()> {
+        self.notice_losses();
+        match self.note_word() {
+            None => Ok(()),
+            Some(word) => Err(self.ctx.failed(format!(
+                "ZFS can't use its disks ({word}): put back what is lost, or start the machine again without it"
+            ))),
+        }
     }
 
     pub fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<PoolHealth> {
@@ -340,7 +430,9 @@ impl Vdevs {
         {
             return Ok(last.clone());
         }
+        self.notice_losses();
         let health = self.status(deadline)?.health(&self.disks()?);
+        self.note_word();
         *self.read.lock() = Some(Instant::now());
         Ok(health)
     }
@@ -441,12 +533,24 @@ impl Vdevs {
     }
 
     /// A disk that is there again under its path is brought online, which rebuilds what it has missed. The
-    /// labels on it say whether it is that disk: ZFS reads them.
+    /// labels on it say whether it is that disk: ZFS reads them. Where the zpool was suspended for want of disks, what
+    /// has waited goes on.
     pub fn take_back(&self, deadline: &Deadline) -> Result<Change> {
-        let away = |l: &Leaf| ["unavail", "removed"].contains(&l.shown.state.as_str());
-        let leaves = self.status(deadline)?.leaves(&self.disks()?);
+        let zpool = self.status(deadline)?;
+        let lost =
+            zpool.leaves(&self.disks()?).into_iter().filter(|l| LOST.contains(&l.shown.state.as_str()));
+        let (back, away): (Vec<_>, Vec<_>) = lost.partition(|l| Path::new(&l.path).exists());
+        if self.word().as_deref() == Some("SUSPENDED") {
+            // Where none was lost its writes failed: whether to try them again is its operator's to say.
+            if back.is_empty() || !away.is_empty() {
+                return Ok(Change::Unchanged);
+            }
+            self.run(&["clear", self.ctx.pool.as_str()], deadline)?;
+            tracing::info!(pool = %self.ctx.pool, "all its disks are there again: what has waited goes on");
+            return Ok(Change::Done);
+        }
         let mut change = Change::Unchanged;
-        for leaf in leaves.iter().filter(|l| away(l) && Path::new(&l.path).exists()) {
+        for leaf in back {
             let guid = leaf.guid.to_string();
             match self.run(&["online", self.ctx.pool.as_str(), &guid], deadline) {
                 Ok(()) => {
@@ -460,6 +564,14 @@ impl Vdevs {
             }
         }
         Ok(change)
+    }
+
+    /// Has a zpool that is imported already go on, if it can't and its disks are there again; an error if they are not.
+    pub fn revive(&self, deadline: &Deadline) -> Result<()> {
+        if self.note_word().is_some() {
+            self.take_back(deadline)?;
+        }
+        self.must_answer()
     }
 
     /// What `zpool replace` takes for a spare: the whole disk, as it took it when the spare was added.
@@ -530,6 +642,21 @@ pub(super) mod tests {
     pub(in crate::pool::zfs) fn zpool(text: &str) -> Zpool {
         let status: Status = serde_json::from_str(text).unwrap();
         status.pools.into_values().next().unwrap()
+    }
+
+    #[test]
+    fn what_nothing_stands_in_for() {
+        let mirror = include_str!("status-mirror.json");
+        assert_eq!(zpool(mirror).alone(), Vec::<String>::new());
+        let one = |state: &str| {
+            let text = r#"{"pools":{"p":{"state":"ONLINE","vdevs":{"p":{"name":"p","vdev_type":"root","state":"ONLINE",
+                "vdevs":{"/dev/vdb1":{"name":"/dev/vdb1","vdev_type":"disk","guid":7,"state":"STATE",
+                "path":"/dev/disk/by-id/one-part1"}}}},
+                "spares":{"/dev/vdc1":{"name":"/dev/vdc1","vdev_type":"disk","guid":8,"state":"AVAIL"}}}}}"#;
+            zpool(&text.replace("STATE", state)).alone()
+        };
+        assert_eq!(one("ONLINE"), ["/dev/disk/by-id/one-part1"]);
+        assert_eq!(one("CANT_OPEN"), Vec::<String>::new(), "that is known");
     }
 
     #[test]
