@@ -76,7 +76,7 @@ raid() {
     udevadm settle
     mdadm --stop --config=none --quiet /dev/md99
 }
-volume() { pvcreate --config 'devices { use_devicesfile=0 global_filter=["a|.*|"] }' -q -q -y $d; }
+volume() { pvcreate --config 'devices { use_devicesfile=0 global_filter=["a|^'$d'$|", "r|.*|"] }' -q -q -y $d; }
 pool() { zpool create -f -m none formatpool $d; zpool export formatpool; }
 exec >/dev/null
 "#;

@@ -72,20 +72,24 @@ fn run(dir: &Path) -> Result<Logs> {
     // The suites take the daemon's place: there is one writer to the kernel's configuration.
     shell(&mut guest, "systemctl stop orlopd", 60)?;
     // All at a time, on disks of their own: one waits for transaction groups, the others for processes.
+    // Whom the kernel keeps waiting is noted, should something fail.
     let command = format!(
-        "cd /run; {payload}/pool-contract lvm {DISK}-lvm0 >lvm.log 2>&1 & \
-         cd /run; {{ {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1; \
+        "cd /run; while sleep 20; do for t in /proc/[0-9]*; do read -r l <$t/stat && case \"$l\" in *') D '*) \
+         date +%T; tr '\\0' ' ' <$t/cmdline; echo; cat $t/stack; esac; done; done >stuck.log 2>/dev/null & watch=$!; \
+         {payload}/pool-contract lvm {DISK}-lvm0 >lvm.log 2>&1 & lvm=$!; \
+         {{ {payload}/nvmet-contract check {DISK}-target0 {DISK}-target1 >nvmet.log 2>&1; \
          {payload}/lio-contract check {DISK}-target0 {DISK}-target1 >lio.log 2>&1; \
          {{ mkdir nfs0 nfs1 && mkfs.ext4 -q {DISK}-target0 && mkfs.xfs -q -f {DISK}-target1 && \
          mount {DISK}-target0 nfs0 && mount {DISK}-target1 nfs1 && \
          {payload}/nfs-contract check /run/nfs0 /run/nfs1; }} >nfs.log 2>&1; \
          {payload}/pool-contract --only encrypt,group,held file-disk xfs {DISK}-file0 >files.log 2>&1; \
-         {payload}/format-contract /run >format.log 2>&1; }} & \
-         cd /run; {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait"
+         {payload}/format-contract /run >format.log 2>&1; }} & others=$!; \
+         {payload}/pool-contract zfs {DISK}-zfs0 >zfs.log 2>&1; wait $lvm $others; kill $watch"
     );
     // Far longer than it takes: beside all other guests on a slow machine.
     shell(&mut guest, &command, 2400)?;
-    let kernel = "{ dmesg | grep -iE 'error|warn|hung|blocked'; df -m; } >kernel.log; true";
+    let kernel =
+        "{ dmesg | grep -iE 'error|warn|hung|blocked'; df -m; tail -n 200 stuck.log; } >kernel.log; true";
     shell(&mut guest, &format!("cd /run; {kernel}"), 60)?;
     let mut log = |name: &str| -> Result<String> {
         let text = shell(&mut guest, &format!("cat /run/{name}.log"), 60)?;

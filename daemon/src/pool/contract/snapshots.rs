@@ -361,8 +361,12 @@ fn held(subject: &Subject, pool: &dyn Pool) -> Check {
         let again = reopen(subject);
         let left = ok("what is held", dm::suspended("orlop-"))?;
         ok("letting go on", dm::resume(&name).and_then(|()| dm::resume(&foreign)))?;
-        ok("removing", dm::remove(&foreign))?;
         again?;
+        // udev may look at it only now.
+        let patience = Deadline::after(Duration::from_secs(20));
+        while let Err(error) = dm::remove(&foreign) {
+            patience.pause(Duration::from_millis(50)).map_err(|_| format!("removing {foreign}: {error}"))?;
+        }
         same("what is held", left, vec![foreign])?;
         write(&opened, 0, &pattern(1, MIB))?;
         let pair = [shot(&l), shot(&other)];
