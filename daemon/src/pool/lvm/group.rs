@@ -35,12 +35,13 @@ pub(super) const EXTENT: ByteSize = ByteSize::MIB;
 /// - A full thin pool is an error at once instead of a minute's wait that ends in one.
 /// - Disks need not be in a list of LVM's own. But what is in volumes belongs to hosts: a group that one has
 ///   made in its disk is not this machine's, whatever it is called, and is not even looked at. There are
-///   thousands of them. Rejections alone: a name that is accepted would let in a disk by its other names.
+///   thousands of them. One of the device mapper has the name by which it is known only when udev has looked at it:
+///   until then it is left out. Names are accepted for that alone, because each lets in a disk by its other names too.
 /// - What is suspended is not waited for: above logical volumes there are devices whose writers may be held just now.
 /// - Not every metadata of the last month is kept, which each command would look through. The last one is.
 const CONFIG: &str = "activation { monitoring=0 error_when_full=1 } backup { archive=0 } \
      devices { use_devicesfile=0 ignore_suspended_devices=1 \
-     global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\", \"r|^/dev/mapper/orlop-|\"] }";
+     global_filter=[\"r|^/dev/zd|\", \"r|^/dev/loop|\", \"r|^/dev/mapper/orlop-|\", \"a|^/dev/mapper/|\", \"r|^/dev/dm-|\"] }";
 
 /// LVM's commands on one volume group, one at a time: they take a lock of the whole group in any case,
 /// and one that waits for it in a process of its own costs more than one that waits here.
