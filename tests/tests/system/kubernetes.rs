@@ -1,6 +1,7 @@
 //! Claims of Kubernetes, from the provisioner to a pod's directory and back.
 
 pub mod inline;
+pub mod paths;
 pub mod secrets;
 
 use std::collections::HashMap;

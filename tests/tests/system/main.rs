@@ -60,6 +60,7 @@ const SCENARIOS: &[Scenario] = &[
     ("claims_of_kubernetes_reach_a_pod", kubernetes::claims_reach_a_pod),
     ("claims_of_kubernetes_prove_secrets", kubernetes::secrets::claims_prove_secrets),
     ("inline_volumes_of_kubernetes", kubernetes::inline::inline_volumes),
+    ("claims_of_kubernetes_by_two_paths", kubernetes::paths::claims_by_two_paths),
     ("a_claim_moves_to_another_node", kubernetes::a_claim_moves),
     ("a_claim_survives_kills_and_power_cuts", kubernetes::a_claim_survives),
     ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
