@@ -7,13 +7,13 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
@@ -25,12 +25,9 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// The most that a tool may say. A listing of 100,000 volumes with a label of 1 KiB fits.
 const MAX_OUTPUT: usize = 256 << 20;
 
-/// How long a killed process may take to die before it is left to be reaped later. One that is stuck
+/// How long a killed process may take to die before it is left to a thread of its own. One that is stuck
 /// in the kernel does not die at all, and nobody should wait for it.
 const DEATH: Duration = Duration::from_millis(500);
-
-/// Killed, and not dead when they were last looked at, each with what it holds.
-static UNREAPED: Mutex<Vec<(Child, Held)>> = Mutex::new(Vec::new());
 
 /// What is let go of when a process has gone.
 type Held = Box<dyn Send>;
@@ -144,7 +141,7 @@ impl Tool {
     }
 
     /// [`run`](Self::run), with something that is dropped when the process has gone: one that the kernel keeps outlives
-    /// the deadline, and is not gone then. That shows when a later one is started.
+    /// the deadline, and is not gone then.
     pub fn run_holding<S: AsRef<OsStr>>(
         &self,
         args: &[S],
@@ -174,7 +171,6 @@ impl Tool {
         deadline: &Deadline,
     ) -> Result<Output, ExecError> {
         let command = shown(self.name, args);
-        reap();
         let overrun = |source| ExecError::Overrun { command: command.clone(), source };
         deadline.check().map_err(overrun)?;
         let mut child = Command::new(&self.path)
@@ -335,7 +331,7 @@ fn watch(child: &mut Child, most: usize, deadline: &Deadline) -> io::Result<Watc
     }
 }
 
-/// Kills a child with its group; reaps it now if it dies at once, later if not.
+/// Kills a child with its group; reaps it now if it dies at once, when it does if not.
 fn kill(mut child: Child, held: Held) {
     let pid = Pid::from_child(&child);
     // It has not been reaped, so the number is still its own. Failing means that it has just ended.
@@ -344,15 +340,65 @@ fn kill(mut child: Child, held: Held) {
         let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timespec(DEATH)));
     }
     if !matches!(child.try_wait(), Ok(Some(_))) {
-        UNREAPED.lock().push((child, held));
+        apart(move || {
+            let _ = child.wait();
+            drop(held);
+        });
     }
 }
 
-/// Reaps those that have died since.
-fn reap() {
-    // What they hold is dropped when the list is free again.
-    let _gone: Vec<_> =
-        UNREAPED.lock().extract_if(.., |(child, _)| !matches!(child.try_wait(), Ok(None))).collect();
+/// Has a thread of its own wait for the end of a process, however long that takes.
+fn apart(wait: impl FnOnce() + Send + 'static) {
+    // Where there is no thread to be had nothing is let go of: the process may be there for good.
+    let wait = ManuallyDrop::new(wait);
+    let started =
+        std::thread::Builder::new().name("reaper".into()).spawn(move || ManuallyDrop::into_inner(wait)());
+    if let Err(error) = started {
+        tracing::error!(%error, "nobody waits for the end of a process");
+    }
+}
+
+/// A process that somebody else has started.
+#[derive(Debug)]
+pub struct Running {
+    /// What it was called with, its own path first.
+    pub args: Vec<String>,
+    process: OwnedFd,
+}
+
+impl Running {
+    /// Drops something when it has gone.
+    pub fn holding(self, held: impl Send + 'static) {
+        apart(move || {
+            while matches!(
+                poll(&mut [PollFd::new(&self.process, PollFlags::IN)], None),
+                Err(rustix::io::Errno::INTR)
+            ) {}
+            drop(held);
+        });
+    }
+}
+
+/// The processes there are at present that somebody has started with such arguments.
+pub fn running(is_meant: impl Fn(&[String]) -> bool) -> io::Result<Vec<Running>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let number = entry.file_name().to_str().and_then(|n| n.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = number else { continue };
+        let args = || -> Option<Vec<String>> {
+            let text = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let args = text.strip_suffix(b"\0")?.split(|b| *b == 0);
+            Some(args.map(|a| String::from_utf8_lossy(a).into_owned()).collect())
+        };
+        if args().is_none_or(|args| !is_meant(&args)) {
+            continue;
+        }
+        // Its number may be another's by now: what is asked after it was opened is about this one.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        found.extend(args().filter(|args| is_meant(args)).map(|args| Running { args, process }));
+    }
+    Ok(found)
 }
 
 /// A duration as the kernel takes it.
@@ -424,6 +470,39 @@ mod tests {
         let o = sh.run(&["-c", "sleep 20 & echo started"], &soon()).unwrap();
         assert_eq!(o.text().unwrap(), "started\n");
         assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_is_held_goes_with_the_process() {
+        struct Told(std::sync::mpsc::Sender<()>);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        let (told, gone) = std::sync::mpsc::channel();
+        let sh = Tool::locate("sh").unwrap();
+        sh.run_holding(&["-c", "true"], Told(told.clone()), &soon()).unwrap();
+        gone.recv_timeout(Duration::from_secs(10)).unwrap();
+        // Beyond a deadline, when it is dead.
+        let late = Deadline::after(Duration::from_millis(100));
+        sh.run_holding(&["-c", "sleep 30; true"], Told(told.clone()), &late).unwrap_err();
+        gone.recv_timeout(Duration::from_secs(10)).unwrap();
+        // Of somebody else's: until it ends, and not before.
+        let mark = format!("orlop-test-{}", std::process::id());
+        #[allow(clippy::disallowed_methods)]
+        let mut other =
+            Command::new("/bin/sh").args(["-c", "read line", &mark]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut found = Vec::new();
+        while found.is_empty() {
+            found = running(|args| args.last() == Some(&mark)).unwrap();
+        }
+        found.pop().unwrap().holding(Told(told));
+        gone.recv_timeout(Duration::from_millis(200)).unwrap_err();
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        gone.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(running(|args| args.last() == Some(&mark)).unwrap().is_empty());
     }
 
     #[test]

@@ -300,7 +300,7 @@ pub enum PoolError {
         /// The volume whose key it takes.
         volume: VolumeId,
     },
-    /// Its disks are gone, or another pool's are that everything has to wait for; nothing was changed.
+    /// Its disks are gone, or another pool's are that everything has to wait for; nothing more was changed.
     #[error("pool {pool}: {detail}")]
     Failed {
         /// The pool.

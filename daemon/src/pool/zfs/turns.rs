@@ -5,13 +5,16 @@
 //! opened or found meanwhile. Where a zpool loses its disks in the middle of a growth, that is for ever and for all
 //! zpools. So who would wait in ZFS waits here, where it has a deadline and holds up nobody else: a removal for growths in
 //! all zpools; and a growth for removals in its own that are about to come to that, and not for others', which may be slow.
+//!
+//! A daemon may be started again while one hangs in the kernel that an earlier one has begun: it is found by its process.
 
 use std::collections::BTreeSet;
+use std::sync::Once;
 
 use orlop_api::PoolName;
 use parking_lot::{Condvar, Mutex};
 
-use crate::kernel::{Deadline, Overrun};
+use crate::kernel::{Deadline, exec};
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +34,13 @@ pub(super) enum Denied {
     Late,
 }
 
-impl From<Overrun> for Denied {
-    fn from(_: Overrun) -> Self {
-        Self::Late
-    }
-}
-
 #[derive(Debug)]
 struct Entry {
     ticket: u64,
     work: Work,
     pool: PoolName,
+    /// It has begun; those that have not yet wait.
+    at_work: bool,
 }
 
 #[derive(Debug, Default)]
@@ -81,8 +80,9 @@ impl State {
         for other in self.entries.iter().take_while(|e| e.ticket != ticket).filter(|e| e.work != work) {
             let failed = self.failed.contains(&other.pool);
             match other.work {
-                Work::Growth if failed => return Err(Denied::HeldUpBy(other.pool.clone())),
-                Work::Growth => may = false,
+                Work::Growth if failed && other.at_work => return Err(Denied::HeldUpBy(other.pool.clone())),
+                // One that waits is refused by its zpool when its turn comes.
+                Work::Growth => may &= failed && !other.at_work,
                 Work::Removal => may &= failed || other.pool != *pool,
             }
         }
@@ -99,20 +99,43 @@ impl Turns {
     /// The machine's.
     pub fn of_machine() -> &'static Self {
         static TURNS: Turns = Turns::new();
+        static ADOPTED: Once = Once::new();
+        ADOPTED.call_once(|| TURNS.adopt());
         &TURNS
+    }
+
+    /// Gives a turn to each growth that an earlier daemon has begun and that is under way still.
+    fn adopt(&'static self) {
+        let growths = exec::running(|args| grown(args).is_some());
+        let growths =
+            growths.inspect_err(|error| tracing::warn!(%error, "what an earlier daemon began is not known"));
+        for process in growths.into_iter().flatten() {
+            let Some(pool) = grown(&process.args) else { continue };
+            tracing::warn!(%pool, "a volume of it grows since before this start");
+            process.holding(self.enter(Work::Growth, &pool, true));
+        }
+    }
+
+    fn enter(&self, work: Work, pool: &PoolName, at_work: bool) -> Turn<'_> {
+        let mut state = self.state.lock();
+        let ticket = state.next;
+        state.next += 1;
+        state.entries.push(Entry { ticket, work, pool: pool.clone(), at_work });
+        Turn { turns: self, ticket }
     }
 
     /// Waits for its turn.
     pub fn take(&self, work: Work, pool: &PoolName, deadline: &Deadline) -> Result<Turn<'_>, Denied> {
+        let turn = self.enter(work, pool, false);
+        let ticket = turn.ticket;
+        // The turn goes again however this ends: but not while the state is locked here.
         let mut state = self.state.lock();
-        let ticket = state.next;
-        state.next += 1;
-        state.entries.push(Entry { ticket, work, pool: pool.clone() });
-        // From here on it goes again, however this ends: but not while the state is locked here.
-        let turn = Turn { turns: self, ticket };
         let denied = loop {
             match state.may_begin(ticket, work, pool) {
-                Ok(true) => break None,
+                Ok(true) => {
+                    state.entries.iter_mut().filter(|e| e.ticket == ticket).for_each(|e| e.at_work = true);
+                    break None;
+                }
                 Ok(false) => {}
                 Err(denied) => break Some(denied),
             }
@@ -143,6 +166,17 @@ impl Turns {
         if news {
             self.changed.notify_all();
         }
+    }
+}
+
+/// The zpool in which such a command sets a zvol's size (`make`). `None`: it is another command.
+fn grown(args: &[String]) -> Option<PoolName> {
+    match args {
+        [program, verb, size, dataset] if verb == "set" && size.starts_with("volsize=") => {
+            let is_zfs = program.rsplit('/').next() == Some("zfs");
+            dataset.split('/').next().filter(|_| is_zfs)?.parse().ok()
+        }
+        _ => None,
     }
 }
 
@@ -242,6 +276,46 @@ mod tests {
         // With its disks again it ends, and so does the wait.
         turns.set_failed(&bad, false);
         assert_eq!(turns.take(Work::Removal, &good, &soon()).unwrap_err(), Denied::Late);
+        drop(hangs);
+        drop(turns.take(Work::Removal, &good, &soon()).unwrap());
+    }
+
+    #[test]
+    fn a_growth_that_waits_holds_up_nobody_when_its_zpool_is_lost() {
+        let turns = Turns::new();
+        let (bad, good) = (pool("bad"), pool("good"));
+        let _hangs = turns.take(Work::Removal, &bad, &soon()).unwrap();
+        std::thread::scope(|s| {
+            let waits = s.spawn(|| turns.take(Work::Growth, &bad, &long()).map(drop));
+            while turns.state.lock().entries.len() < 2 {
+                std::thread::yield_now();
+            }
+            assert_eq!(turns.take(Work::Removal, &good, &soon()).unwrap_err(), Denied::Late);
+            turns.set_failed(&bad, true);
+            drop(turns.take(Work::Removal, &good, &soon()).unwrap());
+            // Its turn has come, for its zpool to refuse it.
+            assert_eq!(waits.join().unwrap(), Ok(()));
+        });
+    }
+
+    #[test]
+    fn growths_of_an_earlier_daemon_are_known_by_their_commands() {
+        let args = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+        let of = |text: &str| grown(&args(text)).map(|p| p.to_string());
+        assert_eq!(of("/usr/sbin/zfs set volsize=1024 tank/orlop/0190").as_deref(), Some("tank"));
+        for other in [
+            "/usr/sbin/zfs set compression=on tank/orlop/0190",
+            "/usr/sbin/zfs get volsize=1024 tank/orlop/0190",
+            "/usr/sbin/zpool set volsize=1024 tank/orlop/0190",
+            "/usr/sbin/zfs set volsize=1024",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        let turns: &'static Turns = Box::leak(Box::new(Turns::new()));
+        let (bad, good) = (pool("bad"), pool("good"));
+        let hangs = turns.enter(Work::Growth, &bad, true);
+        turns.set_failed(&bad, true);
+        assert_eq!(turns.take(Work::Removal, &good, &soon()).unwrap_err(), Denied::HeldUpBy(bad));
         drop(hangs);
         drop(turns.take(Work::Removal, &good, &soon()).unwrap());
     }
