@@ -17,6 +17,7 @@ mod blocks;
 mod dataset;
 mod device;
 mod encryption;
+mod labels;
 mod make;
 mod remove;
 mod spares;
@@ -105,7 +106,7 @@ impl ZfsPool {
     fn import(spec: &PoolSpec, env: &PoolEnv, force: bool, deadline: &Deadline) -> Result<Self> {
         let ctx = Context::new(&spec.name);
         // Where only the daemon was started again it is here already, and may have lost its disks meanwhile.
-        Vdevs::new(&ctx, env)?.revive(deadline)?;
+        Vdevs::new(&ctx, env)?.revive(spec.guid(), deadline)?;
         zpool::import(&ctx, spec.guid(), force, deadline)?;
         Self::opened(ctx, env)
     }

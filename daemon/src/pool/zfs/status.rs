@@ -4,7 +4,7 @@
 //! from `zpool status -j`, whose form zpool-status(8) promises. Nothing is decided by what a command says on
 //! stderr.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use orlop_api::{PoolDisk, PoolHealth, PoolHealthState, PoolLayout, PoolScan, Poo
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 
+use super::labels::{self, Left};
 use super::spares::{Step, Watch, stand_ins};
 use super::turns::Turns;
 use crate::kernel::Deadline;
@@ -45,6 +46,11 @@ struct Status {
 #[derive(Debug, Deserialize)]
 pub(super) struct Zpool {
     pub(super) state: String,
+    #[serde(default, deserialize_with = "count")]
+    pool_guid: u64,
+    /// The transaction group in which its configuration was written last.
+    #[serde(default, deserialize_with = "count")]
+    txg: u64,
     #[serde(default)]
     status: Option<String>,
     #[serde(default)]
@@ -188,6 +194,12 @@ impl Vdev {
     }
 }
 
+impl Leaf {
+    fn holds_data(&self) -> bool {
+        self.shown.part.as_deref() != Some("spares")
+    }
+}
+
 /// How a zpool is laid out, by the names of its parts: `mirror-0`, `raidz2-0`, `draid1:2d:4c:0s-0`.
 fn layout(leaves: &[Leaf]) -> PoolLayout {
     let parts = leaves.iter().filter_map(|l| l.shown.part.as_deref()).filter(|p| *p != "spares");
@@ -324,6 +336,11 @@ pub(super) struct Vdevs {
     /// The disks that it has not lost and can't do without, as ZFS has said last, by their paths: `None` until there is
     /// something at the path, because udev makes links in its own time.
     alone: Mutex<HashMap<String, Option<Presence>>>,
+    /// The paths of disks that were seen to go since it failed, whatever ZFS says of them: one that it probed before its
+    /// device was gone has had too many errors for it.
+    gone: Mutex<HashSet<String>>,
+    /// Why it does not go on although its disks are there.
+    held_back: Mutex<Option<String>>,
 }
 
 impl Vdevs {
@@ -336,6 +353,8 @@ impl Vdevs {
             read: Mutex::default(),
             watch: Mutex::default(),
             alone: Mutex::default(),
+            gone: Mutex::default(),
+            held_back: Mutex::default(),
         })
     }
 
@@ -362,50 +381,69 @@ impl Vdevs {
         Ok(zpool)
     }
 
-    /// Its state in one word. `None`: the module does not say.
-    fn word(&self) -> Option<String> {
-        let path = Path::new("/proc/spl/kstat/zfs").join(self.ctx.pool.as_str()).join("state");
-        Some(std::fs::read_to_string(path).ok()?.trim().to_string())
+    /// What the module keeps of it in a file. `None`: it does not say.
+    fn kept(&self, file: &str) -> Option<String> {
+        let path = Path::new("/proc/spl/kstat/zfs").join(self.ctx.pool.as_str()).join(file);
+        std::fs::read_to_string(path).ok()
     }
 
-    /// Whether a disk is gone that it can't do without, and ZFS has not said so yet.
-    fn has_lost(&self) -> bool {
-        self.alone.lock().iter_mut().any(|(path, disk)| {
+    /// Its state in one word. `None`: the module does not say.
+    fn word(&self) -> Option<String> {
+        Some(self.kept("state")?.trim().to_string())
+    }
+
+    /// Those that are gone of the disks that it can't do without, and of which ZFS has not said so yet.
+    fn newly_gone(&self) -> Vec<String> {
+        let mut gone = Vec::new();
+        for (path, disk) in self.alone.lock().iter_mut() {
             if disk.is_none() {
                 *disk = Presence::of(Path::new(path)).ok();
             }
-            disk.as_ref().is_some_and(Presence::is_over)
-        })
+            if disk.as_ref().is_some_and(Presence::is_over) {
+                gone.push(path.clone());
+            }
+        }
+        gone
     }
 
     /// Tells ZFS of disks that are gone and that nothing stands in for. By itself it learns of it when it writes to one,
     /// and then tries for ever to write what it has begun: it suspends the zpool only when it is told. Where others
     /// stand in it goes on by itself, and opening them all anew would hold it up.
     pub fn notice_losses(&self) {
-        // One that is suspended knows, and can't be told.
-        if !self.has_lost() || self.note_word().is_some() {
+        let gone = self.newly_gone();
+        if gone.is_empty() {
             return;
         }
         let pool = &self.ctx.pool;
-        let told = match lzc::get() {
-            Some(lzc) => lzc.reopen(pool.as_str()).map_err(|e| e.to_string()),
-            None => {
-                let deadline = Deadline::after(REOPEN);
-                self.run(&["reopen", "-n", pool.as_str()], &deadline).map_err(|e| e.to_string())
+        // One that is suspended already can't be told.
+        if self.note_word().is_none() {
+            let told = match lzc::get() {
+                Some(lzc) => lzc.reopen(pool.as_str()).map_err(|e| e.to_string()),
+                None => {
+                    let deadline = Deadline::after(REOPEN);
+                    self.run(&["reopen", "-n", pool.as_str()], &deadline).map_err(|e| e.to_string())
+                }
+            };
+            if let Err(error) = told {
+                tracing::warn!(%pool, error, "ZFS could not be told that a disk is gone");
+                return;
             }
-        };
-        match told {
-            // Once for each loss: those that are left are asked for by the next status.
-            Ok(()) => self.alone.lock().retain(|_, disk| !disk.as_ref().is_some_and(Presence::is_over)),
-            Err(error) => tracing::warn!(%pool, error, "ZFS could not be told that a disk is gone"),
         }
-        self.note_word();
+        // Once for each loss: those that are left are asked for by the next status.
+        self.alone.lock().retain(|path, _| !gone.contains(path));
+        if self.note_word().is_some() {
+            self.gone.lock().extend(gone);
+        }
     }
 
     /// Whether it can do anything at present: with its word for why not.
     fn note_word(&self) -> Option<String> {
         let failed = self.word().filter(|word| FAILED.contains(&word.as_str()));
         Turns::of_machine().set_failed(&self.ctx.pool, failed.is_some());
+        if failed.is_none() {
+            *self.held_back.lock() = None;
+            self.gone.lock().clear();
+        }
         failed
     }
 
@@ -415,13 +453,17 @@ impl Vdevs {
         self.notice_losses();
         match self.note_word() {
             None => Ok(()),
-            Some(word) => Err(self.ctx.failed(format!(
-                "ZFS can't use its disks ({word}): put back what is lost, or start the machine again without it"
-            ))),
+            Some(word) => Err(self.ctx.failed(match &*self.held_back.lock() {
+                Some(why) => format!("ZFS can't use its disks ({word}): {why}"),
+                None => format!(
+                    "ZFS can't use its disks ({word}): put back what is lost, or start the machine again without it"
+                ),
+            })),
         }
     }
 
     pub fn health(&self, last: Option<&PoolHealth>, deadline: &Deadline) -> Result<PoolHealth> {
+        self.notice_losses();
         if let Some(last) = last
             && last.state == PoolHealthState::Ok
             && last.scan.as_ref().is_none_or(|s| s.state != PoolScanState::Running)
@@ -430,14 +472,18 @@ impl Vdevs {
         {
             return Ok(last.clone());
         }
-        self.notice_losses();
-        let health = self.status(deadline)?.health(&self.disks()?);
+        let mut health = self.status(deadline)?.health(&self.disks()?);
         self.note_word();
+        if let Some(why) = &*self.held_back.lock() {
+            health.reason =
+                Some(health.reason.map_or_else(|| why.clone(), |reason| format!("{why}. {reason}")));
+        }
         *self.read.lock() = Some(Instant::now());
         Ok(health)
     }
 
     pub fn change(&self, change: &PoolChange, deadline: &Deadline) -> Result<Change> {
+        self.must_answer()?;
         match change {
             PoolChange::Expand { disks } => self.expand(disks, deadline),
             PoolChange::Replace { disk, with } => self.replace(disk, with, deadline),
@@ -533,43 +579,88 @@ impl Vdevs {
     }
 
     /// A disk that is there again under its path is brought online, which rebuilds what it has missed. The
-    /// labels on it say whether it is that disk: ZFS reads them. Where the zpool was suspended for want of disks, what
-    /// has waited goes on.
+    /// labels on it say whether it is that disk: ZFS reads them. Where the zpool could do nothing without it, what has
+    /// waited goes on.
     pub fn take_back(&self, deadline: &Deadline) -> Result<Change> {
+        self.take_back_all(|leaf| self.gone.lock().contains(&leaf.path), deadline)
+    }
+
+    /// `lost`: which ones are, besides those of which ZFS says so.
+    fn take_back_all(&self, lost: impl Fn(&Leaf) -> bool, deadline: &Deadline) -> Result<Change> {
         let zpool = self.status(deadline)?;
-        let lost =
-            zpool.leaves(&self.disks()?).into_iter().filter(|l| LOST.contains(&l.shown.state.as_str()));
-        let (back, away): (Vec<_>, Vec<_>) = lost.partition(|l| Path::new(&l.path).exists());
-        if self.word().as_deref() == Some("SUSPENDED") {
+        let leaves = zpool.leaves(&self.disks()?);
+        let failed = self.note_word();
+        let is_lost = |l: &&Leaf| LOST.contains(&l.shown.state.as_str()) || (failed.is_some() && lost(l));
+        let (back, away): (Vec<_>, Vec<_>) =
+            leaves.iter().filter(is_lost).partition(|l| Path::new(&l.path).exists());
+        if failed.is_some() {
             // Where none was lost its writes failed: whether to try them again is its operator's to say.
-            if back.is_empty() || !away.is_empty() {
+            let all_are_back = back.iter().any(|l| l.holds_data()) && !away.iter().any(|l| l.holds_data());
+            if !all_are_back || !self.are_as_left(&zpool, &leaves)? {
                 return Ok(Change::Unchanged);
             }
-            self.run(&["clear", self.ctx.pool.as_str()], deadline)?;
-            tracing::info!(pool = %self.ctx.pool, "all its disks are there again: what has waited goes on");
-            return Ok(Change::Done);
         }
         let mut change = Change::Unchanged;
+        let pool = &self.ctx.pool;
+        if failed.as_deref() == Some("SUSPENDED") {
+            self.run(&["clear", pool.as_str()], deadline)?;
+            // The command ends well as well where a disk can't be used after all.
+            if self.note_word().is_some() {
+                tracing::warn!(%pool, "its disks are there again, and ZFS can't use them");
+                return Ok(Change::Unchanged);
+            }
+            tracing::info!(%pool, "all its disks are there again: what has waited goes on");
+            return Ok(Change::Done);
+        }
         for leaf in back {
             let guid = leaf.guid.to_string();
-            match self.run(&["online", self.ctx.pool.as_str(), &guid], deadline) {
+            match self.run(&["online", pool.as_str(), &guid], deadline) {
                 Ok(()) => {
-                    tracing::info!(pool = %self.ctx.pool, disk = leaf.path, "a disk was taken back");
+                    tracing::info!(%pool, disk = leaf.path, "a disk was taken back");
                     change = Change::Done;
                 }
                 // It stays what it is: degraded, which is told.
-                Err(error) => {
-                    tracing::warn!(pool = %self.ctx.pool, disk = leaf.path, %error, "a disk was not taken back")
-                }
+                Err(error) => tracing::warn!(%pool, disk = leaf.path, %error, "a disk was not taken back"),
             }
         }
         Ok(change)
     }
 
+    /// Whether the disks of a zpool that could do nothing are as it left them. If not they are not given back to it, and
+    /// it says why: what has waited would be written over what is on them, with nothing that stands in for it.
+    fn are_as_left(&self, zpool: &Zpool, leaves: &[Leaf]) -> Result<bool> {
+        let left = self.kept("txgs").and_then(|txgs| Left::new(zpool.pool_guid, zpool.txg, &txgs));
+        let mut disks = Vec::new();
+        for leaf in leaves.iter().filter(|l| l.holds_data()) {
+            let read = labels::read(Path::new(&leaf.path));
+            disks.push(read.map_err(self.ctx.io(format!("reading the labels of {}", leaf.path)))?);
+        }
+        let as_left = left.map_or(Err("ZFS does not tell how they were left"), |left| left.check(&disks));
+        let why = as_left.err().map(|why| {
+            format!(
+                "its disks are there, and are not written on, because {why}: start the machine again to use it as it is now"
+            )
+        });
+        let mut held_back = self.held_back.lock();
+        if let Some(why) = &why
+            && held_back.as_ref() != Some(why)
+        {
+            tracing::error!(pool = %self.ctx.pool, ?left, ?disks, why, "its disks are not given back to it");
+        }
+        *held_back = why;
+        Ok(held_back.is_none())
+    }
+
     /// Has a zpool that is imported already go on, if it can't and its disks are there again; an error if they are not.
-    pub fn revive(&self, deadline: &Deadline) -> Result<()> {
+    /// Not one of another number than is asked for, which is no business of the pool's.
+    pub fn revive(&self, guid: Option<u64>, deadline: &Deadline) -> Result<()> {
+        let is_other = guid.zip(self.kept("guid")).is_some_and(|(want, is)| is.trim() != want.to_string());
+        if is_other {
+            return Ok(());
+        }
         if self.note_word().is_some() {
-            self.take_back(deadline)?;
+            // What an earlier daemon saw go is not known: whatever is not well may have been.
+            self.take_back_all(|leaf| leaf.shown.state != "online", deadline)?;
         }
         self.must_answer()
     }
