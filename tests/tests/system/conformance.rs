@@ -62,6 +62,16 @@ fn run(w: &mut World, name: &str, target: &str, tests: &str, paths: usize, limit
     Ok(found)
 }
 
+/// Where `Reserve6.Logout` failed by its chance (the record says which), what it had reserved is in the way of the next
+/// test, which is asked again by itself then.
+fn run_again(w: &mut World, name: &str, target: &str, found: &mut Verdicts) -> Result<()> {
+    let failed = |test: &str| found.get(test) == Some(&Verdict::Failed);
+    if failed("Reserve6.Logout") && failed("Reserve6.ITNexusLoss") {
+        found.extend(run(w, &format!("{name}-again"), target, "SCSI.Reserve6.ITNexusLoss", 1, 60)?);
+    }
+    Ok(())
+}
+
 /// The tests that need a second path to the disk are run over two; without one they are skipped.
 const OVER_TWO: &str = "SCSI.MultipathIO";
 
@@ -71,7 +81,8 @@ pub fn a_part(w: &mut World) -> Result<()> {
     for host in HOSTS {
         target = attach(w, &volume, host)?.iscsi().context("no iSCSI")?.iqn.to_string();
     }
-    let found = run(w, "part", &target, &PART.join(","), 1, 200)?;
+    let mut found = run(w, "part", &target, &PART.join(","), 1, 200)?;
+    run_again(w, "part", &target, &mut found)?;
     let ran = |suite: &str| found.keys().any(|n| n.starts_with(suite));
     for suite in ["PrinReadKeys.", "ProutRegister.", "ProutReserve.", "ProutPreempt.", "Unmap.", "iSCSITMF."]
     {
@@ -124,6 +135,7 @@ pub fn all_of_it(w: &mut World) -> Result<()> {
     let mut ends = Vec::new();
     for (name, target) in [("ours", target.as_str()), ("by-hand", BY_HAND)] {
         let mut found = run(w, name, target, "iSCSI,SCSI", 1, 1500)?;
+        run_again(w, name, target, &mut found)?;
         found.extend(run(w, &format!("{name}-two-paths"), target, OVER_TWO, 2, 300)?);
         ends.push((name, found));
     }
