@@ -379,8 +379,8 @@ impl Running {
     }
 }
 
-/// The processes there are at present that somebody has started with such arguments.
-pub fn running(is_meant: impl Fn(&[String]) -> bool) -> io::Result<Vec<Running>> {
+/// The processes of that name there are at present that somebody has started with such arguments.
+pub fn running(name: &str, is_meant: impl Fn(&[String]) -> bool) -> io::Result<Vec<Running>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
@@ -391,7 +391,10 @@ pub fn running(is_meant: impl Fn(&[String]) -> bool) -> io::Result<Vec<Running>>
             let args = text.strip_suffix(b"\0")?.split(|b| *b == 0);
             Some(args.map(|a| String::from_utf8_lossy(a).into_owned()).collect())
         };
-        if args().is_none_or(|args| !is_meant(&args)) {
+        // Asking for a name takes no lock of the process, which one that hangs may have.
+        let is_named = std::fs::read(entry.path().join("comm"))
+            .is_ok_and(|comm| comm.trim_ascii_end() == name.as_bytes());
+        if !is_named || args().is_none_or(|args| !is_meant(&args)) {
             continue;
         }
         // Its number may be another's by now: what is asked after it was opened is about this one.
@@ -495,14 +498,14 @@ mod tests {
             Command::new("/bin/sh").args(["-c", "read line", &mark]).stdin(Stdio::piped()).spawn().unwrap();
         let mut found = Vec::new();
         while found.is_empty() {
-            found = running(|args| args.last() == Some(&mark)).unwrap();
+            found = running("sh", |args| args.last() == Some(&mark)).unwrap();
         }
         found.pop().unwrap().holding(Told(told));
         gone.recv_timeout(Duration::from_millis(200)).unwrap_err();
         drop(other.stdin.take());
         other.wait().unwrap();
         gone.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(running(|args| args.last() == Some(&mark)).unwrap().is_empty());
+        assert!(running("sh", |args| args.last() == Some(&mark)).unwrap().is_empty());
     }
 
     #[test]

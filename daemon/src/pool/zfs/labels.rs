@@ -38,6 +38,8 @@ pub(super) struct Written {
 /// Reads a disk's labels. `None`: it has none.
 pub(super) fn read(disk: &Path) -> io::Result<Option<Written>> {
     let file = File::open(disk)?;
+    // What the disk has, not what this machine remembers of it: ZFS writes past that.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     let size = block::size(&file)? / LABEL * LABEL;
     if size < 4 * LABEL {
         return Ok(None);
@@ -111,13 +113,14 @@ pub(super) struct Left {
     pub changed: Option<u64>,
     /// The last that wrote anything, or the oldest that is known: none that was ended is on the disks after it.
     pub written: u64,
-    /// The one that was begun and not ended: it may be on the disks, in whole or in part.
-    pub under_way: u64,
+    /// The one that was begun and could not be ended, if there was one: it may be on the disks, in whole or in part.
+    pub under_way: Option<u64>,
 }
 
 impl Left {
-    /// By `txgs`, in which the module keeps its last transaction groups. `None`: it keeps none.
-    pub fn new(zpool: u64, configuration: u64, txgs: &str) -> Option<Self> {
+    /// By `txgs`, in which the module keeps its last transaction groups. `None`: it keeps none. One that is not suspended
+    /// had nothing to write.
+    pub fn new(zpool: u64, configuration: u64, txgs: &str, is_suspended: bool) -> Option<Self> {
         // Number, time of birth, state (C: committed), bytes that were to be written, bytes read, bytes written; then
         // what does not matter here.
         let groups = txgs.lines().filter_map(|line| {
@@ -128,32 +131,34 @@ impl Left {
         let groups: Vec<_> = groups.collect();
         let last =
             |of: &dyn Fn(&(u64, bool, bool)) -> bool| groups.iter().filter(|g| of(g)).map(|g| g.0).max();
+        let ended = last(&|_| true)?;
         Some(Self {
             zpool,
             configuration,
             changed: last(&|(_, changed, _)| *changed),
             written: last(&|(.., written)| *written).or(groups.iter().map(|g| g.0).min())?,
-            under_way: last(&|_| true)? + 1,
+            under_way: is_suspended.then_some(ended + 1),
         })
     }
 
-    /// Whether the disks are as they were left; if not, why.
+    /// Whether the disks are as they were left; if not, why. Those that are not this zpool's are left out: ZFS does not
+    /// take them.
     ///
-    /// Only some of a zpool's disks are written in each group, so the newest of all counts. Whoever imports a zpool writes
-    /// its configuration anew, with the number of that group.
-    pub fn check(&self, disks: &[Option<Written>]) -> Result<(), &'static str> {
-        let ours = |disk: &Option<Written>| disk.filter(|d| d.zpool == self.zpool);
-        let Some(disks) = disks.iter().map(ours).collect::<Option<Vec<_>>>() else {
-            return Err("they are not all of this zpool");
+    /// Not each group is written to each disk, so the newest of all counts. Whoever imports a zpool writes its
+    /// configuration anew, with the number of that group.
+    pub fn check(&self, disks: &[Written]) -> Result<(), &'static str> {
+        let ours = || disks.iter().filter(|d| d.zpool == self.zpool);
+        let Some(newest) = ours().map(|d| d.group).max() else {
+            return Err("they are none of this zpool's");
         };
-        let newest = |of: fn(&Written) -> u64| disks.iter().map(of).max().unwrap_or_default();
-        let (configuration, group) = (newest(|d| d.configuration), newest(|d| d.group));
-        if ![self.configuration, self.under_way].contains(&configuration)
-            || (group > self.written && group != self.under_way)
+        let configuration = ours().map(|d| d.configuration).max().unwrap_or_default();
+        let under_way = |group: u64| self.under_way == Some(group);
+        if (configuration != self.configuration && !under_way(configuration))
+            || (newest > self.written && !under_way(newest))
         {
             return Err("they were written to elsewhere since");
         }
-        if self.changed.is_some_and(|changed| group < changed) {
+        if self.changed.is_some_and(|changed| newest < changed) {
             return Err("they were put back to an earlier state");
         }
         Ok(())
@@ -234,25 +239,33 @@ mod tests {
             group(20, "S", 8192, 0),
             group(21, "W", 0, 0),
         ];
-        let left = Left { zpool: 7, configuration: 4, changed: Some(17), written: 18, under_way: 20 };
-        assert_eq!(Left::new(7, 4, &txgs.concat()), Some(left));
+        let left = Left { zpool: 7, configuration: 4, changed: Some(17), written: 18, under_way: Some(20) };
+        assert_eq!(Left::new(7, 4, &txgs.concat(), true), Some(left));
+        let idle = Left { under_way: None, ..left };
+        assert_eq!(Left::new(7, 4, &txgs.concat(), false), Some(idle));
         // Nothing was written for as long as it remembers.
         let idle =
             [head.to_string(), group(16, "C", 0, 0), group(17, "C", 0, 0), group(18, "O", 0, 0)].concat();
-        let left = Left { zpool: 7, configuration: 4, changed: None, written: 16, under_way: 18 };
-        assert_eq!(Left::new(7, 4, &idle), Some(left));
-        assert_eq!(Left::new(7, 4, head), None);
-        assert_eq!(Left::new(7, 4, ""), None);
+        let left = Left { zpool: 7, configuration: 4, changed: None, written: 16, under_way: None };
+        assert_eq!(Left::new(7, 4, &idle, false), Some(left));
+        assert_eq!(Left::new(7, 4, head, false), None);
+        assert_eq!(Left::new(7, 4, "", true), None);
     }
 
     #[test]
     fn only_what_is_as_it_was_left_is_written_on() {
-        let left = Left { zpool: 7, configuration: 4, changed: Some(17), written: 18, under_way: 20 };
-        let disk = |configuration, group| Some(Written { zpool: 7, configuration, group });
-        // The one that was under way is there or not; not all disks have each, nor the last configuration.
-        for good in
-            [&[disk(4, 17)][..], &[disk(4, 18)], &[disk(4, 20)], &[disk(20, 20)], &[disk(4, 11), disk(2, 18)]]
-        {
+        let left = Left { zpool: 7, configuration: 4, changed: Some(17), written: 18, under_way: Some(20) };
+        let disk = |configuration, group| Written { zpool: 7, configuration, group };
+        let strange = Written { zpool: 8, ..disk(4, 30) };
+        // The one that was under way is there or not.
+        for good in [
+            &[disk(4, 17)][..],
+            &[disk(4, 18)],
+            &[disk(4, 20)],
+            &[disk(20, 20)],
+            &[disk(4, 18), disk(2, 11)],
+            &[disk(4, 18), strange],
+        ] {
             assert_eq!(left.check(good), Ok(()), "{good:?}");
         }
         // Imported, which writes its configuration: also where its groups are older than ours.
@@ -266,15 +279,19 @@ mod tests {
         ] {
             assert_eq!(left.check(bad), elsewhere, "{bad:?}");
         }
-        assert_eq!(left.check(&[disk(4, 16)]), Err("they were put back to an earlier state"));
-        assert_eq!(left.check(&[]), elsewhere);
-        let other = disk(4, 18).map(|d| Written { zpool: 8, ..d });
-        for strange in [other, None] {
-            assert_eq!(left.check(&[disk(4, 18), strange]), Err("they are not all of this zpool"));
+        // Nothing was under way in one that had nothing to write.
+        let idle = Left { under_way: None, ..left };
+        assert_eq!(idle.check(&[disk(20, 20)]), elsewhere);
+        assert_eq!(idle.check(&[disk(4, 20)]), elsewhere);
+        assert_eq!(idle.check(&[disk(4, 18)]), Ok(()));
+        let earlier = Err("they were put back to an earlier state");
+        assert_eq!(left.check(&[disk(4, 16)]), earlier);
+        for none in [&[][..], &[strange]] {
+            assert_eq!(left.check(none), Err("they are none of this zpool's"));
         }
-        // Where nothing was changed for long, an older one may be the last.
-        let idle = Left { changed: None, written: 16, ..left };
-        assert_eq!(idle.check(&[disk(4, 5)]), Ok(()));
-        assert_eq!(idle.check(&[disk(9, 9)]), elsewhere);
+        // Nothing was changed for as long as the module remembers: its configuration alone tells.
+        let quiet = Left { changed: None, written: 16, ..left };
+        assert_eq!(quiet.check(&[disk(4, 5)]), Ok(()));
+        assert_eq!(quiet.check(&[disk(9, 9)]), elsewhere);
     }
 }

@@ -336,9 +336,12 @@ pub(super) struct Vdevs {
     /// The disks that it has not lost and can't do without, as ZFS has said last, by their paths: `None` until there is
     /// something at the path, because udev makes links in its own time.
     alone: Mutex<HashMap<String, Option<Presence>>>,
-    /// The paths of disks that were seen to go since it failed, whatever ZFS says of them: one that it probed before its
-    /// device was gone has had too many errors for it.
+    /// The paths of disks that were seen to go and are not well again, whatever ZFS says of them: one that it probed
+    /// before its device was gone has had too many errors for it.
     gone: Mutex<HashSet<String>>,
+    /// Its last transaction groups, as the module told when it was first seen not to do anything any more. It goes on
+    /// to count, and forgets.
+    groups: Mutex<Option<String>>,
     /// Why it does not go on although its disks are there.
     held_back: Mutex<Option<String>>,
 }
@@ -354,6 +357,7 @@ impl Vdevs {
             watch: Mutex::default(),
             alone: Mutex::default(),
             gone: Mutex::default(),
+            groups: Mutex::default(),
             held_back: Mutex::default(),
         })
     }
@@ -431,18 +435,19 @@ impl Vdevs {
         }
         // Once for each loss: those that are left are asked for by the next status.
         self.alone.lock().retain(|path, _| !gone.contains(path));
-        if self.note_word().is_some() {
-            self.gone.lock().extend(gone);
-        }
+        self.gone.lock().extend(gone);
+        self.note_word();
     }
 
     /// Whether it can do anything at present: with its word for why not.
     fn note_word(&self) -> Option<String> {
         let failed = self.word().filter(|word| FAILED.contains(&word.as_str()));
         Turns::of_machine().set_failed(&self.ctx.pool, failed.is_some());
-        if failed.is_none() {
-            *self.held_back.lock() = None;
-            self.gone.lock().clear();
+        let mut groups = self.groups.lock();
+        match &failed {
+            None => (*groups, *self.held_back.lock()) = (None, None),
+            Some(_) if groups.is_none() => *groups = self.kept("txgs"),
+            Some(_) => {}
         }
         failed
     }
@@ -585,24 +590,33 @@ impl Vdevs {
         self.take_back_all(|leaf| self.gone.lock().contains(&leaf.path), deadline)
     }
 
-    /// `lost`: which ones are, besides those of which ZFS says so.
+    /// `lost`: which ones are, besides those of which ZFS says so, where it is suspended.
     fn take_back_all(&self, lost: impl Fn(&Leaf) -> bool, deadline: &Deadline) -> Result<Change> {
         let zpool = self.status(deadline)?;
         let leaves = zpool.leaves(&self.disks()?);
-        let failed = self.note_word();
-        let is_lost = |l: &&Leaf| LOST.contains(&l.shown.state.as_str()) || (failed.is_some() && lost(l));
+        let well = |path: &String| leaves.iter().any(|l| l.path == *path && l.shown.state == "online");
+        self.gone.lock().retain(|path| !well(path));
+        // Should the module not tell, by what the command has said.
+        let said = || FAILED.contains(&zpool.state.as_str()).then(|| zpool.state.clone());
+        let failed = self.note_word().or_else(said);
+        let is_suspended = failed.as_deref() == Some("SUSPENDED");
+        let is_lost = |l: &&Leaf| LOST.contains(&l.shown.state.as_str()) || (is_suspended && lost(l));
         let (back, away): (Vec<_>, Vec<_>) =
             leaves.iter().filter(is_lost).partition(|l| Path::new(&l.path).exists());
         if failed.is_some() {
             // Where none was lost its writes failed: whether to try them again is its operator's to say.
             let all_are_back = back.iter().any(|l| l.holds_data()) && !away.iter().any(|l| l.holds_data());
-            if !all_are_back || !self.are_as_left(&zpool, &leaves)? {
+            if !all_are_back {
+                *self.held_back.lock() = None;
+                return Ok(Change::Unchanged);
+            }
+            if !self.are_as_left(&zpool, &leaves, is_suspended) {
                 return Ok(Change::Unchanged);
             }
         }
         let mut change = Change::Unchanged;
         let pool = &self.ctx.pool;
-        if failed.as_deref() == Some("SUSPENDED") {
+        if is_suspended {
             self.run(&["clear", pool.as_str()], deadline)?;
             // The command ends well as well where a disk can't be used after all.
             if self.note_word().is_some() {
@@ -628,12 +642,16 @@ impl Vdevs {
 
     /// Whether the disks of a zpool that could do nothing are as it left them. If not they are not given back to it, and
     /// it says why: what has waited would be written over what is on them, with nothing that stands in for it.
-    fn are_as_left(&self, zpool: &Zpool, leaves: &[Leaf]) -> Result<bool> {
-        let left = self.kept("txgs").and_then(|txgs| Left::new(zpool.pool_guid, zpool.txg, &txgs));
+    fn are_as_left(&self, zpool: &Zpool, leaves: &[Leaf], is_suspended: bool) -> bool {
+        let groups = self.groups.lock().clone();
+        let left = groups.and_then(|txgs| Left::new(zpool.pool_guid, zpool.txg, &txgs, is_suspended));
         let mut disks = Vec::new();
         for leaf in leaves.iter().filter(|l| l.holds_data()) {
-            let read = labels::read(Path::new(&leaf.path));
-            disks.push(read.map_err(self.ctx.io(format!("reading the labels of {}", leaf.path)))?);
+            // What can't be read is no use to ZFS either.
+            match labels::read(Path::new(&leaf.path)) {
+                Ok(found) => disks.extend(found),
+                Err(error) => tracing::warn!(disk = leaf.path, %error, "its labels can't be read"),
+            }
         }
         let as_left = left.map_or(Err("ZFS does not tell how they were left"), |left| left.check(&disks));
         let why = as_left.err().map(|why| {
@@ -648,7 +666,7 @@ impl Vdevs {
             tracing::error!(pool = %self.ctx.pool, ?left, ?disks, why, "its disks are not given back to it");
         }
         *held_back = why;
-        Ok(held_back.is_none())
+        held_back.is_none()
     }
 
     /// Has a zpool that is imported already go on, if it can't and its disks are there again; an error if they are not.
@@ -659,8 +677,11 @@ impl Vdevs {
             return Ok(());
         }
         if self.note_word().is_some() {
-            // What an earlier daemon saw go is not known: whatever is not well may have been.
-            self.take_back_all(|leaf| leaf.shown.state != "online", deadline)?;
+            // What an earlier daemon saw go is not known: what had too many errors may have been.
+            self.take_back_all(
+                |leaf| ["degraded", "faulted"].contains(&leaf.shown.state.as_str()),
+                deadline,
+            )?;
         }
         self.must_answer()
     }

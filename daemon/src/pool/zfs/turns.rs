@@ -106,7 +106,7 @@ impl Turns {
 
     /// Gives a turn to each growth that an earlier daemon has begun and that is under way still.
     fn adopt(&'static self) {
-        let growths = exec::running(|args| grown(args).is_some());
+        let growths = exec::running("zfs", |args| grown(args).is_some());
         let growths =
             growths.inspect_err(|error| tracing::warn!(%error, "what an earlier daemon began is not known"));
         for process in growths.into_iter().flatten() {
