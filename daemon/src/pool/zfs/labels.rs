@@ -1,9 +1,9 @@
 //! When the disks of a zpool were written last, by their labels, and whether that is how the zpool left them.
 //!
-//! Called by `status` before a suspended zpool is resumed. ZFS knows its disks by their numbers alone then, and what has
-//! waited would be written over whatever another machine, or a restored copy, has put there since. The labels are read
-//! here and not by `zdb`, whose words are for people. Their form is ZFS's on-disk format (vdev_impl.h, uberblock_impl.h
-//! and nvpair.c of OpenZFS), which is the same for good.
+//! Called by `status` before a zpool that could do nothing gets its disks back. ZFS knows them by their numbers alone
+//! then, and what has waited would be written over whatever another machine, or a restored copy, has put there since.
+//! The labels are read here and not by `zdb`, whose words are for people. Their form is ZFS's on-disk format
+//! (vdev_impl.h, uberblock_impl.h and nvpair.c of OpenZFS), which is the same for good.
 
 use std::fs::File;
 use std::io;
