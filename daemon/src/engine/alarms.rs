@@ -48,8 +48,10 @@ impl Default for Alarms {
 fn severity_of(subject: &str) -> AlarmSeverity {
     match subject.split('/').next().unwrap_or_default() {
         // Fewer paths; a disk that says that it will fail; what is tried again; what is in the way of nobody; what counts at
-        // the next start alone, or if the journal is lost as well.
-        "portals" | "disk" | "operation" | "leftover" | "configuration" | "labels" => AlarmSeverity::Warning,
+        // the next start alone, or if the journal is lost as well; what is not reached yet.
+        "portals" | "disk" | "operation" | "leftover" | "configuration" | "labels" | "limit" => {
+            AlarmSeverity::Warning
+        }
         // A pool, a volume, a host or a target that is not there, a key or a journal that is lost.
         _ => AlarmSeverity::Critical,
     }

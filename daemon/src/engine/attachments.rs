@@ -33,7 +33,7 @@ impl Core {
         let (mut guards, others) = self.lock_access(id, &host, how.alone, until).await?;
         self.check_settled(|intent| intent.touches_access(id))?;
         self.check_usable(id)?;
-        let (pool, size, already, record) = {
+        let (pool, size, already, protocol, record) = {
             let view = self.view.read();
             let entry = view.entry(id).ok_or_else(|| view.no_volume(who, &volume))?;
             let record = view.host_record(&host).filter(|r| who.knows(&r.tenant));
@@ -69,8 +69,11 @@ impl Core {
                     want: format!("{}: detach it first", grant.read_only),
                 });
             }
-            (entry.pool.clone(), entry.label.size, had.is_some(), record)
+            (entry.pool.clone(), entry.label.size, had.is_some(), protocol, record)
         };
+        if !already {
+            self.check_room_of(&host, protocol)?;
+        }
         self.check_labels(&[id], &host, &record)?;
         let open = self.open_pool(&pool)?;
 
@@ -107,6 +110,7 @@ impl Core {
             view.attach(id, &host, grant);
             view.clear(&closed_alarm(id));
         }
+        self.note_limits_of(&host);
         self.dirty.mark(id);
         self.events.publish(EventKind::Attached, about(id, &host));
         self.attached(id, &host, true)
@@ -179,6 +183,7 @@ impl Core {
         };
         let intent = Intent::Detach { volume: id, host: host.clone() };
         let ((), guards) = self.carry_out_with(intent, batch, guards, act).await?;
+        self.note_limits_of(host);
         self.events.publish(EventKind::Detached, about(id, host));
         Ok(guards)
     }
@@ -302,6 +307,6 @@ pub(super) fn attachment_key(id: VolumeId, host: &HostName) -> String {
     format!("{id}/{host}")
 }
 
-fn about(id: VolumeId, host: &HostName) -> Subject {
+pub(super) fn about(id: VolumeId, host: &HostName) -> Subject {
     Subject { volume: Some(id), host: Some(host.clone()), ..Subject::default() }
 }

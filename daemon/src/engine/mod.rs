@@ -30,6 +30,7 @@ mod keeping;
 mod kerberos;
 mod labels;
 pub mod lane;
+mod limits;
 mod locks;
 mod meter;
 mod orphans;

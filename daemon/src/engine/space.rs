@@ -204,6 +204,7 @@ impl Core {
         loop {
             self.stale_bell.notified().await;
             let stale = std::mem::take(&mut *self.stale.lock());
+            self.note_limits();
             for name in stale {
                 self.read_behind(name);
             }

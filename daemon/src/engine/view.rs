@@ -69,7 +69,7 @@ pub struct PoolEntry {
     /// The sum of its volumes' sizes.
     provisioned: u64,
     /// How many volumes.
-    volumes: u64,
+    pub(super) volumes: u64,
 }
 
 impl PoolEntry {

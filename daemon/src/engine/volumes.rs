@@ -61,6 +61,8 @@ impl Core {
             return self.same_volume(who, id, &ask);
         }
         let pool = self.open_pool(&ask.pool)?;
+        let kind = self.view.read().pool_entry(&ask.pool).map(|p| p.spec.kind());
+        kind.map_or(Ok(()), |kind| self.check_room_on(kind))?;
         let mut label = Label::new(VolumeId::mint(), who.tenant.clone(), &ask);
         (label.kind, label.filesystem) = match ask.source {
             None => (label.kind, a_filesystem(&pool, &ask)),
