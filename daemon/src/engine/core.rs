@@ -217,7 +217,7 @@ pub(super) struct Core {
     /// Intents that are neither carried out nor undone yet: their objects take no changes.
     pub(super) unsettled: Mutex<BTreeMap<u64, (Intent, String)>>,
     pub(super) next_op: AtomicU64,
-    pub(super) dirty: DirtyLabels,
+    pub(super) dirty: Arc<DirtyLabels>,
     /// Copies under way.
     pub(super) copies: Copies,
     /// Rings when something that was deleted may have lost its last dependant.
@@ -318,15 +318,24 @@ impl Core {
         Ok(opened)
     }
 
+    /// Closes what is known to be open. One that can't be closed stays known: it is tried again.
     pub(super) async fn close_backing(&self, id: VolumeId) -> Outcome<()> {
-        if self.opened.lock().remove(&id).is_none() {
+        if !self.opened.lock().contains_key(&id) {
             return Ok(());
         }
+        self.close_whatever_is_open(id).await
+    }
+
+    /// The same where that is not known: an open that failed half way, or ended after it was given up.
+    pub(super) async fn close_whatever_is_open(&self, id: VolumeId) -> Outcome<()> {
         let pool = self.view.read().entry(id).map(|v| v.pool.clone());
         // A volume or pool that is gone has nothing open.
-        let Some(pool) = pool.and_then(|name| self.pools.read().get(&name).cloned()) else { return Ok(()) };
-        let until = Instant::now() + self.settings.settle_deadline;
-        self.on_pool(&pool, On::Open, until, move |p, d| p.close(id, d)).await
+        if let Some(pool) = pool.and_then(|name| self.pools.read().get(&name).cloned()) {
+            let until = Instant::now() + self.settings.settle_deadline;
+            self.on_pool(&pool, On::Open, until, move |p, d| p.close(id, d)).await?;
+        }
+        self.opened.lock().remove(&id);
+        Ok(())
     }
 
     /// Starts something that goes on behind the answers.

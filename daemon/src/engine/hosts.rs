@@ -233,7 +233,7 @@ impl Core {
         }
         if narrower {
             // Without the journal a label is believed: one that is older than this would let in who was just cut off.
-            self.write_labels_of(volumes.iter().copied().collect()).await;
+            self.write_labels_among(Some(&volumes.iter().copied().collect())).await;
         }
         self.shown_host(who, &name, old.is_none())
     }

@@ -212,9 +212,13 @@ impl Core {
                 Ok(op.guards)
             }
             Err(e) => {
-                // The journal takes nothing more; the next start settles it by what is there.
                 let reason = super::error::chain(&e);
-                self.leave_unsettled(op.key, op.intent, &reason);
+                self.leave_unsettled(op.key, op.intent.clone(), &reason);
+                // A journal that takes nothing more leaves it to the next start, which settles it by what is there.
+                if !e.is_final() {
+                    let core = self.clone();
+                    self.background(async move { core.settle_until_done(op, Known::Unknown).await });
+                }
                 Err(e.into())
             }
         }
@@ -387,7 +391,10 @@ impl Core {
                 self.capacity_changed(pool);
             }
             Intent::Attach { volume, .. } | Intent::Detach { volume, .. } => {
-                self.converge_volume(*volume, None, true).await?;
+                let (_, is_served) = self.converge_open(*volume, None, true).await?;
+                if !is_served {
+                    self.close_whatever_is_open(*volume).await?;
+                }
             }
             Intent::ChangePool { name, change } => self.settle_change_pool(name, change, known).await?,
             Intent::CreatePool { spec } => self.settle_create_pool(spec, known).await?,
@@ -401,6 +408,9 @@ impl Core {
         self.view.write().clear(&format!("operation/{key}"));
         if let Some(id) = intent.volume() {
             self.set_state(id, VolumeState::Ready, None);
+        }
+        if let Intent::Detach { volume, host } = intent {
+            self.events.publish(EventKind::Detached, super::attachments::about(*volume, host));
         }
         Ok(())
     }

@@ -48,8 +48,8 @@ pub(super) struct DirtyLabels {
     behind: Mutex<BTreeMap<VolumeId, Option<String>>>,
     /// Which were so when the daemon ended is not known: any may be.
     unknown: AtomicBool,
-    /// Held while those that were due are being written: who has all of them written waits for these too.
-    writing: tokio::sync::Mutex<()>,
+    /// Those that are being written. One that is marked meanwhile is due once more when that has ended.
+    under_way: tokio::sync::watch::Sender<BTreeSet<VolumeId>>,
     /// Held by who writes their names, with what was written last. `None`: that is not known.
     kept: tokio::sync::Mutex<Option<Vec<VolumeId>>>,
     bell: Notify,
@@ -72,8 +72,39 @@ impl DirtyLabels {
         self.unknown.load(Ordering::Acquire) || self.behind.lock().contains_key(&id)
     }
 
-    fn take(&self) -> BTreeSet<VolumeId> {
-        std::mem::take(&mut *self.ids.lock())
+    /// Those `among` these, or all, that are due and not being written: they are from now on.
+    fn take(self: &Arc<Self>, among: Option<&BTreeSet<VolumeId>>) -> Taken {
+        let mut ids = self.ids.lock();
+        let mut taken = BTreeSet::new();
+        self.under_way.send_if_modified(|under_way| {
+            let wanted = |id: &VolumeId| among.is_none_or(|among| among.contains(id));
+            taken = ids.difference(under_way).copied().filter(wanted).collect();
+            ids.retain(|id| !taken.contains(id));
+            under_way.extend(&taken);
+            !taken.is_empty()
+        });
+        Taken { ids: taken, dirty: self.clone() }
+    }
+
+    /// One has been written, or could not be.
+    fn ended(&self, id: VolumeId) {
+        self.under_way.send_if_modified(|under_way| under_way.remove(&id));
+        if self.ids.lock().contains(&id) {
+            self.bell.notify_one();
+        }
+    }
+}
+
+/// Those that are to be written by whoever has this.
+struct Taken {
+    ids: BTreeSet<VolumeId>,
+    dirty: Arc<DirtyLabels>,
+}
+
+impl Drop for Taken {
+    /// Also where the task ends in the middle of it.
+    fn drop(&mut self) {
+        self.ids.iter().for_each(|id| self.dirty.ended(*id));
     }
 }
 
@@ -108,8 +139,23 @@ impl Core {
                 () = tokio::time::sleep(AGAIN), if some => self.mark_behind(),
             }
             tokio::time::sleep(GATHER).await;
-            self.write_labels().await;
+            // Not waited for: a pool that hangs would keep others' labels from being written, and from being known to be behind.
+            for taken in self.due(None) {
+                let core = self.clone();
+                self.background(async move { core.write_labels_of(taken).await });
+            }
         }
+    }
+
+    /// What is due, pool by pool.
+    fn due(&self, among: Option<&BTreeSet<VolumeId>>) -> Vec<Taken> {
+        let mut all = self.dirty.take(among);
+        let view = self.view.read();
+        let mut by_pool: BTreeMap<_, BTreeSet<VolumeId>> = BTreeMap::new();
+        for id in std::mem::take(&mut all.ids) {
+            by_pool.entry(view.entry(id).map(|v| v.pool.clone())).or_default().insert(id);
+        }
+        by_pool.into_values().map(|ids| Taken { ids, dirty: self.dirty.clone() }).collect()
     }
 
     /// Has labels written that say something else than the journal: volumes come back with what they said when they went.
@@ -120,36 +166,53 @@ impl Core {
         }
     }
 
-    /// Writes those that are due now. In the end all that were due when it was asked are written, whoever does it.
-    pub(super) async fn write_labels(self: &Arc<Self>) {
-        let _writing = self.dirty.writing.lock().await;
-        let due = self.dirty.take();
-        if !due.is_empty() {
-            self.write_labels_of(due).await;
+    /// Writes those that are due now. In the end all that were due when it was asked were tried, whoever does it.
+    pub(super) async fn write_labels(&self) {
+        self.write_labels_among(None).await;
+    }
+
+    /// The same for these alone.
+    pub(super) async fn write_labels_among(&self, among: Option<&BTreeSet<VolumeId>>) {
+        // What was marked while it was being written is due once more after that.
+        for _ in 0..2 {
+            let mut others = self.dirty.under_way.borrow().clone();
+            others.retain(|id| among.is_none_or(|among| among.contains(id)));
+            let due = self.due(among).into_iter().map(|taken| self.write_labels_of(taken));
+            futures_util::future::join_all(due).await;
+            let mut under_way = self.dirty.under_way.subscribe();
+            // The sender lives as long as this.
+            let _ = under_way.wait_for(|now| now.is_disjoint(&others)).await;
         }
     }
 
     /// Writes these, and waits for no other.
-    pub(super) async fn write_labels_of(&self, due: BTreeSet<VolumeId>) {
-        let left = Mutex::new(due.clone());
-        let writing = futures_util::stream::iter(due).for_each_concurrent(PARALLEL, async |id| {
+    async fn write_labels_of(&self, taken: Taken) {
+        let (ids, left) = (taken.ids.clone(), Mutex::new(taken));
+        if ids.is_empty() {
+            return;
+        }
+        let writing = futures_util::stream::iter(ids).for_each_concurrent(PARALLEL, async |id| {
             let written = self.write_label(id).await;
-            left.lock().remove(&id);
-            let mut behind = self.dirty.behind.lock();
-            match written {
-                Ok(()) => {
-                    behind.remove(&id);
-                }
-                Err(f) => {
-                    let reason = f.error.chain();
-                    tracing::warn!(volume = %id, error = reason, "a label could not be written");
-                    behind.insert(id, Some(reason));
+            {
+                // Marked meanwhile: what was written may be older than that.
+                let again = self.dirty.ids.lock().contains(&id);
+                let mut behind = self.dirty.behind.lock();
+                match written {
+                    Ok(()) if again => {}
+                    Ok(()) => drop(behind.remove(&id)),
+                    Err(f) => {
+                        let reason = f.error.chain();
+                        tracing::warn!(volume = %id, error = reason, "a label could not be written");
+                        behind.insert(id, Some(reason));
+                    }
                 }
             }
+            left.lock().ids.remove(&id);
+            self.dirty.ended(id);
         });
         tokio::pin!(writing);
         if tokio::time::timeout(LATE, &mut writing).await.is_err() {
-            for id in &*left.lock() {
+            for id in &left.lock().ids {
                 self.dirty.behind.lock().entry(*id).or_default();
             }
             self.keep_behind().await;

@@ -8,7 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -83,7 +83,8 @@ struct Job {
 struct Shared {
     name: String,
     jobs: Receiver<Job>,
-    hung: AtomicUsize,
+    /// May be below zero for a moment: a job can end before it is counted that it hangs.
+    hung: AtomicIsize,
     threads: AtomicUsize,
     wanted: usize,
     /// After what time a job is slow.
@@ -123,7 +124,7 @@ impl Lane {
         let shared = Arc::new(Shared {
             name: name.to_string(),
             jobs,
-            hung: AtomicUsize::new(0),
+            hung: AtomicIsize::new(0),
             threads: AtomicUsize::new(0),
             wanted: threads,
             slow,
@@ -175,7 +176,7 @@ impl Lane {
         f: impl FnOnce(&Deadline) -> T + Send + 'static,
     ) -> Result<T, (LaneError, Option<Late>)> {
         let lane = || self.shared.name.clone();
-        if self.shared.hung.load(Ordering::Acquire) >= MOST_HUNG {
+        if self.hung() >= MOST_HUNG {
             return Err((LaneError::Full { lane: lane() }, None));
         }
         let deadline = Deadline::after(within);
@@ -262,7 +263,7 @@ impl Lane {
 
     /// Threads that hang, or are so slow that others stand in for them.
     pub fn hung(&self) -> usize {
-        self.shared.hung.load(Ordering::Acquire)
+        usize::try_from(self.shared.hung.load(Ordering::Acquire)).unwrap_or(0)
     }
 
     /// Whether as many threads take jobs as should.

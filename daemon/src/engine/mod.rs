@@ -53,10 +53,12 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use orlop_api::{
     Attachment, Disk, EventKind, HostName, Orphans, SnapshotBlocks, System, SystemState, Target, Token,
@@ -65,8 +67,8 @@ use orlop_api::{
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use secrecy::SecretString;
 use tokio::time::Instant;
-use tracing::Instrument;
 use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 pub use self::core::{EngineSettings, Pools};
 pub use action::{Action, Attach, Outcome, Principal, Role};
@@ -95,6 +97,37 @@ const SETUP_THREADS: usize = 4;
 pub struct Engine {
     core: Arc<Core>,
     recorded: Arc<Mutex<Option<Recorded>>>,
+}
+
+/// What is noted of each change: a line for people (`audit`), a count, and how the trace ended.
+struct Note {
+    core: Arc<Core>,
+    started: Instant,
+    verb: &'static str,
+    subject: String,
+    principal: String,
+    span: Span,
+}
+
+impl Note {
+    fn that(self, result: std::result::Result<(), &Error>) {
+        let Self { core, started, verb, subject, principal, span } = self;
+        let took = started.elapsed();
+        let outcome = match result {
+            Ok(()) => "ok",
+            Err(e) => e.kind().as_str(),
+        };
+        span.record("outcome", outcome);
+        let ms = took.as_millis() as u64;
+        match result {
+            Ok(()) => tracing::info!(target: "audit", principal, verb, subject, outcome, ms),
+            Err(e) => {
+                let error = e.chain();
+                tracing::info!(target: "audit", principal, verb, subject, outcome, error, ms);
+            }
+        }
+        core.settings.metrics.action(verb, outcome, took);
+    }
 }
 
 impl Engine {
@@ -172,42 +205,30 @@ impl Engine {
         let subject = action.subject();
         let principal = who.name.clone();
         let span = tracing::info_span!(target: spans::TARGET, "action", verb, subject, outcome = Empty);
-        let result = match self.admit(&who, &action) {
-            Err(e) => Err(e),
-            Ok(pass) => {
-                let core = self.core.clone();
-                let until = started + within;
-                // A task of its own: a client that hangs up does not leave a change half done.
-                let task = async move {
-                    let _pass = pass;
-                    perform(&core, &who, action, until).await
-                };
-                let task = tokio::spawn(task.instrument(span.clone()));
-                tokio::select! {
-                    done = task => done.unwrap_or(Err(Error::Died)),
-                    () = self.core.waits_for_journal(until) => {
-                        Err(Error::Deadline("writing it to the journal".into()))
-                    }
-                }
-            }
-        };
-        let took = started.elapsed();
-        let outcome = match &result {
-            Ok(_) => "ok",
-            Err(e) => e.kind().as_str(),
-        };
-        span.record("outcome", outcome);
-        match &result {
-            Ok(_) => {
-                tracing::info!(target: "audit", principal, verb, subject, outcome, ms = took.as_millis() as u64)
-            }
+        let note = Note { core: self.core.clone(), started, verb, subject, principal, span: span.clone() };
+        let pass = match self.admit(&who, &action) {
             Err(e) => {
-                let error = e.chain();
-                tracing::info!(target: "audit", principal, verb, subject, outcome, error, ms = took.as_millis() as u64);
+                note.that(Err(&e));
+                return Err(e);
             }
+            Ok(pass) => pass,
+        };
+        let core = self.core.clone();
+        let until = started + within;
+        // A task of its own: a client that hangs up does not leave a change half done, nor one that nobody has noted.
+        let task = async move {
+            let _pass = pass;
+            let done = AssertUnwindSafe(perform(&core, &who, action, until)).catch_unwind().await;
+            let done = done.unwrap_or(Err(Error::Died));
+            note.that(done.as_ref().map(|_| ()));
+            done
+        };
+        let task = tokio::spawn(task.instrument(span));
+        tokio::select! {
+            done = task => done.unwrap_or(Err(Error::Died)),
+            // It is noted when it ends.
+            () = self.core.waits_for_journal(until) => Err(Error::Deadline("writing it to the journal".into())),
         }
-        self.core.settings.metrics.action(verb, outcome, took);
-        result
     }
 
     fn admit(&self, who: &Principal, action: &Action) -> Result<(gate::Pass, quotas::Change)> {

@@ -299,7 +299,9 @@ impl Core {
     pub(super) async fn export_pool(self: &Arc<Self>, name: PoolName, until: Instant) -> Result<Outcome> {
         self.check_settled(|intent| pool_of(intent) == Some(&name))?;
         // What labels say is all that goes with it.
-        self.write_labels().await;
+        let its = self.view.read().volumes_in(&name, usize::MAX).iter().map(|label| label.id).collect();
+        let written = tokio::time::timeout_at(until, self.write_labels_among(Some(&its))).await;
+        written.map_err(|_| Error::Deadline("writing what its labels say".into()))?;
         let guards = self.locks.acquire(vec![(Key::Pool(name.clone()), Mode::ExclusiveNow)], until).await?;
         self.check_settled(|intent| pool_of(intent) == Some(&name))?;
         let pool = self.open_pool(&name)?;

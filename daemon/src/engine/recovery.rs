@@ -384,6 +384,11 @@ impl Core {
             let until = Instant::now() + self.settings.settle_deadline;
             let lock = self.locks.acquire(vec![(Key::Volume(id), Mode::Exclusive)], until).await;
             let Ok(_guards) = lock else { continue };
+            // Whoever had it has been detached meanwhile, or it is gone: that converged it as well.
+            if self.view.read().hosts_of(id).next().is_none() {
+                self.target_serves(id);
+                return self.is_served(id);
+            }
             match self.restore_export(id).await {
                 Ok(()) => {
                     self.target_serves(id);
@@ -472,15 +477,6 @@ impl Core {
     }
 
     async fn settle_access(self: &Arc<Self>, key: u64, intent: &Intent) -> CoreOutcome<()> {
-        let Some(id) = intent.volume() else { return Ok(()) };
-        let pool = self.view.read().entry(id).map(|v| v.pool.clone());
-        if let Some(open) = pool.and_then(|name| self.pools.read().get(&name).cloned()) {
-            // Opened by an attach that did not end, or left open by a detach: a loop device, say.
-            if self.view.read().hosts_of(id).next().is_none() {
-                let until = Instant::now() + self.settings.settle_deadline;
-                self.on_pool(&open, super::core::On::Open, until, move |p, d| p.close(id, d)).await?;
-            }
-        }
         // Settling converges this volume once more with the fence, which also covers a kernel that does
         // not show its controllers.
         self.settle(key, intent, Known::Unknown).await

@@ -100,6 +100,8 @@ pub struct Faults {
     pub deaf: bool,
     /// The pool has no properties and no file systems at all.
     pub plain: bool,
+    /// Backings can't be closed.
+    pub fail_close: bool,
     /// What is a file system can't be mounted.
     pub fail_mount: bool,
     /// A file system is smaller than its backing.
@@ -599,7 +601,11 @@ impl Pool for FakePool {
     }
 
     fn close(&self, id: VolumeId, _: &Deadline) -> Result<()> {
-        self.platter.state.lock().open.remove(&id);
+        let mut s = self.platter.state.lock();
+        if s.faults.fail_close {
+            return Err(self.broken("closing it"));
+        }
+        s.open.remove(&id);
         Ok(())
     }
 

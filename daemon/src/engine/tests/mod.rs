@@ -645,6 +645,85 @@ async fn a_drain_waits_for_labels_that_are_being_written() {
     assert_eq!(rig.platter.labels()[0].hosts.len(), 1);
 }
 
+/// A label that hangs keeps no other from being written, nor from being known to be behind: who is detached meanwhile must not be let
+/// in by it if the journal is lost.
+#[tokio::test]
+async fn a_label_that_hangs_is_nobody_elses_trouble() {
+    let rig = Rig::new().await;
+    let (hangs, other, late) =
+        (rig.create("hangs").await, rig.create("other").await, rig.create("late").await);
+    rig.host("one").await;
+    rig.ok(attach(late, "one")).await;
+    rig.engine().core.write_labels().await;
+    rig.platter.faults(|f| f.hang.extend(["hangs".to_string()]));
+    rig.ok(attach(hangs, "one")).await;
+    rig.until("the label to be on its way", |r| r.engine().core.dirty.len() == 0).await;
+    rig.ok(attach(other, "one")).await;
+    let hosts_of = |r: &Rig, id| r.platter.labels().iter().find(|l| l.id == id).map(|l| l.hosts.len());
+    rig.until("the other label", |r| hosts_of(r, other) == Some(1)).await;
+    rig.platter.faults(|f| f.hang.extend(["late".to_string()]));
+    rig.ok(detach(late, "one")).await;
+    let kept = rig.dir.path().join("labels.behind");
+    rig.until("both to be kept as behind", |_| {
+        let kept = std::fs::read_to_string(&kept).unwrap_or_default();
+        kept.contains(&hangs.to_string()) && kept.contains(&late.to_string())
+    })
+    .await;
+    // Marked while it is on its way: written once more after that.
+    rig.ok(detach(hangs, "one")).await;
+    rig.platter.faults(|f| f.hang.clear());
+    rig.until("all to be as they should", |r| {
+        [hangs, late].iter().all(|id| hosts_of(r, *id) == Some(0)) && !kept.exists()
+    })
+    .await;
+}
+
+/// What can't be closed is not forgotten, and the detach that wanted it is told of when it is done.
+#[tokio::test]
+async fn a_backing_that_can_not_be_closed_is_closed_later() {
+    let rig = Rig::new().await;
+    let id = rig.create("data").await;
+    rig.host("one").await;
+    rig.ok(attach(id, "one")).await;
+    rig.platter.faults(|f| f.fail_close = true);
+    let start = rig.engine().events().newest();
+    rig.fails(detach(id, "one")).await;
+    // Nobody is let in, and it is open.
+    assert_eq!((rig.target.exports(), rig.platter.open_backings()), (0, 1));
+    assert_eq!(rig.fails(delete(id)).await.kind, ErrorKind::Busy);
+    rig.platter.faults(|f| f.fail_close = false);
+    rig.settled().await;
+    assert_eq!(rig.platter.open_backings(), 0);
+    let told = rig.engine().events().after(start, 100);
+    assert_eq!(told.iter().filter(|e| e.kind == EventKind::Detached).count(), 1, "{told:?}");
+    rig.ok(delete(id)).await;
+}
+
+/// A change is counted, and has its line, also where nobody waits for it any more.
+#[tokio::test]
+async fn a_change_that_nobody_waits_for_is_noted() {
+    let rig = Rig::new().await;
+    rig.platter.faults(|f| f.hang.extend(["data".to_string()]));
+    let gone = tokio::time::timeout(SHORT, rig.submit(Action::CreateVolume(ask("data")), LONG)).await;
+    assert!(gone.is_err());
+    rig.platter.faults(|f| f.hang.clear());
+    let noted = async |rig: &Rig| {
+        let metrics = rig.engine().core.settings.metrics.clone();
+        let text = metrics.render(rig.engine().scrape().await).unwrap();
+        text.lines().any(|l| {
+            l.contains("create_volume")
+                && l.contains("outcome=\"ok\"")
+                && l.contains("_count")
+                && l.ends_with(" 1")
+        })
+    };
+    let started = Instant::now();
+    while !noted(&rig).await {
+        assert!(started.elapsed() < Duration::from_secs(60), "it is not noted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn labels_follow_attachments() {
     let rig = Rig::new().await;
