@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use super::{Batch, Store, Table};
@@ -13,6 +14,35 @@ use super::{Batch, Store, Table};
 const LARGEST_VALUE: usize = 60 * 1024;
 /// The journal is read once; its page cache only serves writes of a few small, hot records.
 const CACHE: u64 = 4 << 20;
+
+/// By how much sled's threads may oversleep while they wait for work, in nanoseconds. What work there is wakes them at once.
+const OVERSLEEP: u64 = 60_000_000_000;
+
+/// While it lives, threads that are begun by this one are woken late by their timers: a thread has its slack (prctl(2),
+/// `PR_SET_TIMERSLACK`) from the one that began it. sled keeps seven for its I/O that look for work once a second each, and begins
+/// them when it first needs one.
+struct LazyThreads {
+    before: Option<NonZeroU64>,
+}
+
+impl LazyThreads {
+    fn begin() -> Self {
+        let before = rustix::thread::current_timer_slack().ok().and_then(NonZeroU64::new);
+        if before.is_some() {
+            // Without it an idle machine is woken more often, and no more than that.
+            let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(OVERSLEEP));
+        }
+        Self { before }
+    }
+}
+
+impl Drop for LazyThreads {
+    fn drop(&mut self) {
+        if self.before.is_some() {
+            let _ = rustix::thread::set_current_timer_slack(self.before);
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -37,6 +67,7 @@ impl SledStore {
             // After a failed sync the kernel may show bytes that are not on the disk: they are read anew.
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         }
+        let lazy = LazyThreads::begin();
         let db = sled::Config::default()
             .path(dir)
             .cache_capacity(CACHE)
@@ -44,6 +75,7 @@ impl SledStore {
             .flush_every_ms(None)
             .open()
             .map_err(to_io)?;
+        drop(lazy);
         let file = File::options().read(true).write(true).open(dir.join("db"))?;
         // The directory's entries and its own, once: sled made them without syncing.
         for dir in [Some(dir), dir.parent().filter(|p| !p.as_os_str().is_empty())].into_iter().flatten() {
@@ -84,11 +116,14 @@ impl Store for SledStore {
                 None => sled_batch.remove(key.as_slice()),
             }
         }
+        let _lazy = LazyThreads::begin();
         self.db.apply_batch(sled_batch).map_err(to_io)
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        let lazy = LazyThreads::begin();
         self.db.flush().map_err(to_io)?;
+        drop(lazy);
         self.file.sync_data()
     }
 }
@@ -106,5 +141,36 @@ fn to_io(e: sled::Error) -> io::Error {
     match e {
         sled::Error::Io(e) => e,
         other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn its_threads_may_oversleep_and_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(&dir.path().join("journal")).unwrap();
+        let mut batch = Batch::default();
+        batch.changes.push((b"hkey".to_vec(), Some(b"value".to_vec())));
+        store.apply(&batch).unwrap();
+        store.sync().unwrap();
+        let mut seen = 0;
+        for task in std::fs::read_dir("/proc/self/task").unwrap() {
+            let task = task.unwrap();
+            // Others of this process come and go.
+            let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
+            let slack = Path::new("/proc").join(task.file_name()).join("timerslack_ns");
+            let Ok(slack) = std::fs::read_to_string(slack) else { continue };
+            let lazy = slack.trim() == OVERSLEEP.to_string();
+            if name.starts_with("sled-io") {
+                assert!(lazy, "{name}: {slack}");
+                seen += 1;
+            }
+        }
+        assert!(seen >= 7, "{seen}");
+        assert_ne!(rustix::thread::current_timer_slack().unwrap(), OVERSLEEP);
     }
 }
