@@ -483,8 +483,41 @@ impl Group {
                 false => Err(self.ctx.precondition("its volume group has no thin pool: make the pool again")),
             },
             Owner::Foreign => Err(self.refuse()),
+            Owner::Absent if self.put_metadata_back(deadline)? => match self.owner(deadline)? {
+                Owner::Ours => self.find(deadline),
+                _ => Err(self.ctx.not_found(format!("volume group {}", self.name()))),
+            },
             Owner::Absent => Err(self.ctx.not_found(format!("volume group {}", self.name()))),
         }
+    }
+
+    /// What a power cut in the middle of a command has left on the disks so that LVM does not know the group any more. Whether there was
+    /// something to put right.
+    fn put_metadata_back(&self, deadline: &Deadline) -> Result<bool> {
+        let _turn = self.turn(deadline)?;
+        let mut put_right = false;
+        // LVM itself has no name for a disk whose metadata it can't read.
+        for disk in metadata::candidates().map_err(self.ctx.io("looking for disks"))? {
+            let done = match metadata::put_back(&disk, self.name(), &self.mark()) {
+                Ok(done) => done,
+                // It can't be read at all, or is no disk of LVM's that is whole: the pool is missing with it, as it was.
+                Err(error) => {
+                    tracing::debug!(disk = %disk.display(), %error, "a disk's metadata is not looked at");
+                    continue;
+                }
+            };
+            if let Some(metadata::PutBack { seqno }) = done {
+                put_right = true;
+                tracing::warn!(
+                    pool = self.name(),
+                    disk = %disk.display(),
+                    seqno,
+                    "the power went while LVM changed its metadata, and the change did not come onto the disk: it is as if it had \
+                     not been begun"
+                );
+            }
+        }
+        Ok(put_right)
     }
 
     /// Makes the group on blank disks with its thin pool, or what a crash left out of that.

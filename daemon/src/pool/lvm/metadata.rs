@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::kernel::fs;
 
@@ -123,6 +123,129 @@ fn text_of(file: &File) -> io::Result<Option<Section>> {
         return parse(text.trim_end_matches('\0')).map(Some).map_err(bad);
     }
     Err(bad("its metadata does not have its checksum"))
+}
+
+/// What a power cut did to a disk's metadata, and what it was put back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PutBack {
+    /// The number of the state that is committed now.
+    pub seqno: u64,
+}
+
+/// Puts a disk's metadata back to the state before, where what is committed is not whole. Nothing where there is nothing to put right, or
+/// nothing to put it back to. `mark`: the tag of groups that are ours.
+///
+/// LVM writes a text, and then the sector that points to it, and does not have the disk flush its cache in between. When the power
+/// goes just then, the sector may be on the disk and the text not, or not all of it: then LVM does not know the group any more. The
+/// text before that is still there, whole, since LVM never writes over the one that is committed; and nothing was flushed to the
+/// disk after that sector, or the text would have been as well. So all that is on the disk is of the state before: it is
+/// as if the command had not been begun, and nobody was told that it was done.
+pub(super) fn put_back(device: &Path, name: &str, mark: &str) -> io::Result<Option<PutBack>> {
+    let file = File::open(device)?;
+    fs::set_direct(&file)?;
+    let Some((at, header, found)) = state_before(&file, name, mark)? else { return Ok(None) };
+    // Opened to be written only now: udev looks at each disk that was.
+    let file = File::options().read(true).write(true).open(device)?;
+    fs::set_direct(&file)?;
+    overwrite(&file, at, &header)?;
+    file.sync_all()?;
+    Ok(Some(found))
+}
+
+/// Whole disks, partitions and arrays: whatever LVM may have as a disk, and nothing that is a volume of somebody's.
+pub(super) fn candidates() -> io::Result<Vec<PathBuf>> {
+    const VOLUMES: [&str; 6] = ["zd", "dm-", "loop", "ram", "sr", "fd"];
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/sys/class/block")? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Of an array, and not its members: both may show the same.
+        let is_member = std::fs::read_dir(entry.path().join("holders")).is_ok_and(|holders| {
+            holders.flatten().any(|holder| holder.file_name().to_string_lossy().starts_with("md"))
+        });
+        if !is_member && !VOLUMES.iter().any(|prefix| name.starts_with(prefix)) {
+            found.push(Path::new("/dev").join(name));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The header that commits the state before, and where it belongs.
+fn state_before(file: &File, name: &str, mark: &str) -> io::Result<Option<(u64, Vec<u8>, PutBack)>> {
+    let head = bytes(file, 0, 4 * SECTOR)?;
+    let Some(area) = area(&head) else { return Ok(None) };
+    let header = bytes(file, area.0, SECTOR)?;
+    let Some(place) = Place::of(&header, area)? else { return Ok(None) };
+    if crc(&place.text(file)?) == place.crc {
+        return Ok(None);
+    }
+    let Some((before, seqno)) = one_before(file, &place, name, mark)? else { return Ok(None) };
+    let mut header = header;
+    header[40..48].copy_from_slice(&before.offset.to_le_bytes());
+    header[48..56].copy_from_slice(&before.len.to_le_bytes());
+    header[56..60].copy_from_slice(&before.crc.to_le_bytes());
+    // Nothing is half committed either.
+    header[60..88].fill(0);
+    let sum = crc(&header[4..]);
+    header[..4].copy_from_slice(&sum.to_le_bytes());
+    Ok(Some((area.0, header, PutBack { seqno })))
+}
+
+/// Where the text behind this one begins (`_next_rlocn_offset` of LVM).
+fn behind(place: &Place) -> u64 {
+    let (first, size) = (SECTOR as u64, place.area.1);
+    let end = place.offset + place.len;
+    let end = if end > size { end - size + first } else { end };
+    let next = end.next_multiple_of(first);
+    if size - (end - 1) < first || next > size - first { first } else { next }
+}
+
+/// The text that was committed before this one, if it is whole: the one that ends where this begins.
+fn one_before(file: &File, this: &Place, name: &str, mark: &str) -> io::Result<Option<(Place, u64)>> {
+    let (area, first) = (this.area, SECTOR as u64);
+    let ring = bytes(file, area.0 + first, usize::try_from(area.1 - first).map_err(io::Error::other)?)?;
+    let begins = format!("{name} {{\n");
+    for at in (0..ring.len()).step_by(SECTOR).filter(|at| ring[*at..].starts_with(begins.as_bytes())) {
+        // It goes on at the ring's beginning, up to a zero, which belongs to it.
+        let around = ring[at..].iter().chain(&ring[..at]).copied();
+        let mut text: Vec<u8> = around.take_while(|b| *b != 0).collect();
+        let whole = std::str::from_utf8(&text).ok().and_then(|text| parse(text).ok()).filter(is_whole);
+        text.push(0);
+        let place = Place { area, offset: at as u64 + first, len: text.len() as u64, crc: crc(&text) };
+        let fits = place.len <= MAX_TEXT.min(area.1 - first);
+        if !fits || place.offset == this.offset || behind(&place) != this.offset {
+            continue;
+        }
+        let group = whole.as_ref().and_then(|whole| whole.section(name));
+        let ours = group.filter(|group| group.texts("tags").any(|tag| tag == mark));
+        if let Some(seqno) = ours.and_then(|group| group.number("seqno")) {
+            return Ok(Some((place, seqno)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a text has what LVM writes last.
+fn is_whole(text: &Section) -> bool {
+    text.text("contents") == Some("Text Format Volume Group") && text.number("creation_time").is_some()
+}
+
+/// Writes one sector, around the page cache, and nothing beside it where the disk can do that.
+fn overwrite(file: &File, offset: u64, sector: &[u8]) -> io::Result<()> {
+    let unit = match rustix::fs::ioctl_blksszget(file) {
+        Ok(unit) => u64::from(unit).clamp(SECTOR as u64, ALIGN as u64),
+        // A file, in tests.
+        Err(_) => SECTOR as u64,
+    };
+    let before = usize::try_from(offset % unit).unwrap_or(0);
+    let whole = (before + sector.len()).next_multiple_of(usize::try_from(unit).unwrap_or(ALIGN));
+    let mut room = vec![0u8; whole + ALIGN];
+    let skip = room.as_ptr().align_offset(ALIGN);
+    let there = bytes(file, offset - before as u64, whole)?;
+    room[skip..skip + whole].copy_from_slice(&there);
+    room[skip + before..skip + before + sector.len()].copy_from_slice(sector);
+    file.write_all_at(&room[skip..skip + whole], offset - before as u64)
 }
 
 /// Reads around the page cache.
@@ -322,6 +445,7 @@ mod tests {
     use proptest::prelude::*;
 
     const TEXT: &str = include_str!("metadata.txt");
+    const MARK: &str = "orlop.pool.contract";
 
     #[test]
     fn a_group_is_read() {
@@ -379,6 +503,54 @@ mod tests {
         assert!(read_from(&file, "contract").unwrap_err().to_string().contains("header"));
         file.write_all_at(&[0; 2048], 0).unwrap();
         assert_eq!(read_from(&file, "contract").unwrap(), None, "no label: no disk of LVM's");
+    }
+
+    fn put_back_on(file: &File, name: &str, mark: &str) -> io::Result<Option<PutBack>> {
+        let Some((at, header, found)) = state_before(file, name, mark)? else { return Ok(None) };
+        overwrite(file, at, &header)?;
+        Ok(Some(found))
+    }
+
+    /// As LVM would write it: a zero at the end, and the next one in a sector of its own.
+    fn text_of_number(n: u64) -> String {
+        format!("{}\0", TEXT.replace("seqno = 9", &format!("seqno = {n}")))
+    }
+
+    #[test]
+    fn a_text_that_did_not_come_to_the_disk_is_as_if_it_had_not_been_written() {
+        let (older, old, new) = (text_of_number(7), text_of_number(8), text_of_number(9));
+        let sectors = |text: &str| (text.len() as u64).next_multiple_of(SECTOR as u64);
+        let end = 64 << 10;
+        // In the middle of the ring, and with the old one around its end.
+        for at in [512 + sectors(&older), end - 512] {
+            let next =
+                if at + sectors(&old) < end { at + sectors(&old) } else { at + sectors(&old) - end + 512 };
+            let (file, area) = disk(&new, next);
+            let put = |text: &str, offset: u64| {
+                let first = text.len().min(usize::try_from(area.1 - offset).unwrap());
+                file.write_all_at(&text.as_bytes()[..first], area.0 + offset).unwrap();
+                file.write_all_at(&text.as_bytes()[first..], area.0 + SECTOR as u64).unwrap();
+            };
+            put(&old, at);
+            if at < end - 512 {
+                put(&older, 512);
+            }
+            assert_eq!(put_back_on(&file, "contract", MARK).unwrap(), None, "it is whole");
+            // One sector of it is lost.
+            file.write_all_at(&[0; SECTOR], area.0 + next + 512).unwrap();
+            assert!(read_from(&file, "contract").is_err());
+            assert_eq!(put_back_on(&file, "other", MARK).unwrap(), None, "another group's");
+            assert_eq!(put_back_on(&file, "contract", "orlop.pool.x").unwrap(), None, "another's");
+            assert_eq!(put_back_on(&file, "contract", MARK).unwrap(), Some(PutBack { seqno: 8 }));
+            let group = read_from(&file, "contract").unwrap().unwrap();
+            assert_eq!(group.number("seqno"), Some(8));
+            assert_eq!(put_back_on(&file, "contract", MARK).unwrap(), None, "once");
+        }
+        // There is none before it: all is left as it is.
+        let (file, area) = disk(&new, 512);
+        file.write_all_at(&[0; SECTOR], area.0 + 1024).unwrap();
+        assert_eq!(put_back_on(&file, "contract", MARK).unwrap(), None);
+        assert!(read_from(&file, "contract").is_err());
     }
 
     proptest! {
