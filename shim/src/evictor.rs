@@ -101,7 +101,7 @@ impl Evictor {
         let (space, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
         let (Some(namespace), Some(pod_name)) = (space, name) else { return };
         for claim in own_claims(pod) {
-            match self.consider(namespace, &claim, asks(&pod.metadata)).await {
+            match self.consider(namespace, &claim, pod).await {
                 Ok(Outcome::Deleted) => {
                     tracing::warn!(
                         namespace,
@@ -119,14 +119,18 @@ impl Evictor {
     }
 
     /// Deletes a claim if all that must hold does.
-    async fn consider(&self, namespace: &str, name: &str, pod_asks: bool) -> Result<Outcome, kube::Error> {
+    async fn consider(&self, namespace: &str, name: &str, pod: &Pod) -> Result<Outcome, kube::Error> {
         let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
         let Some(claim) = claims.get_opt(name).await? else { return Ok(Outcome::Gone) };
         if claim.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Gone);
         }
-        if !pod_asks && !asks(&claim.metadata) {
+        if !asks(&pod.metadata) && !asks(&claim.metadata) {
             return Ok(Outcome::NotAsked);
+        }
+        // A claim has its name from its pod, and so has the one that came in its place: it is younger than this pod, and another's.
+        if claim.metadata.creation_timestamp > pod.metadata.creation_timestamp {
+            return Ok(Outcome::NotOurs);
         }
         let Some(volume) =
             claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).filter(|n| !n.is_empty())

@@ -132,6 +132,7 @@ impl Objects {
             "kind": "Pod", "apiVersion": "v1",
             "metadata": {
                 "name": name, "namespace": "default", "uid": name, "resourceVersion": "1", "annotations": annotations("pod"),
+                "creationTimestamp": "2026-01-01T00:00:00Z",
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": owner, "name": "set", "uid": "u", "controller": true}],
             },
             "spec": {"containers": [], "volumes": [
@@ -145,6 +146,7 @@ impl Objects {
             "kind": "PersistentVolumeClaim", "apiVersion": "v1",
             "metadata": {
                 "name": claim, "namespace": "default", "uid": format!("uid-{name}"), "resourceVersion": "7",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
                 "annotations": annotations("claim"),
             },
             "spec": {"volumeName": format!("pv-{name}")},
@@ -207,11 +209,15 @@ async fn only_claims_that_are_asked_for_go() {
         ("changed-0", Pod::EvictedByKubelet, "pod", OURS),
         ("unbound-0", Pod::EvictedByKubelet, "pod", OURS),
         ("going-0", Pod::EvictedByKubelet, "pod", OURS),
+        ("again-0", Pod::EvictedByKubelet, "pod", OURS),
     ] {
         let object = objects.add(name, pod, asked_by, driver);
         pods.push(object);
     }
     objects.volumes.remove("pv-unbound-0");
+    // Its claim has gone, and what has the name now came for the pod after it.
+    objects.claims.get_mut("data-again-0").unwrap()["metadata"]["creationTimestamp"] =
+        json!("2026-01-01T00:01:00Z");
     objects.claims.get_mut("data-going-0").unwrap()["metadata"]["deletionTimestamp"] =
         json!("2026-01-01T00:00:00Z");
     // One that several pods share is no pod's own.

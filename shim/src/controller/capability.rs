@@ -43,6 +43,11 @@ pub fn objection(capability: &VolumeCapability, protocol: Protocol) -> Result<Op
     let mode = mode(capability)?;
     let access = capability.access_type.as_ref().ok_or_else(|| missing("access_type"))?;
     let by = protocol.as_str();
+    if mode == Mode::MultiNodeSingleWriter {
+        return Ok(Some(
+            "access_mode: nothing here sees to it that of several nodes one alone writes".into(),
+        ));
+    }
     Ok(match (protocol.kind(), access) {
         (VolumeKind::Filesystem, AccessType::Block(_)) => Some(format!("by {by} there is no block device")),
         (VolumeKind::Filesystem, AccessType::Mount(mount)) => {
@@ -58,7 +63,7 @@ pub fn objection(capability: &VolumeCapability, protocol: Protocol) -> Result<Op
                     mount.fs_type,
                     Kind::ALL.map(Kind::as_str).join(", ")
                 )),
-                Mode::MultiNodeMultiWriter | Mode::MultiNodeSingleWriter => Some(format!(
+                Mode::MultiNodeMultiWriter => Some(format!(
                     "access_mode: a file system on a disk is written by one node; by {by} several can share a raw block \
                      device, and by nfs a file system"
                 )),
@@ -110,6 +115,8 @@ mod tests {
             (Protocol::Nvme, Some("ext4"), Mode::MultiNodeMultiWriter, false),
             (Protocol::Nvme, Some("ext4"), Mode::MultiNodeSingleWriter, false),
             (Protocol::Nvme, None, Mode::MultiNodeMultiWriter, true),
+            (Protocol::Nvme, None, Mode::MultiNodeSingleWriter, false),
+            (Protocol::Nfs, Some(""), Mode::MultiNodeSingleWriter, false),
             (Protocol::Nfs, Some(""), Mode::MultiNodeMultiWriter, true),
             (Protocol::Nfs, Some("nfs"), Mode::SingleNodeWriter, true),
             (Protocol::Nfs, Some("ext4"), Mode::SingleNodeWriter, false),

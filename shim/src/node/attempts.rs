@@ -1,50 +1,73 @@
-//! Connections that the kernel is making. Nobody can end one before it is made or refused, its caller may be gone long
-//! since, and until then it belongs to no subsystem: who lets go of a volume waits for its own, or a path would come after
-//! that and stay.
+//! What the kernel is at and nobody can end: making a connection, taking a mount away. Its caller may be gone long since: a call
+//! that must come after it waits for the kernel, and not for the call.
+//!
+//! A connection that is being made belongs to no subsystem, and who lets go of a volume waits for its own, or a path would come
+//! after that and stay. A mount that is being taken away is out of sight, and what was written to it is not yet where it belongs.
 
 use std::sync::Arc;
 
-use orlop_api::VolumeId;
 use tokio::sync::watch;
 
 use crate::deadline::Deadline;
 
 /// See the module. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct Attempts(Arc<watch::Sender<Vec<VolumeId>>>);
+#[derive(Debug)]
+pub(super) struct Attempts<K>(Arc<watch::Sender<Vec<K>>>);
 
-impl Default for Attempts {
+impl<K> Default for Attempts<K> {
     fn default() -> Self {
         Self(Arc::new(watch::Sender::new(Vec::new())))
     }
 }
 
+impl<K> Clone for Attempts<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 /// Held for as long as the kernel is at it.
 #[derive(Debug)]
-pub(super) struct Attempt {
-    all: Attempts,
-    volume: VolumeId,
+pub(super) struct Attempt<K: PartialEq> {
+    all: Attempts<K>,
+    at: K,
 }
 
-impl Attempts {
-    pub(super) fn begin(&self, volume: VolumeId) -> Attempt {
-        self.0.send_modify(|all| all.push(volume));
-        Attempt { all: self.clone(), volume }
+impl<K: PartialEq + Clone> Attempts<K> {
+    pub(super) fn begin(&self, at: K) -> Attempt<K> {
+        self.0.send_modify(|all| all.push(at.clone()));
+        Attempt { all: self.clone(), at }
     }
 
-    /// Waits until there is none to a volume. `false`: there still is.
-    pub(super) async fn end(&self, volume: VolumeId, deadline: Deadline) -> bool {
+    /// The same, where there is none.
+    pub(super) fn begin_alone(&self, at: K) -> Option<Attempt<K>> {
+        let begun = self.0.send_if_modified(|all| {
+            let none = !all.contains(&at);
+            if none {
+                all.push(at.clone());
+            }
+            none
+        });
+        begun.then(|| Attempt { all: self.clone(), at })
+    }
+
+    /// Waits until there is none.
+    pub(super) async fn none(&self, at: &K) {
         let mut all = self.0.subscribe();
         // The sender lives as long as this.
-        let none = all.wait_for(|all| !all.contains(&volume));
-        tokio::time::timeout(deadline.left(), none).await.is_ok()
+        let _ = all.wait_for(|all| !all.contains(at)).await;
+    }
+
+    /// Waits until there is none. `false`: there still is.
+    pub(super) async fn end(&self, at: &K, deadline: Deadline) -> bool {
+        tokio::time::timeout(deadline.left(), self.none(at)).await.is_ok()
     }
 }
 
-impl Drop for Attempt {
+impl<K: PartialEq> Drop for Attempt<K> {
     fn drop(&mut self) {
         self.all.0.send_modify(|all| {
-            if let Some(at) = all.iter().position(|volume| *volume == self.volume) {
+            if let Some(at) = all.iter().position(|other| *other == self.at) {
                 all.swap_remove(at);
             }
         });
@@ -55,6 +78,8 @@ impl Drop for Attempt {
 mod tests {
     use std::time::Duration;
 
+    use orlop_api::VolumeId;
+
     use super::*;
 
     #[tokio::test]
@@ -63,14 +88,14 @@ mod tests {
         let [volume, other] = [VolumeId::mint(), VolumeId::mint()];
         let soon = || Deadline::after(Duration::from_millis(50));
         let _elsewhere = attempts.begin(other);
-        assert!(attempts.end(volume, soon()).await, "another volume's");
+        assert!(attempts.end(&volume, soon()).await, "another volume's");
         let (first, second) = (attempts.begin(volume), attempts.begin(volume));
-        assert!(!attempts.end(volume, soon()).await);
+        assert!(!attempts.end(&volume, soon()).await);
         drop(first);
-        assert!(!attempts.end(volume, soon()).await, "one of two");
+        assert!(!attempts.end(&volume, soon()).await, "one of two");
         let waiting = tokio::spawn({
             let attempts = attempts.clone();
-            async move { attempts.end(volume, Deadline::default()).await }
+            async move { attempts.end(&volume, Deadline::default()).await }
         });
         tokio::task::yield_now().await;
         drop(second);

@@ -85,7 +85,7 @@ pub struct Connector {
     /// The identifier of this host.
     pub host_id: String,
     /// What the kernel is at.
-    pub(super) attempts: Attempts,
+    pub(super) attempts: Attempts<VolumeId>,
 }
 
 async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -252,6 +252,21 @@ impl Connector {
         Ok(())
     }
 
+    /// Whether a path leads to a volume's disk now.
+    pub fn has_path(&self, volume: VolumeId) -> std::io::Result<bool> {
+        for ends in endings(volume) {
+            for nqn in self.sysfs.subsystems(&ends)? {
+                if self.sysfs.controllers(&nqn)?.iter().any(|path| path.state == "live") {
+                    return Ok(true);
+                }
+            }
+            if self.sysfs.sessions(&ends)?.iter().any(|session| self.sysfs.is_logged_in(session)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether this node has been cut off from a volume by iSCSI: no session is left that can do I/O, and the appliance answers
     /// and shows no such target at any of its portals (one of the addresses may have become another machine's). open-iscsi
     /// goes on trying all the same, and who waits for the disk waits with it; by NVMe the kernel gives up by itself when it
@@ -280,7 +295,7 @@ impl Connector {
     /// Ends all connections to a volume, whatever is known of how they came to be. The caller has made sure that nothing
     /// uses its disk.
     pub async fn disconnect(&self, volume: VolumeId, deadline: Deadline) -> Result<()> {
-        if !self.attempts.end(volume, deadline).await {
+        if !self.attempts.end(&volume, deadline).await {
             return Err(ConnectError::UnderWay);
         }
         let sysfs = self.sysfs.clone();

@@ -36,6 +36,16 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The option by which it is mounted without what its journal would put right.
+    pub const fn no_recovery(self) -> &'static str {
+        match self {
+            Self::Ext4 => "noload",
+            Self::Xfs => "norecovery",
+        }
+    }
+}
+
 /// Why a disk can't be used as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {

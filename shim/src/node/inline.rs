@@ -264,7 +264,7 @@ impl Node {
             {
                 self.inline.put(name, &Kept { also: Some(brought), ..before.clone() }).map_err(kept)?;
             }
-            return self.publish(attached, &staging, target, &how, read_only).await;
+            return self.publish(attached, &staging, target, &how, read_only, deadline).await;
         }
         let appliance = match &before {
             Some(before) => Some(&before.appliance),
@@ -313,7 +313,7 @@ impl Node {
         std::fs::create_dir_all(&staging).map_err(kept)?;
         let with = Credentials { context: parameters.context(), secrets };
         self.stage(attached.clone(), &staging, how.clone(), with, deadline).await?;
-        self.publish(&attached, &staging, target, &how, read_only).await
+        self.publish(&attached, &staging, target, &how, read_only, deadline).await
     }
 
     /// Takes it away from the pod and from this node, and deletes it: now, or when the appliance answers.

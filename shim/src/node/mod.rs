@@ -17,6 +17,7 @@ mod service;
 mod staging;
 pub mod state;
 pub mod tools;
+mod unmount;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -62,6 +63,10 @@ pub struct Node {
     inline: Inline,
     connector: Connector,
     locks: Locks,
+    /// Places from which something is being taken away.
+    unmounts: Attempts<PathBuf>,
+    /// Places that a file system is being asked about.
+    looks: Attempts<PathBuf>,
 }
 
 impl Node {
@@ -102,7 +107,17 @@ impl Node {
         };
         let (segments, inline) = (config.segments, Inline::at(&config.state, config.inline));
         let state = State::at(config.state);
-        Ok(Self { id, segments, tools, state, inline, connector, locks: Locks::default() })
+        Ok(Self {
+            id,
+            segments,
+            tools,
+            state,
+            inline,
+            connector,
+            locks: Locks::default(),
+            unmounts: Attempts::default(),
+            looks: Attempts::default(),
+        })
     }
 
     /// What Kubernetes calls it.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use orlop_api::Attachment;
 use tonic::{Request, Response, Status};
@@ -20,6 +21,9 @@ use crate::csi::*;
 use crate::deadline::open;
 use crate::handle::VolumeHandle;
 use crate::status::{self, Answer, Result, invalid, missing};
+
+/// How long a file system may take to say how full it is.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What is announced, and no more.
 const CAPABILITIES: [rpc::Type; 4] = [
@@ -108,11 +112,14 @@ impl node_server::Node for Node {
         }
         let of = handle(&ask.volume_id)?;
         let target = path(&ask.target_path, "target_path")?;
-        let staging = path(&ask.staging_target_path, "staging_target_path")?;
+        if ask.staging_target_path.is_empty() {
+            return Err(Status::failed_precondition("staging_target_path: it must be staged first"));
+        }
+        let staging = PathBuf::from(&ask.staging_target_path);
         let how = how(ask.volume_capability.as_ref())?;
         let attachment = attachment(&ask.publish_context, &of)?;
         let _lock = self.locks.take(format!("volume {of}"))?;
-        self.publish(&attachment, &staging, &target, &how, ask.readonly).await?;
+        self.publish(&attachment, &staging, &target, &how, ask.readonly, deadline).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -138,15 +145,21 @@ impl node_server::Node for Node {
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Answer<NodeGetVolumeStatsResponse> {
-        let ask = request.into_inner();
+        let (ask, deadline) = open(request);
         if !name_of(&ask.volume_id).is_some_and(|name| self.has_inline(&name)) {
             handle(&ask.volume_id)?;
         }
         let at = path(&ask.volume_path, "volume_path")?;
-        // A disk that does not answer keeps this call waiting, and no other.
-        let usage = tokio::task::spawn_blocking(move || usage(&at))
-            .await
-            .map_err(|e| Status::internal(e.to_string()))??;
+        // One that does not answer keeps one thread waiting, however often it is asked about.
+        let late = || Status::unavailable(format!("volume_path: {} does not answer", ask.volume_path));
+        let look = self.looks.begin_alone(at.clone()).ok_or_else(late)?;
+        let looking = tokio::task::spawn_blocking(move || {
+            let usage = usage(&at);
+            drop(look);
+            usage
+        });
+        let looked = tokio::time::timeout(LOOK.min(deadline.left()), looking).await.map_err(|_| late())?;
+        let usage = looked.map_err(|e| Status::internal(e.to_string()))??;
         Ok(Response::new(NodeGetVolumeStatsResponse { usage, volume_condition: None }))
     }
 

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orlop_api::{Access, Attachment, NfsAccess, Portal, VolumeId};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -19,6 +19,7 @@ use super::mounts::{self, Mount};
 use super::options::Options;
 use super::state::{Staged, is_same};
 use super::tools::ToolError;
+use super::unmount::{Lost, in_use};
 use crate::deadline::Deadline;
 use crate::status::{Result, invalid};
 
@@ -31,11 +32,8 @@ pub(super) enum Use {
     Mount { fs_type: String, options: Vec<String> },
 }
 
-/// How long a file system may take to be unmounted while its disk has no path: what was not flushed is lost then.
-const UNMOUNT: Duration = Duration::from_secs(30);
-
-/// How long a node must be cut off before its disk is taken from who still waits for it.
-const CERTAIN: Duration = Duration::from_secs(20);
+/// How long a place may take to say what it is.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long one portal of NFS may take, and how long it may take to answer at all.
 const NFS_MOUNT: Duration = Duration::from_secs(30);
@@ -53,11 +51,11 @@ async fn answering_first(portals: &[Portal]) -> Vec<&Portal> {
     all.into_iter().map(|(portal, _)| portal).collect()
 }
 
-fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Status {
+pub(super) fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Status {
     move |e| Status::internal(format!("{what}: {e}"))
 }
 
-fn of_connect(e: ConnectError) -> Status {
+pub(super) fn of_connect(e: ConnectError) -> Status {
     match e {
         ConnectError::Lacks(_) => Status::failed_precondition(e.to_string()),
         ConnectError::NoPath(_) | ConnectError::NoDisk(_) | ConnectError::UnderWay => {
@@ -87,8 +85,22 @@ fn of_unfit(e: Unfit) -> Status {
 }
 
 /// Runs what may wait for a disk, where it holds up nothing else.
-async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(what).await.map_err(|e| Status::internal(e.to_string()))
+}
+
+/// Runs what may wait for a file system that is mounted there and does not answer.
+async fn answered<T: Send + 'static>(
+    at: &Path,
+    deadline: Deadline,
+    what: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let place = at.to_owned();
+    let looking = blocking(move || what(&place));
+    match tokio::time::timeout(ANSWER.min(deadline.left()), looking).await {
+        Ok(done) => done?,
+        Err(_) => Err(Status::unavailable(format!("{} does not answer", at.display()))),
+    }
 }
 
 /// Refuses a place that is not what it should be: a link could lead anywhere.
@@ -137,52 +149,6 @@ fn bind(from: &Path, at: &Path, read_only: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes away all that is mounted at a place, however often.
-fn unmount_all(at: &Path, flags: UnmountFlags) -> io::Result<()> {
-    // More than anybody has stacked: what does not end is an error.
-    for _ in 0..64 {
-        if mounts::at(at)?.is_empty() {
-            return Ok(());
-        }
-        match rustix::mount::unmount(at, flags) {
-            // It went meanwhile.
-            Err(rustix::io::Errno::INVAL) | Ok(()) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Err(io::Error::other("it is mounted again and again"))
-}
-
-/// Who uses a volume's disk: a mount, or a device above it that is none of its own.
-fn in_use(disk: &Path, own: &[PathBuf]) -> io::Result<Option<String>> {
-    // By the kernel's own word: a container that does not see the host's /dev must not take every disk for one that has gone.
-    let name = disk.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let (major, minor) = match std::fs::read_to_string(Path::new("/sys/class/block").join(name).join("dev")) {
-        Ok(text) => mounts::number(text.trim()).ok_or(io::ErrorKind::InvalidData)?,
-        // It went meanwhile.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let all = mounts::all()?;
-    if let Some(mount) = all.iter().find(|m| m.device == (major, minor)) {
-        return Ok(Some(format!("mounted at {}", mount.at.display())));
-    }
-    let holders = match std::fs::read_dir(format!("/sys/dev/block/{major}:{minor}/holders")) {
-        Ok(all) => all.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(e),
-    };
-    let is_own = |name: &std::ffi::OsString| own.iter().any(|disk| disk.file_name() == Some(name));
-    if let Some(holder) = holders.iter().find(|name| !is_own(name)) {
-        return Ok(Some(format!("{} is above it", holder.display())));
-    }
-    // A raw block device that is still published: its node is mounted onto a file.
-    let shown = all.into_iter().find(|m| {
-        m.kind == "devtmpfs" && disk.file_name() == m.root.file_name() && m.at != Path::new("/dev")
-    });
-    Ok(shown.map(|m| format!("published at {}", m.at.display())))
-}
-
 impl Node {
     pub(super) async fn stage(
         &self,
@@ -192,7 +158,7 @@ impl Node {
         with: Credentials,
         deadline: Deadline,
     ) -> Result<()> {
-        directory(staging, "staging_target_path")?;
+        answered(staging, deadline, |at| directory(at, "staging_target_path")).await?;
         if attachment.host != self.id.name {
             let (other, this) = (&attachment.host, &self.id.name);
             return Err(invalid(format!("publish_context: it is {other}'s, and this is {this}")));
@@ -264,9 +230,17 @@ impl Node {
             options = options.with("nouuid");
         }
         let (source, at) = (device.display().to_string(), staging.to_owned());
-        blocking(move || mount_new(&source, &at, kind.as_str(), &options))
-            .await?
-            .map_err(failed(format!("mounting {} at {}", device.display(), staging.display())))?;
+        let mounted = blocking(move || mount_new(&source, &at, kind.as_str(), &options)).await?;
+        mounted.map_err(|e| match e.kind() {
+            // Its journal has something that only writing would put right.
+            io::ErrorKind::ReadOnlyFilesystem if read_only => Status::failed_precondition(format!(
+                "{} was not unmounted, or is a snapshot of one that was in use: it must be mounted to be written once before \
+                 it can be only read (or with the class's mountOptions {:?}, which shows it as if nothing had been under way)",
+                device.display(),
+                kind.no_recovery(),
+            )),
+            _ => failed(format!("mounting {} at {}", device.display(), staging.display()))(e),
+        })?;
         if !read_only {
             // A volume that was made of a smaller one.
             filesystem::grow(&self.tools, device, staging, kind, deadline.left()).await.map_err(of_tool)?;
@@ -320,7 +294,8 @@ impl Node {
         if !staging.is_absolute() {
             return Err(invalid("staging_target_path: it is not absolute"));
         }
-        self.unmount(volume, staging, deadline).await?;
+        let mut lost = Lost::default();
+        self.unmount(volume, staging, &mut lost, deadline).await?;
         // The last to go lets go of the disk.
         let disks = self.connector.disks(volume).map_err(failed("looking for its disk"))?;
         for disk in &disks {
@@ -328,52 +303,9 @@ impl Node {
                 return Err(Status::failed_precondition(format!("its disk is still in use: {in_use}")));
             }
         }
+        self.written_back(volume, &disks, &mut lost, deadline).await?;
         self.connector.disconnect(volume, deadline).await.map_err(of_connect)?;
         self.state.remove(volume).map_err(failed("forgetting it"))
-    }
-
-    /// Takes away what is mounted. What keeps it waits for a disk that this node has been cut off from: then the disk goes
-    /// first, because it never comes back.
-    async fn unmount(&self, volume: VolumeId, at: &Path, deadline: Deadline) -> Result<()> {
-        let since = Instant::now();
-        let mut cut_off = false;
-        loop {
-            let busy = match self.try_unmount(at, deadline).await? {
-                Ok(()) => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
-                    failed(format!("unmounting {}", at.display()))(e)
-                }
-                Err(e) => return Err(failed(format!("unmounting {}", at.display()))(e)),
-            };
-            if deadline.left().is_zero() {
-                return Err(busy);
-            }
-            let asks = !cut_off || since.elapsed() >= CERTAIN;
-            if asks && !self.connector.is_cut_off(volume).await.map_err(of_connect)? {
-                return Err(busy);
-            }
-            // An appliance that has just started shows what it has one after the other: it is asked twice.
-            if cut_off && since.elapsed() >= CERTAIN {
-                tracing::warn!(%volume, "this node has been cut off from it: what was not flushed is lost");
-                self.connector.disconnect(volume, deadline).await.map_err(of_connect)?;
-            }
-            cut_off = true;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    }
-
-    async fn try_unmount(&self, at: &Path, deadline: Deadline) -> Result<io::Result<()>> {
-        let place = at.to_owned();
-        let unmounting = blocking(move || unmount_all(&place, UnmountFlags::empty()));
-        match tokio::time::timeout(UNMOUNT.min(deadline.left()), unmounting).await {
-            Ok(done) => done,
-            Err(_) => {
-                // Its disk does not answer. Who wrote was told what is durable; the rest goes with the path.
-                tracing::warn!(at = %at.display(), "unmounting takes too long: the mount is taken away, what was not flushed is lost");
-                let place = at.to_owned();
-                blocking(move || unmount_all(&place, UnmountFlags::DETACH)).await
-            }
-        }
     }
 
     pub(super) async fn publish(
@@ -383,17 +315,20 @@ impl Node {
         target: &Path,
         how: &Use,
         read_only: bool,
+        deadline: Deadline,
     ) -> Result<()> {
         if !target.is_absolute() {
             return Err(invalid("target_path: it is not absolute"));
         }
-        let read_only = read_only || attachment.read_only;
+        let mut read_only = read_only || attachment.read_only;
         let (from, wanted) = match how {
             Use::Mount { .. } => {
                 let staged = mounts::at(staging).map_err(failed("reading mounts"))?;
                 let staged = staged.last().ok_or_else(|| {
                     Status::failed_precondition(format!("nothing is staged at {}", staging.display()))
                 })?;
+                // The class's own options may say so too, and what shows it elsewhere is the same then.
+                read_only |= staged.is_read_only();
                 (staging.to_owned(), staged.device)
             }
             Use::Block => {
@@ -405,23 +340,8 @@ impl Node {
                 (device, (0, 0))
             }
         };
-        match (how, std::fs::symlink_metadata(target)) {
-            (Use::Mount { .. }, Ok(m)) if m.is_dir() => {}
-            (Use::Block, Ok(m)) if m.is_file() || m.file_type().is_block_device() => {}
-            (_, Ok(_)) => {
-                return Err(invalid(format!(
-                    "target_path: {} is there, and is something else",
-                    target.display()
-                )));
-            }
-            (Use::Mount { .. }, Err(e)) if e.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir(target).map_err(failed(target.display()))?;
-            }
-            (Use::Block, Err(e)) if e.kind() == io::ErrorKind::NotFound => {
-                std::fs::File::create_new(target).map(drop).map_err(failed(target.display()))?;
-            }
-            (_, Err(e)) => return Err(failed(target.display())(e)),
-        }
+        let of_block = matches!(how, Use::Block);
+        answered(target, deadline, move |at| make_place(at, of_block)).await?;
         let there = mounts::at(target).map_err(failed("reading mounts"))?;
         if let Some(mount) = there.last() {
             let same = match how {
@@ -431,9 +351,10 @@ impl Node {
                         == std::fs::metadata(&from).map(|m| m.rdev()).ok()
                 }
             };
-            return match same && mount.is_read_only() == read_only {
-                true => Ok(()),
-                false => Err(taken(target, mount)),
+            return match (same, mount.is_read_only() == read_only) {
+                (true, true) => Ok(()),
+                (true, false) => Err(otherwise(target, mount)),
+                (false, _) => Err(taken(target, mount)),
             };
         }
         let at = target.to_owned();
@@ -446,7 +367,7 @@ impl Node {
         if !target.is_absolute() {
             return Err(invalid("target_path: it is not absolute"));
         }
-        self.unmount(volume, target, deadline).await?;
+        self.unmount(volume, target, &mut Lost::default(), deadline).await?;
         remove_place(target)
     }
 
@@ -455,7 +376,7 @@ impl Node {
         if !target.is_absolute() {
             return Err(invalid("target_path: it is not absolute"));
         }
-        let unmounted = self.try_unmount(target, deadline).await?;
+        let unmounted = self.try_unmount(None, target, &mut Lost::default(), deadline).await?;
         unmounted.map_err(failed(format!("unmounting {}", target.display())))?;
         remove_place(target)
     }
@@ -497,6 +418,24 @@ impl Node {
     }
 }
 
+/// Sees to it that there is something for a volume to be shown at: a directory, or a file for a raw block device.
+fn make_place(target: &Path, of_block: bool) -> Result<()> {
+    let made = match std::fs::symlink_metadata(target) {
+        Ok(m) if !of_block && m.is_dir() => return Ok(()),
+        Ok(m) if of_block && (m.is_file() || m.file_type().is_block_device()) => return Ok(()),
+        Ok(_) => {
+            let text = format!("target_path: {} is there, and is something else", target.display());
+            return Err(invalid(text));
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound && of_block => {
+            std::fs::File::create_new(target).map(drop)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir(target),
+        Err(e) => Err(e),
+    };
+    made.map_err(failed(target.display()))
+}
+
 fn remove_place(target: &Path) -> Result<()> {
     let removed = match std::fs::symlink_metadata(target) {
         // What is in it is somebody's.
@@ -516,8 +455,17 @@ fn taken(at: &Path, by: &Mount) -> Status {
     ))
 }
 
+/// It is what should be there, and used in another way than is asked now.
+fn otherwise(at: &Path, mount: &Mount) -> Status {
+    let how = if mount.is_read_only() { "only to be read" } else { "to be written" };
+    Status::already_exists(format!("{} is there already, as {}, {how}", at.display(), mount.kind))
+}
+
 /// Whether what is staged is what should be.
 fn is_it(mount: &Mount, device: (u32, u32), kind: Kind, read_only: bool, at: &Path) -> Result<()> {
-    let same = mount.device == device && mount.kind == kind.as_str() && mount.is_read_only() == read_only;
-    if same { Ok(()) } else { Err(taken(at, mount)) }
+    if mount.device != device {
+        return Err(taken(at, mount));
+    }
+    let same = mount.kind == kind.as_str() && mount.is_read_only() == read_only;
+    if same { Ok(()) } else { Err(otherwise(at, mount)) }
 }
