@@ -36,10 +36,10 @@ test: image
     trap - EXIT
     [ -z "$failed" ] || { echo "FAILED:$failed" >&2; exit 1; }
 
-# What takes too long for each change: the whole of libiscsi's tests, 200 power cuts, and the driver's image.
+# What takes too long for each change: the whole of libiscsi's tests, 500 backups, 200 power cuts, and the driver's image.
 test-long: image
     shim/image.sh && python3 tests/chart/image.py target/orlop-csi.oci.tar
-    cargo test --workspace --all-features --test system -- pools_are_made the_whole_of_libiscsis_tests
+    cargo test --workspace --all-features --test system -- pools_are_made the_whole_of_libiscsis_tests five_hundred_backups
     cargo build --quiet --workspace --all-features --bins
     "${CARGO_TARGET_DIR:-target}/debug/torture" --cuts 200 --faults power-cut
 

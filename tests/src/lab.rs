@@ -29,6 +29,8 @@ pub struct LabOptions {
     pub links: u8,
     /// How many initiators there are. The first has all the storage networks, others one of their own.
     pub initiators: u8,
+    /// More words on the kernel's command line of all initiators but the first.
+    pub second: Vec<String>,
     /// A port of the initiators that can be reached from this machine.
     pub forward: Option<u16>,
     /// Programs for the guests: copied onto a read-only disk.
@@ -53,6 +55,7 @@ impl LabOptions {
             tools: false,
             links: 2,
             initiators: 1,
+            second: Vec::new(),
             forward: None,
             payload: Vec::new(),
             cpus: 2,
@@ -126,6 +129,9 @@ impl Lab {
                 GuestBuilder::new(Role::Initiator, &name, dir).payload(&payload).memory(768).cpus(1);
             if let Some(port) = options.forward {
                 builder = builder.forward(port);
+            }
+            for word in options.second.iter().filter(|_| n > 0) {
+                builder = builder.kernel_arg(word);
             }
             let mut addresses = Vec::new();
             for _ in 0..if n == 0 { options.links } else { 1 } {

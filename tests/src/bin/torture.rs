@@ -31,6 +31,9 @@ struct Args {
     /// Power cuts after which it ends, even after that
     #[arg(long, conflicts_with = "sim")]
     cuts: Option<u64>,
+    /// Goes on until the daemon has died at each of its failpoints, even after that
+    #[arg(long)]
+    every_failpoint: bool,
     /// Clients at a time
     #[arg(long, default_value_t = 3)]
     clients: u8,
@@ -111,6 +114,7 @@ fn run(
             Some(cuts) => torture.summary().faults.get(Fault::PowerCut.name()).is_some_and(|n| *n >= cuts),
             None => started.elapsed() >= until,
         };
+        let enough = enough && (!args.every_failpoint || planner.places_left() == 0);
         if enough || args.rounds.is_some_and(|most| torture.summary().rounds >= most) {
             println!(
                 "torture: all of it held. {:.0} s: {}",

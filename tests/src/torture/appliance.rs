@@ -210,6 +210,7 @@ impl Appliance {
              ls /var/lib/orlop/pools/files/volumes | sed 's/^/backing /'; \
              lvs --noheadings -o lv_name | sed 's/^/backing /'; \
              echo descriptors $(ls /proc/$(systemctl show orlopd -p MainPID --value)/fd | wc -l); \
+             journalctl -q -b -u orlopd --no-pager -o cat | grep -aE '^panic( |$)' | sort -u | sed 's/^/panic /'; \
              systemctl --failed --no-legend | sed 's/^/failed /'",
         )?;
         let lines = |word: &str| -> Vec<String> {
@@ -232,6 +233,7 @@ impl Appliance {
             wrong.push(format!("loop device over {file}, which belongs to no volume"));
         }
         wrong.extend(lines("failed ").iter().map(|unit| format!("a unit has failed: {unit}")));
+        wrong.extend(lines("panic ").iter().map(|line| format!("the daemon: {line}")));
         let open: u64 = lines("descriptors ").first().context("no descriptors")?.parse()?;
         let first = *self.descriptors.get_or_insert(open);
         if open > first + 24 {

@@ -1,8 +1,11 @@
 //! Claims of Kubernetes, from the provisioner to a pod's directory and back.
 
+pub mod backup;
 pub mod inline;
+pub mod labels;
 pub mod paths;
 pub mod secrets;
+pub mod slow;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -24,6 +24,7 @@ mod secrets;
 mod shares;
 mod snapshots;
 mod tls;
+mod torn;
 mod torture;
 mod unprotected;
 mod world;
@@ -62,7 +63,10 @@ const SCENARIOS: &[Scenario] = &[
     ("inline_volumes_of_kubernetes", kubernetes::inline::inline_volumes),
     ("claims_of_kubernetes_by_two_paths", kubernetes::paths::claims_by_two_paths),
     ("a_claim_moves_to_another_node", kubernetes::a_claim_moves),
+    ("what_a_claim_has_is_written_back", kubernetes::slow::claims_are_written_back),
+    ("backups_of_kubernetes_leave_nothing", kubernetes::backup::backups_leave_nothing),
     ("a_claim_survives_kills_and_power_cuts", kubernetes::a_claim_survives),
+    ("claims_of_kubernetes_have_their_pods_labels", kubernetes::labels::claims_have_their_pods_labels),
     ("a_restart_is_not_noticed_by_writers", crashes::restart_is_not_noticed),
     ("kill_9_is_not_noticed_by_writers", crashes::kill_is_not_noticed),
     ("a_stop_leaves_targets_serving", crashes::stop_leaves_targets_serving),
@@ -85,6 +89,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_spare_steps_back", disks::spare_steps_back),
     ("pulled_disks_harm_only_their_pools", unprotected::pulled_disks_harm_only_their_pools),
     ("an_idle_pool_waits_for_its_disk", unprotected::an_idle_pool_waits_for_its_disk),
+    ("a_torn_change_of_lvm_is_as_if_not_begun", torn::a_torn_change_is_as_if_not_begun),
     ("lvm_on_mirrors_survives_lost_disks", arrays::lvm_survives_lost_disks),
     ("files_on_an_array_survive_lost_disks", arrays::files_survive_lost_disks),
     ("snapshots_clones_and_copies_keep_their_bytes", snapshots::keep_their_bytes),
@@ -98,7 +103,10 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// What takes longer than is told by it each time: run where it is named.
-const BY_NAME: &[Scenario] = &[("the_whole_of_libiscsis_tests", conformance::all_of_it)];
+const BY_NAME: &[Scenario] = &[
+    ("the_whole_of_libiscsis_tests", conformance::all_of_it),
+    ("five_hundred_backups", kubernetes::backup::five_hundred_backups),
+];
 
 fn main() -> ExitCode {
     // `cargo test system -- NAME` runs what is named so; libtest's own flags are not for us.

@@ -43,6 +43,8 @@ impl World {
         options.disks = ["tank0", "xfs0", "btrfs0", "lvm0", "used0"].map(|s| (s.into(), 3 << 30)).into();
         options.disks.extend((0..5).map(|n| (format!("safe{n}"), 1 << 30)));
         options.initiators = 2;
+        // In the place of what the image has: with SELinux, which knows no labels before a scenario brings them.
+        options.second = vec!["lsm=lockdown,yama,landlock,selinux".into()];
         options.config = CONFIG.into();
         options.forward = Some(orlop_tests::cluster::PORT);
         for name in ["orlopd", "stream", "orlop-csi"] {
